@@ -1,0 +1,59 @@
+"""In which order an epoch visits its samples, and which rank gets which of them.
+
+The order depends on (seed, epoch) alone and the global batch is cut into contiguous slices, so one
+rank with 256 images a step and four ranks with 64 each train on the same batches, and a resumed
+epoch needs no state but its number.
+Both backends (loader.py and torch_pipeline.py) use these two functions. NumPy only.
+"""
+
+import numpy as np
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0 .. n-1 that depends on nothing but its three arguments.
+
+    Args:
+        n: number of samples, >= 0.
+        seed: seed of the run, 0 .. 2**64 - 1.
+        epoch: epoch number, 0 .. 2**64 - 1.
+    Returns:
+        int64 [n].
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    for name, value in (("n", n), ("seed", seed), ("epoch", epoch)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name} = {value} is out of range; give 0 to 2**64 - 1")
+    bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(n)
+    # Sorting raw bits instead of Generator.permutation: NumPy promises the bits of Philox for good,
+    # but lets the algorithms of Generator change between versions (NEP 19), and then a run resumed
+    # after an update would see other batches.
+    return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
+
+
+def rank_batches(order: np.ndarray, global_batch: int, rank: int, world_size: int) -> np.ndarray:
+    """The part of each global batch that one rank trains on; the incomplete last batch is dropped.
+
+    Global batch s is order[s * global_batch : (s + 1) * global_batch]; rank r takes the r-th of
+    its world_size contiguous slices.
+
+    Args:
+        order: int64 [n], as from `epoch_order`.
+        global_batch: images per optimizer step over all ranks, >= 1, a multiple of world_size.
+        rank: 0 .. world_size - 1.
+        world_size: number of ranks, >= 1.
+    Returns:
+        int64 [n // global_batch, global_batch // world_size].
+    Raises:
+        ValueError: an argument is out of range, or the batch does not divide evenly over the ranks.
+    """
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} does not exist; ranks go from 0 up")
+    if global_batch < 1 or global_batch % world_size:
+        raise ValueError(
+            f"a global batch of {global_batch} images cannot be shared equally by {world_size} "
+            f"ranks; make training.batch_size a multiple of {world_size}"
+        )
+    steps, per_rank = len(order) // global_batch, global_batch // world_size
+    batches = order[: steps * global_batch].reshape(steps, world_size, per_rank)
+    return np.ascontiguousarray(batches[:, rank])
