@@ -1,0 +1,371 @@
+"""Checkpoints that are whole or absent, and weights anyone can load.
+
+A file is written beside its final name, read back, flushed to the disk and only then renamed, so
+kill -9 or a full disk leaves the previous file as it was. Checkpoints hold tensors and plain values
+only and are read with weights_only: opening one never runs code from it. torch.load does not look
+at the checksums inside its own files, so that a flipped bit becomes a wrong weight;
+`load_checkpoint` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+# Where the weights are in a checkpoint: ours and torchvision's reference scripts say model, timm
+# says state_dict. A file with none of these is taken to be a state dict itself.
+RAW_KEYS = ("model", "state_dict")
+EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
+
+
+class CheckpointError(RuntimeError):
+    """A file of weights cannot be read, written or used. The message is one sentence."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Files that appear under their final name only when complete
+# ------------------------------------------------------------------------------------------------
+
+
+def write_atomically(
+    path: str | Path,
+    write: Callable[[BinaryIO], None],
+    verify: Callable[[Path], None] | None = None,
+) -> None:
+    """Give `path` a new content at one instant; before it, and on any failure, the old one stays.
+
+    Args:
+        path: final name; its folder is made when missing.
+        write: called with a binary file, open for writing beside the final name.
+        verify: called with the name of the complete temporary file; raises to refuse it.
+    Raises:
+        OSError: for instance a full disk; the temporary file is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One fixed name per file: what a killed process left is overwritten by the next save.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if verify is not None:
+            verify(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write a dict as indented JSON, atomically.
+
+    Raises:
+        TypeError, ValueError: a value JSON does not know, NaN and infinity included.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Without this the rename itself may be lost by a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints of a run
+# ------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: str | Path, state: dict) -> None:
+    """Write a checkpoint atomically, from whatever device, to be loaded anywhere.
+
+    Args:
+        path: final name, usually *.pt.
+        state: dict (keys str or int), list, tuple, str, int, float, bool, None and tensors, nested.
+    Raises:
+        TypeError: anything else is inside; the message names where.
+        CheckpointError: the file cannot be written; the previous checkpoint is untouched.
+    """
+    plain = _to_plain(state, "state")
+    try:
+        write_atomically(path, lambda file: torch.save(plain, file), _check_sums)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {path} ({error.strerror}); the previous one is untouched, "
+            f"make room or choose another logging.folder"
+        ) from error
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint; its checksums are verified and no code in it is ever run.
+
+    Args:
+        path: file written by `save_checkpoint` or by torch.save.
+        map_location: device of the returned tensors.
+    Raises:
+        CheckpointError: the file is missing, cut off, damaged, no checkpoint, or holds objects
+            other than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; check the name")
+    _check_sums(path)
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, error)) from error
+    except (EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is cut off, damaged or no checkpoint ({_first_line(error)}); use another copy"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a dict; save a state_dict instead"
+        )
+    return content
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    """A copy made of builtin containers and CPU tensors that own no more than they show."""
+    # Exact types: numpy.float64 is a float and an IntEnum is an int, but neither is pickled as one.
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(f"{where} has the key {key!r}; keys must be str or int")
+        return {key: _to_plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_to_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if type(value) in (torch.Tensor, nn.Parameter):
+        tensor = value.detach().cpu()
+        # A view drags its whole storage into the file.
+        owns_all = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if owns_all else tensor.clone()
+    raise TypeError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds "
+        f"only dict, list, tuple, tensor, str, int, float, bool and None: convert it first"
+    )
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every CRC in a torch zip file, about 1 GB/s; other files are left to torch.load."""
+    with open(path, "rb") as file:
+        is_torch_zip = file.read(2) == b"PK"
+    if not is_torch_zip:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is cut off or damaged ({_first_line(error)}); use another copy"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged (wrong checksum in {damaged}); use another copy"
+        )
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """What a refused pickle asked for, in one sentence: torch's own message fills a screen."""
+    text = str(error)
+    if "GLOBAL" in text:
+        asked = text[text.index("GLOBAL") + len("GLOBAL") :].split()[0].strip(",.")
+        return (
+            f"{path} is refused: loading it would run code ({asked}); only tensors and plain "
+            f"values are accepted, convert it to safetensors where you trust it"
+        )
+    return (
+        f"{path} is damaged or holds more than tensors and plain values, and is refused; use "
+        f"another copy, or convert it to safetensors where you trust it"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:160] if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------
+# Final weights: safetensors and a JSON of what made them
+# ------------------------------------------------------------------------------------------------
+
+
+def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:
+    """Write weights.safetensors and, beside it, weights.json.
+
+    Args:
+        path: *.safetensors; the JSON takes the same stem.
+        model_state: state dict of the plain network; wrappers' prefixes are removed.
+        info: what made the weights (arch, classes, config, top-1 ...), JSON values only. The
+            JSON also gets `sha256` of the weights, by which a pair that does not belong together
+            is noticed.
+    Raises:
+        ValueError, TypeError: the name does not end in .safetensors, or info is no JSON.
+        CheckpointError: the files cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights are written as safetensors: {path} must end in .safetensors")
+    tensors = {
+        # clone: safetensors refuses tensors that share memory
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in strip_prefixes(model_state).items()
+    }
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
+    json.dumps(info, allow_nan=False)  # what JSON does not know must stop us before the first file
+    try:
+        write_atomically(path, lambda file: file.write(content))
+        write_json(path.with_suffix(".json"), info)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({error.strerror}); make room") from error
+
+
+def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read the weights of a network, whoever wrote them.
+
+    Accepts our checkpoints and safetensors, torchvision's and timm's state dicts, the checkpoints
+    of their training scripts, and safetensors of other origin. Prefixes that wrappers leave in the
+    names (module., _orig_mod.) are removed.
+
+    Args:
+        path: *.safetensors, or any file torch.save wrote.
+        ema: take the moving average where the file has one, the raw weights otherwise.
+    Returns:
+        (state dict on the CPU, info). info is the JSON beside a .safetensors file or the entry
+        `info` of one of our checkpoints, else empty; its key `ema` tells which weights were taken.
+    Raises:
+        CheckpointError: the file cannot be read, or holds no weights.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    # timm's and torchvision's training scripts store their command line; a Namespace is inert.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = load_checkpoint(path)
+    names = (EMA_KEYS + RAW_KEYS) if ema else RAW_KEYS
+    found = next((name for name in names if isinstance(content.get(name), dict)), None)
+    state = content[found] if found else content
+    is_weights = all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    if not state or not is_weights:
+        raise CheckpointError(
+            f"{path} holds no weights: expected a state dict, or one under any of "
+            f"{', '.join(RAW_KEYS + EMA_KEYS)}, found {', '.join(map(str, list(content)[:5]))}"
+        )
+    info = content.get("info") if found and isinstance(content.get("info"), dict) else {}
+    return strip_prefixes(state), {**info, "ema": found in EMA_KEYS}
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    if not path.is_file():
+        raise CheckpointError(f"weights {path} do not exist; check the name")
+    content = path.read_bytes()
+    try:
+        state = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is cut off, damaged or not safetensors ({_first_line(error)}); use another "
+            f"copy"
+        ) from error
+    info = _read_info(path.with_suffix(".json"))
+    digest = hashlib.sha256(content).hexdigest()
+    if info.get("sha256", digest) != digest:
+        raise CheckpointError(
+            f"{path} is not the file that {path.with_suffix('.json').name} describes (sha256 "
+            f"differs): one of them is damaged or from another run, use another copy of the pair"
+        )
+    return strip_prefixes(state), {"ema": False, **info}
+
+
+def _read_info(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); restore or delete it") from error
+    return info if isinstance(info, dict) else {}
+
+
+def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict under the plain network's names: without what wrappers add to them."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    state.pop("n_averaged", None)  # a counter of torch.optim.swa_utils.AveragedModel
+    # Only where all names have it: a network may call one of its parts "module".
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def load_into(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Copy weights into a network; every name and shape must match.
+
+    Args:
+        model: the network, plain or wrapped by torch.compile or DistributedDataParallel.
+        state: as `load_weights` returns it.
+    Raises:
+        CheckpointError: one sentence with the first few names that are missing, unexpected or of
+            another shape; the network is unchanged.
+    """
+    model = plain_model(model)
+    wanted = model.state_dict()
+    # Files older than 2018 have no such counter, and load_state_dict manages without it.
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in wanted]
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind} ({_first_few(names)})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the weights do not fit the model, of {len(wanted)} tensors: {', '.join(problems)}; "
+            f"check model.arch and the number of classes"
+        )
+    model.load_state_dict(state)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile and DistributedDataParallel wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _first_few(names: list[str], count: int = 3) -> str:
+    rest = len(names) - count
+    return "; ".join(names[:count]) + (f"; and {rest} more" if rest > 0 else "")
