@@ -30,7 +30,7 @@ RAW_KEYS = ("model", "state_dict")
 EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A file of weights cannot be read, written or used. The message is one sentence."""
 
 
