@@ -1,0 +1,45 @@
+"""Sums that stay on the device until they are read: reading one is a synchronisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+class Score:
+    """Cross-entropy, top-1 and top-5 over batches and ranks, every image counted once.
+
+    Args:
+        device: where the sums are kept.
+    """
+
+    KEYS = ("loss", "top1", "top5")
+
+    def __init__(self, device: torch.device) -> None:
+        # float64: 50,000 losses of about 1 keep their last digits
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, logits_bk: torch.Tensor, labels_b: torch.Tensor) -> None:
+        """Count one batch. Shapes: (B, K) float, (B,) int64; with K < 5, top-5 is top-K."""
+        logits_bk = logits_bk.float()
+        best = logits_bk.topk(min(5, logits_bk.shape[1]), dim=1).indices
+        hit = best == labels_b[:, None]
+        loss = F.cross_entropy(logits_bk, labels_b, reduction="sum")
+        self._sums += torch.stack(
+            [loss.double(), hit[:, 0].sum(), hit.sum(), labels_b.new_tensor(len(labels_b))]
+        )
+
+    def read(self) -> dict[str, float]:
+        """Mean loss in nats, top-1 and top-5 in percent; sums the ranks when there are several.
+
+        Raises:
+            ValueError: nothing was added, on any rank.
+        """
+        sums = self._sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        loss, top1, top5, count = sums.tolist()
+        if count == 0:
+            raise ValueError("no image was evaluated: the validation set is empty")
+        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
