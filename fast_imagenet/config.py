@@ -1,0 +1,539 @@
+"""Read the settings of a script: defaults < YAML files < flags, every problem told at once.
+
+A script declares its settings with fastargs (a private `Config`, one `Section` block per topic)
+and calls `read_config`. Of fastargs only the declarations, `collect` and `validate("errordict")`
+are used: its own reading lets a misspelt YAML key pass, takes `--x=false` for true and 16.9 epochs
+for 16, lets environment variables win, and exits with status 0 after an error.
+
+    SETTINGS = Config()
+    Section("training", "how long, how fast", SETTINGS).params(
+        epochs=Param(Int(1), "passes over the data", default=16),
+    )
+    cfg = read_config(SETTINGS, prog="train_imagenet.py", description="Train a network.")
+    cfg.training.epochs
+
+YAML scalars are read as the text that stands in the file and judged by the same checkers as flags,
+so `010`, `no` and `1e-4` mean the same on both ways in. Nothing heavy is imported here: a wrong
+setting is told within a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from fastargs import Config
+from fastargs.validation import Bool as _StockBool
+from fastargs.validation import Checker
+
+MAX_FILE_BYTES = 1_000_000
+WIDTH = 100
+_BOOL_WORDS = dict.fromkeys(("true", "1", "yes", "on"), True)
+_BOOL_WORDS |= dict.fromkeys(("false", "0", "no", "off"), False)
+_PLAIN_NULLS = {"", "~", "null", "Null", "NULL"}
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkers: what a setting may be
+# ------------------------------------------------------------------------------------------------
+
+
+class Int(Checker):
+    """A whole number from `lo` to `hi`, both included; `hi=None` leaves it open up to 2**63 - 1."""
+
+    def __init__(self, lo: int = 0, hi: int | None = None) -> None:
+        self.lo, self.hi = lo, hi
+
+    def check(self, value: Any) -> int:
+        """The value as int; ValueError for 16.9, 1e3, true, text and numbers out of range."""
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+            raise ValueError(self.help())
+        number = int(text)
+        if not self.lo <= number <= (2**63 - 1 if self.hi is None else self.hi):
+            raise ValueError(self.help())
+        return number
+
+    def help(self) -> str:
+        """The rule in words."""
+        return "a whole number" + _range_words(self.lo, self.hi)
+
+
+class Number(Checker):
+    """A finite number from `lo` to `hi`, both included; None leaves an end open."""
+
+    def __init__(self, lo: float | None = None, hi: float | None = None) -> None:
+        self.lo, self.hi = lo, hi
+
+    def check(self, value: Any) -> float:
+        """The value as float; ValueError for nan, inf, true, text and numbers out of range."""
+        text = str(value).strip()
+        number = math.nan
+        if not isinstance(value, bool) and re.fullmatch(r"[-+.0-9eE]+", text):
+            number = _float_or_nan(text)
+        low = -math.inf if self.lo is None else self.lo
+        high = math.inf if self.hi is None else self.hi
+        if not (math.isfinite(number) and low <= number <= high):
+            raise ValueError("a finite number" + _range_words(self.lo, self.hi))
+        return number
+
+    def help(self) -> str:
+        """The rule in words."""
+        return "a number" + _range_words(self.lo, self.hi)
+
+
+class Bool(Checker):
+    """true or false; also 1/0, yes/no, on/off, in any case of letters."""
+
+    def check(self, value: Any) -> bool:
+        """The value as bool; ValueError for any other word."""
+        word = str(value).strip().lower()
+        if word not in _BOOL_WORDS:
+            raise ValueError(self.help())
+        return _BOOL_WORDS[word]
+
+    def help(self) -> str:
+        """The rule in words."""
+        return "true or false"
+
+
+class OneOf(Checker):
+    """One of the given words; help and errors list them in the order given."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def check(self, value: Any) -> str:
+        """The word itself; ValueError for any other, naming the nearest one."""
+        if value not in self.names:
+            near = difflib.get_close_matches(str(value).lower(), self.names, 1)
+            raise ValueError(self.help() + (f" (did you mean {near[0]}?)" if near else ""))
+        return value
+
+    def help(self) -> str:
+        """The rule in words."""
+        return "one of " + ", ".join(self.names)
+
+
+class Str(Checker):
+    """Any text on one line; `empty=False` refuses the empty one."""
+
+    def __init__(self, empty: bool = True) -> None:
+        self.empty = empty
+
+    def check(self, value: Any) -> str:
+        """The text; ValueError for control characters, and for '' where that is refused."""
+        if not isinstance(value, str) or not (value.isprintable() and (value or self.empty)):
+            raise ValueError(self.help() + ", printable, on one line")
+        return value
+
+    def help(self) -> str:
+        """The rule in words."""
+        return "text" if self.empty else "text, not empty"
+
+
+def _range_words(lo: float | None, hi: float | None) -> str:
+    if hi is None:
+        return "" if lo is None else f" >= {lo}"
+    return f" <= {hi}" if lo is None else f" from {lo} to {hi}"
+
+
+def _float_or_nan(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Given:
+    """One value as somebody wrote it, and where; `key` is the path of the setting."""
+
+    key: tuple[str, ...]
+    value: Any
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {'.'.join(self.key)} = {_show(self.value)}"
+
+
+@dataclass
+class _Reading:
+    """What has been read so far, in the order of precedence, and what is wrong with it."""
+
+    entries: dict[tuple[str, ...], Any]
+    given: list[_Given] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def take(self, one: _Given) -> None:
+        """Judge a value where it stands, so that one that is overridden later must be valid too."""
+        problem = _judge(one, self.entries[one.key])
+        self.problems += [problem] if problem else []
+        self.given.append(one)
+
+
+def read_config(
+    settings: Config,
+    argv: Sequence[str] | None = None,
+    *,
+    search: Sequence[Path] = (),
+    check: Callable[[SimpleNamespace], list[str]] | None = None,
+    prog: str,
+    description: str,
+) -> SimpleNamespace:
+    """Read defaults, YAML files and flags into a tree of namespaces, or tell every problem.
+
+    Flags are `--section.key=value` or `--section.key value`; `--config`, `--config-file` and `-C`
+    name YAML files and may be repeated. The last value given wins, flags over files. Environment
+    variables have no effect. A file is read once, so `--config <(command)` works.
+
+    Args:
+        settings: the declared settings; not changed, so they may be read many times.
+        argv: the words after the script's name; None takes `sys.argv[1:]`.
+        search: folders in which a bare file name is looked up when it is no path that exists.
+        check: gets the tree once every value is valid by itself; returns further problems.
+        prog: the script's name for messages.
+        description: first lines of `--help`.
+
+    Returns:
+        `SimpleNamespace` of sections, each one of values (`cfg.training.epochs`); picklable.
+
+    Raises:
+        SystemExit: 2 with all problems on stderr in plain text; 0 after `--help` or `-h`.
+        TypeError: a setting is declared with fastargs' bool, which reads "false" as true.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        print(_help_text(settings, prog, description, search))
+        raise SystemExit(0)
+    _refuse_stock_bool(settings)
+    reading = _Reading(settings.entries)
+    files, flags = _split_words(words, reading)
+    for name in files:
+        _read_file(name, search, reading)
+    for flag in flags:
+        reading.take(flag)
+    cfg = _resolve(settings, reading)
+    if cfg is not None and check is not None:
+        reading.problems += check(cfg)
+    if reading.problems:
+        _tell_and_exit(reading.problems, prog)
+    return cfg
+
+
+def to_dict(cfg: SimpleNamespace) -> dict[str, Any]:
+    """The tree of namespaces as nested dictionaries, ready for JSON or YAML."""
+    nested = {}
+    for key, value in vars(cfg).items():
+        nested[key] = to_dict(value) if isinstance(value, SimpleNamespace) else value
+    return nested
+
+
+def _split_words(words: list[str], reading: _Reading) -> tuple[list[str], list[_Given]]:
+    """File names and flags from the command line. Not argparse: it stops at its first error."""
+    files, flags = [], []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, has_value, value = word.partition("=")
+        if word.startswith("-C") and len(word) > 2:
+            name, has_value, value = "-C", "=", word[2:].removeprefix("=")
+        is_file = name in ("-C", "--config", "--config-file")
+        key = tuple(name[2:].split(".")) if name.startswith("--") else ()
+        if not is_file and key not in reading.entries:
+            reading.problems.append(_unknown_flag(word, name[2:] if key else "", reading))
+            if key and not has_value and queue and not queue[0].startswith("-"):
+                queue.pop(0)
+            continue
+        if not has_value and (not queue or queue[0].startswith("--")):
+            reading.problems.append(f"{name}: a value must follow, as in {name}=VALUE")
+            continue
+        value = value if has_value else queue.pop(0)
+        if is_file:
+            files.append(value)
+        else:
+            flags.append(_Given(key, value, "command line"))
+    return files, flags
+
+
+def _unknown_flag(word: str, name: str, reading: _Reading) -> str:
+    if name:
+        return f"command line: {_show(word)} is no setting{_near_setting(name, reading.entries)}"
+    if word.endswith((".yaml", ".yml")):
+        return f"command line: {_show(word)} stands alone; write --config {shlex.quote(word)}"
+    return f"command line: {_show(word)} is no setting; write --section.key=value"
+
+
+def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
+    """Merge in order of precedence and build the tree; None after any problem."""
+    merged = Config()
+    merged.sections, merged.entries = settings.sections, dict(settings.entries)
+    for one in reading.given:
+        merged.collect({".".join(one.key): one.value})
+    for key in merged.validate(mode="errordict"):
+        if key not in merged.content:
+            reading.problems.append(_bad_default(key, settings.entries[key]))
+    if reading.problems:
+        return None
+    tree = SimpleNamespace()
+    for key in merged.entries:
+        branch = tree
+        for part in key[:-1]:
+            branch.__dict__.setdefault(part, SimpleNamespace())
+            branch = getattr(branch, part)
+        setattr(branch, key[-1], merged[key])
+    return tree
+
+
+def _judge(one: _Given, param: Any) -> str | None:
+    try:
+        param.checker.check(one.value)
+    except (TypeError, ValueError) as error:
+        rule = str(error) or param.checker.help()
+        default = "" if param.default in (None, "") else f"; the default is {_plain(param.default)}"
+        return f"{one}: must be {rule}{default}"
+    return None
+
+
+def _bad_default(key: tuple[str, ...], param: Any) -> str:
+    name = ".".join(key)
+    if param.required and param.default is None:
+        rule = param.checker.help()
+        return f"{name} must be given ({rule}): --{name}=VALUE or a line in a YAML file"
+    return (
+        f"{name}: its default {_show(param.default)} is not {param.checker.help()}; mend the script"
+    )
+
+
+def _refuse_stock_bool(settings: Config) -> None:
+    for key, param in settings.entries.items():
+        if isinstance(param.checker, _StockBool):
+            raise TypeError(
+                f"setting {'.'.join(key)} is declared as Param(bool), which reads 'false' as true: "
+                "declare it as Param(Bool())"
+            )
+
+
+# ------------------------------------------------------------------------------------------------
+# YAML files
+# ------------------------------------------------------------------------------------------------
+
+
+class _NoAliasLoader(yaml.BaseLoader):
+    """Composes nodes with text scalars; refuses aliases, a few of which can fill the memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            reason = f"alias *{event.anchor}: aliases are not read; write the value out"
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _read_file(name: str, search: Sequence[Path], reading: _Reading) -> None:
+    try:
+        path = _find_file(name, search)
+        root = yaml.compose(_read_text(path), Loader=_NoAliasLoader)
+    except yaml.YAMLError as error:
+        reading.problems.append(f"{_show_path(name)}: not readable as YAML: {_yaml_reason(error)}")
+    except RecursionError:
+        reading.problems.append(f"{_show_path(name)}: nested too deeply; settings need two levels")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        reading.problems.append(f"--config {_show_path(name)}: {reason}")
+    else:
+        _walk_document(root, _show_path(name), reading)
+
+
+def _find_file(name: str, search: Sequence[Path]) -> Path:
+    path = Path(name)
+    if path.exists() or path.name != name:
+        return path
+    found = [folder / name for folder in search if (folder / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError("found more than once; give one of " + ", ".join(map(str, found)))
+    shelf = sorted({file.name for folder in search for file in Path(folder).glob("*.yaml")})
+    near = difflib.get_close_matches(name, shelf, 3, cutoff=0.5)
+    places = " here" + "".join(f", nor in {Path(folder).name}/" for folder in search)
+    raise ValueError(
+        f"no such file{places}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    )
+
+
+def _read_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes, so it is no settings file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown reason"
+    return (f"line {mark.line + 1}: " if mark else "") + reason
+
+
+def _walk_document(root: yaml.Node | None, file: str, reading: _Reading) -> None:
+    if root is None or _is_null(root):
+        return
+    if not isinstance(root, yaml.MappingNode):
+        reading.problems.append(
+            f"{file}: holds no settings; write sections as `training:` with keys below"
+        )
+        return
+    seen: dict[tuple[str, ...], int] = {}
+    for key, node in _leaves(root, (), file, reading):
+        line = node.start_mark.line + 1
+        if key in seen:
+            before = f"{'.'.join(key)} stands in line {seen[key]} already; keep one of them"
+            reading.problems.append(f"{file} line {line}: {before}")
+        seen[key] = line
+        reading.take(_Given(key, node.value, f"{file} line {line}"))
+
+
+def _leaves(
+    mapping: yaml.MappingNode, prefix: tuple[str, ...], file: str, reading: _Reading
+) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
+    """Settings below `mapping` with their nodes; what is not one becomes a problem."""
+    began: dict[tuple[str, ...], int] = {}
+    for key_node, node in mapping.value:
+        line = key_node.start_mark.line + 1
+        place = f"{file} line {line}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            reading.problems.append(f"{place}: a key must be a word, not a list or a mapping")
+            continue
+        key = prefix + tuple(key_node.value.split("."))
+        problem = _misfit(key, node, reading.entries)
+        if key in began:
+            problem = f"section {'.'.join(key)} began in line {began[key]} already; join the two"
+        if problem:
+            reading.problems.append(f"{place}: {problem}")
+        elif isinstance(node, yaml.MappingNode):
+            began[key] = line
+            yield from _leaves(node, key, file, reading)
+        elif key in reading.entries:
+            yield key, node
+
+
+def _misfit(key: tuple[str, ...], node: yaml.Node, entries: dict) -> str | None:
+    """Why this node cannot stand at `key`, or None. An empty section is allowed."""
+    name, is_setting = ".".join(key), key in entries
+    is_section = any(path[: len(key)] == key and path != key for path in entries)
+    if not (is_setting or is_section):
+        return f"{_show(name)} is no setting{_near_setting(name, entries)}"
+    is_mapping = isinstance(node, yaml.MappingNode)
+    if is_section and not is_setting:
+        if is_mapping or _is_null(node):
+            return None
+        return (
+            f"{name} = {_show(node.value)}: {name} is a section; write its keys indented below it"
+        )
+    if is_mapping or isinstance(node, yaml.SequenceNode):
+        return f"{name} is one value, not a {'section' if is_mapping else 'list'}"
+    if node.tag != "tag:yaml.org,2002:str":
+        return f"{name}: the tag {_show(node.tag)} has no meaning here; write the plain value"
+    if _is_null(node):
+        return f"{name} is empty; give a value, or remove the line to keep the default"
+    return None
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _PLAIN_NULLS
+
+
+# ------------------------------------------------------------------------------------------------
+# Words for people
+# ------------------------------------------------------------------------------------------------
+
+
+def _near_setting(name: str, entries: dict) -> str:
+    """`; did you mean ...?` with at most three settings or sections of nearly this name."""
+    names = [".".join(path) for path in entries]
+    section, _, last = name.rpartition(".")
+    siblings = {full.rpartition(".")[2]: full for full in names if full.startswith(f"{section}.")}
+    near = [full for full in names if full.rpartition(".")[2] == last]
+    near += [siblings[key] for key in difflib.get_close_matches(last, siblings, 2)]
+    if not near:
+        names += sorted({path[0] for path in entries})
+        near = difflib.get_close_matches(name, names, 1)
+    if not near:
+        return "; see --help for all of them"
+    return f"; did you mean {' or '.join(dict.fromkeys(near[:3]))}?"
+
+
+def _show(value: Any) -> str:
+    """The value quoted on one line, control characters escaped, cut at 80 characters."""
+    text = ascii(value) if not str(value).isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:76]}...'"
+
+
+def _show_path(name: str) -> str:
+    return name if name.isprintable() and name else _show(name)
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _tell_and_exit(problems: list[str], prog: str) -> None:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{prog}: {count} in the settings, nothing was started"]
+    lines += [f"  {i}. {problem}" for i, problem in enumerate(problems, 1)]
+    lines += [f"`python {prog} --help` lists every setting with its rule and default."]
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, once a node is enough
+        print("\n".join(lines), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _help_text(settings: Config, prog: str, description: str, search: Sequence[Path]) -> str:
+    folders = ", ".join(f"{Path(folder).name}/" for folder in search)
+    bare = f" A bare name is looked up in {folders}." if folders else ""
+    lines = [
+        f"usage: python {prog} [--config FILE.yaml ...] [--section.key=value ...]",
+        "",
+        *textwrap.wrap(description, WIDTH),
+        "",
+        *textwrap.wrap(
+            "Order: defaults < files from left to right < flags. -C and --config-file are other "
+            f"names of --config.{bare} Environment variables set nothing.",
+            WIDTH,
+        ),
+    ]
+    for ns, section in settings.sections.items():
+        lines += ["", f"{'.'.join(ns)}: {section.desc}" if section.desc else ".".join(ns)]
+        for key in settings.sections_to_entries[ns]:
+            lines += _help_lines(key, settings.entries[key])
+    return "\n".join(lines)
+
+
+def _help_lines(key: tuple[str, ...], param: Any) -> list[str]:
+    default = "required" if param.required else f"default {_plain(param.default) or repr('')}"
+    text = f"{param.desc} [{param.checker.help()}; {default}]".strip()
+    name = f"  --{'.'.join(key)}"
+    margin = " " * 32
+    body = textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin)
+    if len(name) < len(margin) - 1:
+        return [name.ljust(len(margin)) + body[0].lstrip(), *body[1:]]
+    return [name, *body]
