@@ -58,7 +58,7 @@ class Int(Checker):
     def check(self, value: Any) -> int:
         """The value as int; ValueError for 16.9, 1e3, true, text and numbers out of range."""
         text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
             raise ValueError(self.help())
         number = int(text)
         if not self.lo <= number <= (2**63 - 1 if self.hi is None else self.hi):
@@ -80,7 +80,7 @@ class Number(Checker):
         """The value as float; ValueError for nan, inf, true, text and numbers out of range."""
         text = str(value).strip()
         number = math.nan
-        if not isinstance(value, bool) and re.fullmatch(r"[-+.0-9eE]+", text):
+        if re.fullmatch(r"[-+.0-9eE]+", text):
             number = _float_or_nan(text)
         low = -math.inf if self.lo is None else self.lo
         high = math.inf if self.hi is None else self.hi
@@ -384,7 +384,7 @@ def _read_text(path: Path) -> str:
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes, so it is no settings file")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
 

@@ -318,6 +318,12 @@ def test_unknown_yaml_keys_are_refused(refused, write):
     assert "line 5: 'whatever' is no setting; see --help" in error
 
 
+def test_quotes_make_text_of_null_and_nothing(write):
+    text = 'data:\n  train_dataset: "null"\n'
+    assert read("--config", write(text)).data.train_dataset == "null"
+    assert read("--config", write(text.replace("null", ""))).data.train_dataset == ""
+
+
 def test_dotted_keys_and_nested_sections(write):
     settings = declare()
     Section("train.optim", "nested", settings).params(momentum=Param(Number(0, 1), "", default=0.9))
