@@ -1,0 +1,232 @@
+"""What happens to one picture on its way into the file: read, decode, resize, JPEG or raw.
+
+These functions run in the writer's worker processes, a chunk of neighbouring output positions at a time.
+"""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from PIL import ImageFile
+
+from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
+from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
+from fast_imagenet.sources.decode import ImageError, decode_rgb
+
+
+class ConversionError(RuntimeError):
+    """A picture that cannot be converted; the message begins with its path."""
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How pictures are stored.
+
+    Attributes:
+        mode: 'jpg', 'raw', 'proportion' or 'smart'.
+        jpeg_share: share of JPEGs under 'proportion', 0..1.
+        smart_bytes: under 'smart', pictures of up to so many bytes of pixels are raw and larger ones JPEG.
+        quality: JPEG quality, 1..100.
+        max_side: longest allowed side in pixels; 0 = as they are.
+        seed: key of the hash that picks the JPEGs under 'proportion'.
+        skip_bad: leave out pictures that cannot be decoded instead of stopping.
+    """
+
+    mode: str = "jpg"
+    jpeg_share: float = 0.5
+    smart_bytes: int = 196_608
+    quality: int = 90
+    max_side: int = 400
+    seed: int = 0
+    skip_bad: bool = False
+
+
+@dataclass
+class Chunk:
+    """Encoded pictures of neighbouring output positions.
+
+    Attributes:
+        payload: their bytes, one after the other.
+        sizes, modes, heights, widths, labels: one number a picture.
+        source_bytes: bytes read from the source.
+        odd: (kind, name) of everything unusual that was met.
+        skipped: (name, reason) of pictures left out.
+    """
+
+    payload: bytearray = field(default_factory=bytearray)
+    sizes: list[int] = field(default_factory=list)
+    modes: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    source_bytes: int = 0
+    odd: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+# ------------------------------------------------------------ one picture ------------------------------------------------------------
+
+
+def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
+    """Shrink so that the longer side is `max_side` pixels, area-averaged; smaller pictures (and max_side 0) stay as they are."""
+    height, width = rgb_hwc.shape[:2]
+    if max_side <= 0 or max(height, width) <= max_side:
+        return rgb_hwc
+    scale = max_side / max(height, width)
+    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(rgb_hwc, size_wh, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(rgb_hwc: np.ndarray, quality: int) -> bytes:
+    """Baseline JPEG with 4:2:0 chroma and Huffman tables made for this picture (3 % smaller than the standard ones).
+
+    Args:
+        rgb_hwc: uint8 RGB [height, width, 3].
+        quality: 1..100.
+
+    Raises:
+        ImageError: OpenCV cannot encode it.
+    """
+    options = [
+        *(cv2.IMWRITE_JPEG_QUALITY, quality),
+        *(cv2.IMWRITE_JPEG_OPTIMIZE, 1),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+    ]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb_hwc, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise ImageError(f"a picture of shape {rgb_hwc.shape} cannot be encoded as JPEG")
+    return data.tobytes()
+
+
+def hash_share(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on (seed, index) only; uniform over indices (splitmix64)."""
+    mask = (1 << 64) - 1
+    state = (seed * 0xD1342543DE82EF95 + index * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
+
+
+def is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
+    """Whether picture `index` of the source, with so many bytes of pixels, is stored as JPEG rather than raw."""
+    if settings.mode == "proportion":
+        return hash_share(settings.seed, index) < settings.jpeg_share
+    if settings.mode == "smart":
+        return pixel_bytes > settings.smart_bytes
+    return settings.mode == "jpg"
+
+
+def read_pixels(source: Source, index: int) -> tuple[np.ndarray, tuple[str, ...], int]:
+    """Pixels (uint8 RGB [h, w, 3]), what is unusual about the file, and bytes read, of one picture.
+
+    Raises:
+        ImageError: the file cannot be read or decoded.
+    """
+    if source.draws_pixels:
+        rgb_hwc = source.pixels(index)
+        return rgb_hwc, (), rgb_hwc.nbytes
+    try:
+        data = source.read(index)
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror or error})") from error
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"{len(data):,} bytes, more than the allowed {MAX_IMAGE_BYTES:,}")
+    rgb_hwc, kinds = decode_rgb(data, source.name(index))
+    return rgb_hwc, kinds, len(data)
+
+
+def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
+    """Encode picture `index` and append it to `chunk`.
+
+    Raises:
+        ImageError: the picture cannot be read, decoded or stored.
+    """
+    rgb_hwc, kinds, source_bytes = read_pixels(source, index)
+    rgb_hwc = resize_longest(rgb_hwc, settings.max_side)
+    height, width = rgb_hwc.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(
+            f"{width} x {height} pixels: a side may have {MAX_SIDE} at most, set --write.max_side"
+        )
+    as_jpeg = is_jpeg(settings, index, rgb_hwc.nbytes)
+    data = encode_jpeg(rgb_hwc, settings.quality) if as_jpeg else rgb_hwc.tobytes()
+    chunk.payload += data
+    chunk.sizes.append(len(data))
+    chunk.modes.append(MODE_JPG if as_jpeg else MODE_RAW)
+    chunk.heights.append(height)
+    chunk.widths.append(width)
+    chunk.labels.append(int(source.labels[index]))
+    chunk.source_bytes += source_bytes
+    chunk.odd += [(kind, source.name(index)) for kind in kinds]
+
+
+def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, note) -> Chunk:
+    """Encode pictures `indices` of `source`, in this order.
+
+    Args:
+        note: called with each index before it is touched, so that a death can be traced.
+
+    Raises:
+        ConversionError: a picture failed and `settings.skip_bad` is off; names its path.
+    """
+    chunk = Chunk()
+    for index in indices.tolist():
+        note(index)
+        try:
+            add_picture(chunk, source, index, settings)
+        except ImageError as error:
+            if not settings.skip_bad:
+                raise ConversionError(f"{source.name(index)}: {error}") from error
+            chunk.skipped.append((source.name(index), str(error)))
+        except SourceError as error:
+            raise ConversionError(str(error)) from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ConversionError(f"{source.name(index)}: {what}") from error
+    return chunk
+
+
+# ------------------------------------------------------------ a worker process ------------------------------------------------------------
+
+_WORKER = {}
+
+
+def start_worker(source: Source, settings: EncodeSettings, slots, parent: int) -> None:
+    """Set up a worker process.
+
+    Args:
+        source, settings: what to convert and how.
+        slots: shared int64 array: slots[0] counts the workers; slots[2k + 1] and slots[2k + 2] are the process id of
+            worker k and the index it works on.
+        parent: process id of the writer; the worker ends when it is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the writer, which stops the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(1)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    threading.Thread(target=_follow_parent, args=(parent,), daemon=True).start()
+    with slots.get_lock():
+        place = slots[0]
+        slots[0] += 1
+    slots[2 * place + 1] = os.getpid()
+    _WORKER.update(source=source, settings=settings, slots=slots, place=place)
+
+
+def work(indices: np.ndarray) -> Chunk:
+    """Encode a chunk in a worker process that `start_worker` has set up."""
+
+    def note(index: int) -> None:
+        _WORKER["slots"][2 * _WORKER["place"] + 2] = index
+
+    return encode_chunk(_WORKER["source"], indices, _WORKER["settings"], note)
+
+
+def _follow_parent(parent: int) -> None:
+    """End this process soon after the writer is killed: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

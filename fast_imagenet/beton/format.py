@@ -1,0 +1,62 @@
+"""Layout of FFCV's file format, version 2, as numpy dtypes.
+
+    header | one descriptor a field | metadata, one row a sample | gap | data pages | allocation table
+
+Data pages begin at multiples of the page size counted from the start of the file. A picture lies inside one page.
+The allocation table is everything from `alloc_table_ptr` to the end of the file: one row a picture.
+All integers are little-endian.
+
+Source: ffcv 1.0.2, ffcv/types.py, ffcv/fields/rgb_image.py and ffcv/memory_allocator.py.
+"""
+
+import numpy as np
+
+FORMAT_VERSION = 2
+MIN_PAGE_SIZE = 1 << 21
+MAX_PAGE_SIZE = 1 << 31  # FFCV stores the page size in 32 bits, so 2**31 is the largest power of two
+MAX_SIDE = 65535  # height and width are stored in 16 bits
+
+INT_FIELD, IMAGE_FIELD = 1, 2  # type_id of the two fields that we write
+MODE_JPG, MODE_RAW = 0, 1
+MODE_NAMES = ("jpg", "raw")
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD = np.dtype(
+    [("type_id", "u1"), ("name", "u1", (16,)), ("arguments", "u1", (1024,))],
+    align=True,
+)
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+METADATA_START = HEADER.itemsize + 2 * FIELD.itemsize
+
+
+def align_up(position: int, page_size: int) -> int:
+    """Smallest multiple of `page_size` that is not below `position` (both in bytes)."""
+    return -(-position // page_size) * page_size
+
+
+def field_descriptors() -> np.ndarray:
+    """Descriptors of our two fields, 'image' and 'label': FIELD array of shape [2]."""
+    fields = np.zeros(2, FIELD)
+    for row, (name, type_id) in zip(
+        fields, (("image", IMAGE_FIELD), ("label", INT_FIELD)), strict=True
+    ):
+        row["type_id"] = type_id
+        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    return fields
+
+
+def field_name(descriptor: np.void) -> str:
+    """Name in one field descriptor (a FIELD row), without its padding."""
+    return descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")

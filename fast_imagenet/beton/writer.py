@@ -1,0 +1,335 @@
+"""Write FFCV's file format: many processes encode, one writes, and the final name only ever holds a complete file.
+
+The samples are appended in order by one process, so that the bytes of the file do not depend on the number of workers. The
+file grows under `<name>.partial-<pid>`, is checked, synced and then renamed; whatever goes wrong, the partial file is removed.
+
+Stock FFCV's writer waits for ever when a worker raises or dies, and leaves a file that looks complete; this one stops with the
+path of the picture.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fast_imagenet.beton import format as fmt
+from fast_imagenet.beton.encode import (
+    Chunk,
+    ConversionError,
+    EncodeSettings,
+    encode_chunk,
+    encode_jpeg,
+    start_worker,
+    work,
+)
+from fast_imagenet.beton.reader import BetonFile, sidecar_path
+from fast_imagenet.sources.base import Source, choose, shuffle
+
+__all__ = ["ConversionError", "EncodeSettings", "encode_jpeg", "write_beton"]
+
+PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
+CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
+WINDOW = 3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
+STALL_SECONDS = 600  # longest wait for one chunk: a file server that hangs must not hang the command
+MAX_LISTED = 100  # names listed in the summary for each kind of odd file
+SIDECAR_VERSION = 1
+
+
+def write_beton(
+    path: str | Path,
+    source: Source,
+    settings: EncodeSettings | None = None,
+    *,
+    limit: int = 0,
+    workers: int = 0,
+    overwrite: bool = False,
+    page_size: int = PAGE_SIZE,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Write `source` to `path` in an order drawn from `settings.seed`, and its summary to `<path>.json`.
+
+    Equal source, settings and limit give equal bytes, whatever `workers` is.
+
+    Args:
+        path: final name of the file; its folder is made when missing.
+        source: the pictures.
+        settings: how pictures are stored; None = the defaults of EncodeSettings.
+        limit: largest number of samples, drawn evenly over the classes; 0 = all.
+        workers: processes that decode and encode; 0 = do it in this process.
+        overwrite: replace an existing file; the old one stays in place until the new one is complete.
+        page_size: bytes, a power of two from 2 MiB up; doubled as often as the largest picture needs.
+        progress: called after every chunk with the numbers of new samples and of new bytes.
+
+    Returns:
+        The summary: see `summarise`.
+
+    Raises:
+        ConversionError: a picture failed (the message begins with its path), or nothing is left to write.
+        FileExistsError: `path` exists and `overwrite` is off.
+        OSError: the disk refuses, for instance because it is full.
+    """
+    path, settings = Path(path), settings or EncodeSettings()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another folder or allow it to be replaced")
+    started = time.perf_counter()
+    chosen = choose(source.labels, limit, settings.seed)
+    indices = shuffle(chosen, source.blocks, settings.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    totals = Totals()
+    try:
+        with (
+            open(partial, "wb", buffering=1 << 20) as file,
+            closing(_encoded(source, indices, settings, workers)) as chunks,
+        ):
+            pages = PageFile(file, len(indices), page_size)
+            for chunk in chunks:
+                pages.append(chunk)
+                totals.add(chunk)
+                if progress:
+                    progress(len(chunk.sizes) + len(chunk.skipped), len(chunk.payload))
+            pages.finish(source.classes)
+        seconds = time.perf_counter() - started
+        summary = summarise(BetonFile(partial), source, settings, totals, seconds)
+        summary["file"] = path.name
+        _publish(partial, path, summary)
+    finally:
+        for leftover in (partial, sidecar_path(partial)):
+            with suppress(FileNotFoundError):
+                leftover.unlink()
+    return summary
+
+
+# ------------------------------------------------------------ the file ------------------------------------------------------------
+
+
+class PageFile:
+    """Appends samples to an open file in FFCV's page layout.
+
+    A layout in pages of some size is also one in pages of twice that size, because a picture inside one small page lies inside
+    one large page. So the page size is settled last, and no limit on the size of a picture is needed.
+
+    Args:
+        file: open for binary writing, at its start.
+        capacity: largest number of samples that will come; decides where data begins.
+        page_size: bytes, to begin with.
+    """
+
+    def __init__(self, file: BinaryIO, capacity: int, page_size: int):
+        self._file = file
+        self._samples = np.zeros(capacity, fmt.SAMPLE)
+        self._allocations = np.zeros(capacity, fmt.ALLOCATION)
+        self._page_size = page_size
+        self._count = 0
+        self._position = fmt.align_up(fmt.METADATA_START + self._samples.nbytes, page_size)
+        file.seek(self._position)
+
+    def append(self, chunk: Chunk) -> None:
+        """Add the pictures of `chunk`.
+
+        Raises:
+            ConversionError: a picture larger than the largest page that FFCV knows (2 GiB).
+        """
+        payload, start = memoryview(chunk.payload), 0
+        for size, mode, height, width, label in zip(
+            chunk.sizes, chunk.modes, chunk.heights, chunk.widths, chunk.labels, strict=True
+        ):
+            pointer = self._place(size)
+            self._file.write(payload[start : start + size])
+            self._samples[self._count] = ((mode, width, height, pointer), label)
+            self._allocations[self._count] = (self._count, pointer, size)
+            self._count += 1
+            start += size
+
+    def _place(self, size: int) -> int:
+        """Where the next `size` bytes go: here if they fit into the page, else at the start of the next one."""
+        while size > self._page_size:
+            self._page_size *= 2
+        if self._page_size > fmt.MAX_PAGE_SIZE:
+            raise ConversionError(f"a picture takes {size:,} bytes, more than FFCV's largest page: set --write.max_side")
+        pointer = self._position
+        if pointer % self._page_size + size > self._page_size:
+            pointer = fmt.align_up(pointer, self._page_size)
+            self._file.seek(pointer)  # leaves a hole of zeros
+        self._position = pointer + size
+        return pointer
+
+    def finish(self, classes: list[str]) -> None:
+        """Write allocation table, metadata and, last, the header; then sync to the disk.
+
+        Raises:
+            ConversionError: there are no samples.
+        """
+        if not self._count:
+            raise ConversionError("no picture is left to write: every one was skipped, or there were none")
+        table = fmt.align_up(self._position, self._page_size)
+        self._file.seek(table)
+        self._file.write(self._allocations[: self._count].tobytes())
+        header = np.zeros(1, fmt.HEADER)
+        header[0] = (fmt.FORMAT_VERSION, 2, self._page_size, self._count, table)
+        fields = fmt.field_descriptors()
+        _stamp(fields[0]["arguments"], classes)
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + self._samples[: self._count].tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
+    """Note the class list in the 1,024 bytes that FFCV reserves for a picture field and never reads."""
+    digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
+    stamp = {"written_by": "fast-imagenet", "num_classes": len(classes), "classes_sha256": digest}
+    text = json.dumps(stamp).encode("ascii")
+    arguments[: len(text)] = np.frombuffer(text, np.uint8)
+
+
+def _publish(partial: Path, path: Path, summary: dict) -> None:
+    """Give a complete file and its summary their final names; at no moment does an old summary stand beside a new file."""
+    partial_sidecar, sidecar = sidecar_path(partial), sidecar_path(path)
+    with open(partial_sidecar, "w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileNotFoundError):
+        sidecar.unlink()
+    os.replace(partial, path)
+    os.replace(partial_sidecar, sidecar)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# ------------------------------------------------------------ the workers ------------------------------------------------------------
+
+
+def _encoded(
+    source: Source, indices: np.ndarray, settings: EncodeSettings, workers: int
+) -> Iterator[Chunk]:
+    """Encoded chunks in the order of `indices`, made by `workers` processes (0: here)."""
+    parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    if workers:
+        return _encoded_by_pool(source, parts, settings, workers)
+    return (encode_chunk(source, part, settings, lambda index: None) for part in parts)
+
+
+def _encoded_by_pool(
+    source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
+) -> Iterator[Chunk]:
+    # spawn: a forked child would inherit locks held by the threads of OpenCV, numba or a test runner
+    context = multiprocessing.get_context("spawn")
+    slots = context.Array("q", [0] + [-1] * (2 * workers))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (source, settings, slots, os.getpid()))
+    waiting: deque[Future] = deque()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > WINDOW * workers:
+                yield waiting.popleft().result(STALL_SECONDS)
+        while waiting:
+            yield waiting.popleft().result(STALL_SECONDS)
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise ConversionError(
+            f"{_being_read(source, slots)}: a worker process died here (killed, or out of memory);"
+            " fewer --write.workers need less memory"
+        ) from error
+    except TimeoutError as error:
+        what = f"nothing was finished for {STALL_SECONDS} s, the storage seems to hang"
+        raise ConversionError(f"{_being_read(source, slots)}: {what}") from error
+    finally:
+        _stop(pool, slots)
+
+
+def _being_read(source: Source, slots) -> str:
+    """Names of the pictures that the workers were at."""
+    indices = [index for index in slots[2::2] if index >= 0]
+    return " or ".join(source.name(index) for index in indices[:4]) or "before the first picture"
+
+
+def _stop(pool: ProcessPoolExecutor, slots) -> None:
+    """End the worker processes now, whatever they are doing, and wait for them; nothing happens to those already gone."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    children = {child.pid: child for child in multiprocessing.active_children()}
+    for pid in slots[1::2]:
+        if pid in children:
+            os.kill(pid, signal.SIGTERM)
+    for pid in slots[1::2]:
+        if pid in children:
+            children[pid].join()
+
+
+# ------------------------------------------------------------ the summary ------------------------------------------------------------
+
+
+class Totals:
+    """What the chunks report besides samples: bytes read, odd files by kind, skipped files."""
+
+    def __init__(self):
+        self.source_bytes = 0
+        self.odd_counts = Counter()
+        self.odd_names = {}
+        self.skipped = []
+
+    def add(self, chunk: Chunk) -> None:
+        """Add one chunk; of each kind of odd file only the first MAX_LISTED names are kept."""
+        self.source_bytes += chunk.source_bytes
+        self.skipped += chunk.skipped
+        for kind, name in chunk.odd:
+            self.odd_counts[kind] += 1
+            names = self.odd_names.setdefault(kind, [])
+            if len(names) < MAX_LISTED:
+                names.append(name)
+
+
+def summarise(
+    file: BetonFile, source: Source, settings: EncodeSettings, totals: Totals, seconds: float
+) -> dict:
+    """The summary of a written file, as it lies in the sidecar.
+
+    Returns:
+        sidecar_version, file (its name), format; num_samples, num_classes, classes, class_names (list or None), counts (samples
+        per class, in the order of classes); source ({kind, read_bytes}); settings (EncodeSettings as a dictionary);
+        file_bytes, image_bytes, page_size; modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd ({kind: {count,
+        files}}); skipped (list of {file, reason}); labels_crc32; seconds, images_per_second.
+    """
+    return {
+        "sidecar_version": SIDECAR_VERSION,
+        "file": file.path.name,
+        "format": f"FFCV {fmt.FORMAT_VERSION}",
+        "num_samples": file.num_samples,
+        "num_classes": len(source.classes),
+        "classes": source.classes,
+        "class_names": source.class_names,
+        "counts": np.bincount(file.labels, minlength=len(source.classes)).tolist(),
+        "source": {"kind": source.kind, "read_bytes": totals.source_bytes},
+        "settings": asdict(settings),
+        "file_bytes": file.path.stat().st_size,
+        "image_bytes": int(file.sizes.sum()),
+        "page_size": file.page_size,
+        "modes": {mode: int((file.modes == mode).sum()) for mode in fmt.MODE_NAMES},
+        "max_height": int(file.heights.max()),
+        "max_width": int(file.widths.max()),
+        "odd": {
+            kind: {"count": count, "files": totals.odd_names[kind]}
+            for kind, count in sorted(totals.odd_counts.items())
+        },
+        "skipped": [{"file": name, "reason": reason} for name, reason in totals.skipped],
+        "labels_crc32": zlib.crc32(file.labels.tobytes()),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(file.num_samples / max(seconds, 1e-9), 1),
+    }

@@ -1,0 +1,172 @@
+"""What every source has in common: labels, classes, names, order."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+WNID = re.compile(r"n\d{8}")
+MAX_IMAGE_BYTES = 64 << 20  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
+
+
+class SourceError(ValueError):
+    """The data does not look as its kind says; the message is one sentence with the fix."""
+
+
+class Source:
+    """Pictures of one split, in a fixed order.
+
+    Attributes:
+        kind: the name in `--source.kind`.
+        labels: int64 [n], each in [0, len(classes)).
+        classes: class identifiers in the order of the labels: sorted wnids where wnids are known.
+        class_names: readable names in the same order, or None.
+        blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can be read at a fair price
+            (parquet row groups); None where any order costs the same.
+        draws_pixels: True when `pixels(i)` serves instead of `read(i)`.
+    """
+
+    kind = ""
+    draws_pixels = False
+    blocks: np.ndarray | None = None
+
+    def __init__(
+        self, labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None = None
+    ):
+        self.labels = np.asarray(labels, np.int64)
+        self.classes = list(classes)
+        self.class_names = list(class_names) if class_names is not None else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Where picture `index` lies, as a user would look for it."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """Encoded bytes of picture `index`, exactly as stored."""
+        raise NotImplementedError
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Picture `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
+        raise NotImplementedError
+
+
+class PackedNames:
+    """A million short strings in two arrays: a list of them would take 100 MB in every process."""
+
+    def __init__(self, names: Iterable[str]):
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._blob = b"".join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._blob[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+
+class FileHandles:
+    """Files opened on first use and kept open; a copy sent to another process starts with none."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._open = {}
+
+    def __getstate__(self) -> dict:
+        return {"paths": self.paths, "_open": {}}
+
+    def read_at(self, file_index: int, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset` of file `file_index`.
+
+        Raises:
+            SourceError: the file ends earlier.
+        """
+        handle = self._open.get(file_index)
+        if handle is None:
+            handle = self._open[file_index] = open(self.paths[file_index], "rb")
+        handle.seek(offset)
+        data = handle.read(size)
+        if len(data) != size:
+            raise SourceError(
+                f"{self.paths[file_index]} ends {size - len(data)} bytes before the end of a picture:"
+                " the archive is truncated, fetch it again"
+            )
+        return data
+
+
+def read_class_file(path: Path) -> list[str]:
+    """Class names from a text file, one a line, in the order of the labels.
+
+    Raises:
+        SourceError: no such file, an empty one, or a name that occurs twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"the class file {path} cannot be read: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names or len(set(names)) != len(names):
+        raise SourceError(
+            f"the class file {path} must hold one different name a line; it has {len(names)} names,"
+            f" {len(set(names))} of them different"
+        )
+    return names
+
+
+def sort_wnids(
+    labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None
+) -> tuple[np.ndarray, list[str], list[str] | None]:
+    """Renumber labels so that classes stand in sorted-wnid order; other kinds of names keep their order."""
+    names = list(class_names) if class_names is not None else None
+    if not all(WNID.fullmatch(name) for name in classes):
+        return np.asarray(labels, np.int64), list(classes), names
+    order = sorted(range(len(classes)), key=lambda old: classes[old])
+    new_of_old = np.empty(len(classes), np.int64)
+    new_of_old[order] = np.arange(len(classes))
+    sorted_names = [names[old] for old in order] if names is not None else None
+    return new_of_old[labels], [classes[old] for old in order], sorted_names
+
+
+def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
+    """Readable names for `classes` from a file of lines 'wnid name'; None unless it names every class."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    return [names[wnid] for wnid in classes] if all(wnid in names for wnid in classes) else None
+
+
+def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Indices of at most `limit` pictures (0 = all), drawn evenly over the classes; ascending int64.
+
+    A class with too few pictures gives all it has, and the others share the rest.
+    """
+    if limit <= 0 or limit >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng([seed, 1])
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    rank_in_class = np.arange(len(labels)) - starts[labels[by_class]]
+    class_turn = rng.permutation(len(counts))[labels[by_class]]
+    return np.sort(by_class[np.lexsort((class_turn, rank_in_class))[:limit]])
+
+
+def shuffle(indices: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:
+    """A permutation of `indices` from `seed`.
+
+    With `blocks` (block number of every picture of the source) whole blocks change places, and pictures inside a block: then
+    a run of neighbours can be read from one block.
+    """
+    rng = np.random.default_rng([seed, 2])
+    shuffled = rng.permutation(indices)
+    if blocks is None:
+        return shuffled
+    turn = rng.permutation(int(blocks.max()) + 1)
+    return shuffled[np.argsort(turn[blocks[shuffled]], kind="stable")]

@@ -1,0 +1,126 @@
+"""A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fast_imagenet.sources.base import PackedNames, Source, SourceError, read_synset_names
+
+_SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
+
+
+class FileSource(Source):
+    """Pictures that are files below one folder.
+
+    Args:
+        kind: name of the source kind.
+        root: folder that the names are relative to.
+        names: file names, in the order of `labels`.
+        labels: int64 [n].
+        classes: class identifiers in the order of the labels.
+        class_names: readable names, or None.
+    """
+
+    def __init__(self, kind, root, names, labels, classes, class_names=None):
+        super().__init__(labels, classes, class_names)
+        self.kind = kind
+        self.root = str(root)
+        self._names = PackedNames(names)
+
+    def name(self, index: int) -> str:
+        return f"{self.root}/{self._names[index]}"
+
+    def read(self, index: int) -> bytes:
+        with open(self.name(index), "rb") as file:
+            return file.read()
+
+
+def open_image_folder(path: Path, split: str, **_) -> FileSource:
+    """One split of an image folder; classes are the sorted folder names of train/ (of val/ when there is no train/).
+
+    Raises:
+        SourceError: a missing, empty or flat folder, a class without pictures, or a val class that train/ lacks.
+    """
+    folder = path / split
+    if not folder.is_dir():
+        raise SourceError(
+            f"{path} holds no folder {split!r}: --source.path must be the folder that has train/ and val/ in it"
+        )
+    present = class_folders(folder)
+    train = path / "train"
+    classes = class_folders(train) if split == "val" and train.is_dir() else present
+    check_known(present, classes, folder)
+    names, labels = list_files(folder, present, classes)
+    return FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the class folders in `folder`.
+
+    Raises:
+        SourceError: there are none.
+    """
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    classes = sorted(entry.name for entry in visible if entry.is_dir())
+    if classes:
+        return classes
+    if not visible:
+        raise SourceError(f"{folder} is empty: it must hold one folder a class")
+    raise SourceError(
+        f"{folder} is flat: {len(visible):,} files and no class folders, so their classes are unknown; with"
+        " Kaggle's CSV use --source.kind=kaggle, with the official devkit use --source.kind=ilsvrc_tar, or move"
+        " each picture into a folder named after its wnid"
+    )
+
+
+def check_known(present: list[str], classes: list[str], folder: Path) -> None:
+    """Refuse class folders that are not among `classes`."""
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        raise SourceError(
+            f"{folder} has {len(unknown)} classes that train/ lacks ({', '.join(unknown[:5])}): the two splits must"
+            " come from the same data set"
+        )
+
+
+def list_files(
+    folder: Path, present: list[str], classes: list[str]
+) -> tuple[list[str], np.ndarray]:
+    """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
+
+    Raises:
+        SourceError: a class folder without files.
+    """
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
+    names, labels = [], []
+    for wnid in present:
+        found = sorted(_walk(folder / wnid, wnid))
+        if not found:
+            raise SourceError(f"the class folder {folder / wnid} holds no pictures: fill or remove it")
+        names += found
+        labels += [label_of[wnid]] * len(found)
+    return names, np.array(labels, np.int64)
+
+
+def _walk(folder: Path, prefix: str) -> list[str]:
+    """Visible files below `folder`, as 'prefix/...'; the content decides later what a file is."""
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name = f"{prefix}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                names += _walk(folder / entry.name, name)
+            else:
+                names.append(name)
+    return names
+
+
+def synset_names(path: Path, classes: list[str]) -> list[str] | None:
+    """Readable class names, where a synset list lies in the folder or beside it."""
+    candidates = [folder / file for folder in (path, path.parent) for file in _SYNSET_FILES]
+    found = (read_synset_names(candidate, classes) for candidate in candidates)
+    return next((names for names in found if names is not None), None)
