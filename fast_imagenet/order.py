@@ -57,3 +57,30 @@ def rank_batches(order: np.ndarray, global_batch: int, rank: int, world_size: in
     steps, per_rank = len(order) // global_batch, global_batch // world_size
     batches = order[: steps * global_batch].reshape(steps, world_size, per_rank)
     return np.ascontiguousarray(batches[:, rank])
+
+
+def paged_epoch_order(pages: np.ndarray, window: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation that touches few pages at a time: for files that do not fit in memory.
+
+    The pages are visited in random order, `window` of them together, and the samples of each window
+    are shuffled. So at most 2 * window pages are in use at any moment.
+
+    Args:
+        pages: int64 [n], the page that holds each sample.
+        window: pages that are shuffled together, >= 1.
+        seed: seed of the run, 0 .. 2**64 - 1.
+        epoch: epoch number, 0 .. 2**64 - 1.
+    Returns:
+        int64 [n].
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if window < 1:
+        raise ValueError(f"window = {window} pages is out of range; give at least 1")
+    shuffled = epoch_order(len(pages), seed, epoch)
+    _, page_of_sample = np.unique(pages, return_inverse=True)
+    page_count = int(page_of_sample.max(initial=-1)) + 1
+    # another epoch number for the pages: their order must not follow that of the samples
+    page_rank = np.argsort(epoch_order(page_count, seed, 2**63 + epoch))
+    windows = page_rank[page_of_sample[shuffled]] // window
+    return shuffled[np.argsort(windows, kind="stable")]

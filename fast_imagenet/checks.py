@@ -1,0 +1,151 @@
+"""Combinations of valid settings that cannot work, found before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+
+def impossible(cfg: SimpleNamespace) -> list[str]:
+    """What is wrong with the settings of train_imagenet.py together, one sentence each.
+
+    Args:
+        cfg: the tree of settings, each valid on its own.
+
+    Returns:
+        Sentences that name the values, the rule and the mend; empty when the run can start.
+        Looks whether files exist; opens none.
+    """
+    rules = _batch_rules(cfg) + _schedule_rules(cfg) + _choice_rules(cfg) + _file_rules(cfg)
+    return [sentence for broken, sentence in rules if broken]
+
+
+def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    batch, micro = cfg.training.batch_size, cfg.training.micro_batch_size
+    per_rank = batch // world
+    step = micro or per_rank
+    mixing = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
+    return [
+        (
+            batch % world != 0,
+            f"training.batch_size={batch} does not divide by {world} ranks: choose a multiple",
+        ),
+        (
+            micro > 0 and per_rank % micro != 0,
+            f"training.micro_batch_size={micro} does not divide the {per_rank} images of a rank: "
+            f"choose a divisor",
+        ),
+        (
+            mixing and step % 2 != 0,
+            f"augment.mixup and augment.cutmix pair images, but a forward pass has {step}: "
+            f"choose an even batch",
+        ),
+    ]
+
+
+def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    lr, size, augment = cfg.lr, cfg.resolution, cfg.augment
+    return [
+        (
+            lr.lr_peak_epoch >= cfg.training.epochs,
+            f"lr.lr_peak_epoch={lr.lr_peak_epoch} is not before the end of the run, "
+            f"training.epochs={cfg.training.epochs}: lower it",
+        ),
+        (
+            size.start_ramp > size.end_ramp,
+            f"resolution.start_ramp={size.start_ramp} is after "
+            f"resolution.end_ramp={size.end_ramp}: swap them",
+        ),
+        (
+            augment.crop_min_area > augment.crop_max_area,
+            f"augment.crop_min_area={augment.crop_min_area} is above "
+            f"augment.crop_max_area={augment.crop_max_area}: swap them",
+        ),
+    ]
+
+
+def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    return [
+        (
+            cfg.data.transforms == "gpu" and cfg.data.backend != "torchvision",
+            f"data.transforms=gpu needs data.backend=torchvision, not {cfg.data.backend}: "
+            f"change one of them",
+        ),
+        (
+            cfg.training.eval_only and not cfg.model.checkpoint,
+            "training.eval_only has nothing to evaluate: set model.checkpoint to a file",
+        ),
+        (
+            cfg.training.nesterov and cfg.training.momentum == 0,
+            "training.nesterov needs momentum, and training.momentum=0: raise it",
+        ),
+    ]
+
+
+def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    training, folder = cfg.training, cfg.logging.folder
+    used = ["val_dataset"] if training.eval_only else ["train_dataset", "val_dataset"]
+    datasets = {key: getattr(cfg.data, key) for key in used}
+    rules = [
+        (
+            not Path(path).exists(),
+            f"data.{key}={path} does not exist: run write_dataset.py or set the path",
+        )
+        for key, path in datasets.items()
+    ]
+    return rules + [
+        (
+            bool(cfg.model.checkpoint) and not Path(cfg.model.checkpoint).is_file(),
+            f"model.checkpoint={cfg.model.checkpoint} is not a file: check the path",
+        ),
+        (
+            training.resume not in ("none", "auto") and not Path(training.resume).is_file(),
+            f"training.resume={training.resume} is not a file: use none, auto or a checkpoint",
+        ),
+        (
+            Path(folder, "log.jsonl").exists()
+            and training.resume == "none"
+            and not training.eval_only,
+            f"logging.folder={folder} already holds a run: add --training.resume=auto to go on, "
+            f"or choose another folder",
+        ),
+    ]
+
+
+# Settings that may change when a run goes on: they decide speed or place, not the weights.
+FREE_ON_RESUME = {
+    "data.num_workers",
+    "data.train_dataset",
+    "data.val_dataset",
+    "training.compile",
+    "training.eval_only",
+    "training.max_steps",
+    "training.resume",
+    "validation.batch_size",
+}
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Settings that decide the weights and differ between two runs.
+
+    Args:
+        old, new: nested dictionaries {section: {key: value}}.
+
+    Returns:
+        Entries 'section.key: old -> new', sorted; section `logging` and FREE_ON_RESUME left out.
+    """
+    before, after = _flat(old), _flat(new)
+    names = sorted((before.keys() | after.keys()) - FREE_ON_RESUME)
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]
+
+
+def _flat(tree: dict) -> dict:
+    return {
+        f"{section}.{key}": value
+        for section, keys in tree.items()
+        if section != "logging"
+        for key, value in keys.items()
+    }

@@ -1,0 +1,287 @@
+"""The only file that touches ffcv.Loader: seeded order, ranks, resolution changes, errors surfaced.
+
+What FFCV 1.0.2 does otherwise, and what is done about it here:
+
+- an exception in its loader thread blocks the training loop for ever: `_Epoch` hands it over;
+- leaving an epoch early leaks its thread: `_Epoch.close` ends and joins it;
+- its distributed order repeats samples and depends on the number of ranks: order.py decides;
+- every Loader calls torch.set_num_threads for the whole process: `_set_numba_threads` does not;
+- numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
+
+Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from queue import Empty
+
+import numba
+import numpy as np
+import torch
+
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "omp"
+
+from ffcv.fields.basics import IntDecoder  # noqa: E402  (numba's threads are chosen first)
+from ffcv.fields.rgb_image import (  # noqa: E402
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+)
+from ffcv.loader import Loader, OrderOption  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor  # noqa: E402
+
+from fast_imagenet.beton.reader import BetonFile  # noqa: E402
+from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
+
+PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
+
+
+def worker_count(asked: int, ranks_on_node: int = 1) -> int:
+    """Loader threads for one rank: `asked`, or with 0 this rank's share of the usable cores.
+
+    Usable means the process's affinity mask, not the machine's core count: in a container or under
+    SLURM the two differ, and numba refuses more threads than the mask holds.
+
+    Raises:
+        ValueError: `asked` is more than the usable cores.
+    """
+    usable = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    if asked > usable:
+        raise ValueError(
+            f"data.num_workers={asked} but this process may use {usable} cores; "
+            f"lower it, or use 0 for a fair share of what there is"
+        )
+    return asked or max(1, usable // ranks_on_node)
+
+
+class TrainLoader:
+    """Random resized crops and flips of a .beton file, in an order set by (seed, epoch) alone.
+
+    Args:
+        path: .beton file with fields `image` and `label`.
+        global_batch: images per optimizer step over all ranks; must divide by `world_size`.
+        rank, world_size: which slice of every global batch this process gets.
+        num_workers: FFCV threads, 0 = the usable cores.
+        seed: order of the samples. FFCV's own crop and flip cannot be seeded.
+        device: where the batches end up.
+        in_memory: True: uniformly random order, the file stays in the page cache. False: random
+            within windows of PAGES_IN_MEMORY pages, for files larger than memory.
+        crop_area: smallest and largest share of the picture that a crop covers, 0 < lo <= hi <= 1.
+        flip: probability of a horizontal flip.
+
+    Raises:
+        BetonError: the file is missing, damaged or unfinished.
+        ValueError: fewer images than one batch, or the batch does not divide.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        in_memory: bool = True,
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+    ) -> None:
+        self._file = BetonFile(path)
+        self.num_samples = self._file.num_samples
+        self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self._batch = (global_batch, rank, world_size)
+        self._seed = seed
+        file = self._file
+        self._pages = None if in_memory else file.offsets // file.page_size
+        self._decoder = RandomResizedCropRGBImageDecoder((224, 224), scale=crop_area)
+        image_operations = [self._decoder]
+        if flip > 0:
+            image_operations.append(RandomHorizontalFlip(flip))
+        self._loader = _make_loader(
+            path,
+            image_operations,
+            batch_size=global_batch // world_size,
+            num_workers=num_workers,
+            device=device,
+            in_memory=in_memory,
+        )
+        if len(self) == 0:
+            raise ValueError(
+                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
+                f"lower training.batch_size"
+            )
+
+    def __len__(self) -> int:
+        """Optimizer steps of an epoch; the last, incomplete batch is left out."""
+        return self.num_samples // self._batch[0]
+
+    def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]).
+
+        Args:
+            epoch: chooses the order together with the seed, >= 0.
+            resolution: side r in pixels.
+            start_step: steps to leave out at the beginning.
+
+        A batch is valid until the next one is asked for: its memory is used again.
+        """
+        if self._pages is None:
+            order = epoch_order(self.num_samples, self._seed, epoch)
+        else:
+            order = paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
+        mine = rank_batches(order, *self._batch)[start_step:]
+        self._decoder.output_size = (resolution, resolution)
+        return _batches(self._loader, mine.reshape(-1))
+
+    def close(self) -> None:
+        """Nothing stays open between epochs."""
+
+
+class EvalLoader:
+    """Centre crops of a .beton file; over all ranks every image comes exactly once.
+
+    Args:
+        path: .beton file with fields `image` and `label`.
+        batch_size: images per batch and rank; the last batch may be smaller.
+        rank, world_size, num_workers, device, in_memory: as TrainLoader.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        in_memory: bool = True,
+    ) -> None:
+        self._file = BetonFile(path)
+        self.num_samples = self._file.num_samples
+        self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self._path = path
+        self._options = dict(
+            batch_size=batch_size, num_workers=num_workers, device=device, in_memory=in_memory
+        )
+        self._mine = np.arange(rank, self.num_samples, world_size)
+        self._loaders: dict[float, tuple[Loader, CenterCropRGBImageDecoder]] = {}
+
+    def batches(self, resolution: int, crop_ratio: float) -> Iterator:
+        """Batches (images_bhwc uint8, labels_b int64) in file order.
+
+        Args:
+            resolution: side in pixels.
+            crop_ratio: side of the central square as a share of the picture's shorter side;
+                0.875 is torchvision's Resize(256), CenterCrop(224).
+        """
+        if crop_ratio not in self._loaders:  # FFCV compiles the ratio in
+            decoder = CenterCropRGBImageDecoder((resolution, resolution), crop_ratio)
+            self._loaders[crop_ratio] = (
+                _make_loader(self._path, [decoder], **self._options),
+                decoder,
+            )
+        loader, decoder = self._loaders[crop_ratio]
+        decoder.output_size = (resolution, resolution)
+        return _batches(loader, self._mine)
+
+    def close(self) -> None:
+        """Nothing stays open between epochs."""
+
+
+def _make_loader(
+    path: str,
+    image_operations: list,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device | str,
+    in_memory: bool,
+) -> Loader:
+    to_device = [ToTensor()]
+    if torch.device(device).type != "cpu":
+        to_device.append(ToDevice(torch.device(device), non_blocking=True))
+    return Loader(
+        str(path),
+        batch_size=batch_size,
+        num_workers=worker_count(num_workers),
+        order=OrderOption.SEQUENTIAL,  # a placeholder: every epoch brings its own order
+        os_cache=in_memory,
+        drop_last=False,
+        seed=0,
+        pipelines={
+            "image": [*image_operations, *to_device],
+            "label": [IntDecoder(), *(type(op)(*_arguments(op)) for op in to_device)],
+        },
+    )
+
+
+def _arguments(operation) -> tuple:
+    # an FFCV operation belongs to one pipeline: the label's needs objects of its own
+    return (operation.device, operation.non_blocking) if isinstance(operation, ToDevice) else ()
+
+
+def _batches(loader: Loader, order: np.ndarray) -> Iterator:
+    epoch = _Epoch(loader, order.astype(np.uint64))
+    try:
+        for images_bhwc, labels_b1 in epoch:
+            yield images_bhwc, labels_b1.reshape(-1)
+    finally:
+        epoch.close()
+
+
+class _Epoch(EpochIterator):
+    """FFCV's loader thread, whose error reaches the caller and which ends when it is closed."""
+
+    error: BaseException | None = None  # a class attribute: the thread starts inside __init__
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:  # whatever it is, the caller must not wait for ever
+            self.error = error
+            self._offer_end()
+
+    def _offer_end(self) -> None:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(None, timeout=0.5)
+                return
+            except Exception:  # noqa: S112  (queue.Full: the caller has not fetched a batch yet)
+                continue
+
+    def __next__(self):
+        try:
+            return super().__next__()
+        except StopIteration:
+            if self.error is not None:
+                raise RuntimeError(f"the data loader failed: {self.error}") from self.error
+            raise
+
+    def close(self) -> None:
+        """End the thread and free its buffers, wherever the epoch stands."""
+        if self.closed:
+            return
+        super().close()
+        self.closed = True
+        while self.is_alive():
+            try:  # a thread that waits for a place in the queue sees the end only when it gets one
+                self.output_queue.get(timeout=0.1)
+            except Empty:
+                pass
+            self.join(timeout=0.1)
+        self.memory_allocations = None
+
+
+def _set_numba_threads(cls, count: int) -> None:
+    cls.num_threads = count
+    numba.set_num_threads(count)
+
+
+Compiler.set_num_threads = classmethod(_set_numba_threads)

@@ -1,0 +1,92 @@
+"""Networks by name, and what is done to one before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+
+def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
+    """A classifier by name, with fresh weights: torchvision's if it has one, else timm's.
+
+    Args:
+        arch: name such as resnet50; torchvision/resnet50 or timm/resnet50 forces the library.
+        num_classes: outputs of the last layer.
+        drop_path: stochastic depth, 0 <= p < 1.
+
+    Raises:
+        ValueError: neither library knows the name, or the network has no stochastic depth.
+    """
+    library, _, name = arch.rpartition("/")
+    if library in ("", "torchvision") and name in torchvision.models.list_models(
+        torchvision.models
+    ):
+        make, option = torchvision.models.get_model, "stochastic_depth_prob"
+    elif library in ("", "timm") and timm.is_model(name):
+        make, option = timm.create_model, "drop_path_rate"
+    else:
+        raise ValueError(
+            f"model.arch={arch} is not a torchvision or timm classifier; check the name in "
+            f"torchvision.models.list_models() or timm.list_models()"
+        )
+    if not drop_path:
+        return make(name, num_classes=num_classes)
+    try:
+        return make(name, num_classes=num_classes, **{option: drop_path})
+    except TypeError as error:
+        raise ValueError(
+            f"model.drop_path={drop_path} but {arch} has no stochastic depth; use 0, or timm/{name}"
+        ) from error
+
+
+def zero_init_residual(model: nn.Module) -> int:
+    """Zero the scale of the last norm of every residual block: each block starts as the identity.
+
+    Returns:
+        How many blocks were found; 0 for a network without ResNet blocks.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD" (arXiv 1706.02677), section 5.1.
+    """
+    count = 0
+    for block in model.modules():
+        last = getattr(block, "bn3", getattr(block, "bn2", None))
+        if hasattr(block, "downsample") and isinstance(getattr(last, "weight", None), nn.Parameter):
+            nn.init.zeros_(last.weight)
+            count += 1
+    return count
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The classification layer: the last nn.Linear of the network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer; choose a classifier that has"
+        )
+    return layers[-1]
+
+
+def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable[int]) -> None:
+    """Run `step(resolution)` once for every resolution and leave the network as it was.
+
+    With torch.compile that is when the graphs are made, before the clock of the run starts.
+
+    Args:
+        step: one forward and backward pass at a side in pixels.
+        model: the raw network; its weights, statistics and gradients are restored.
+        resolutions: sides in pixels.
+    """
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for resolution in resolutions:
+        step(resolution)
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        model.load_state_dict(state)

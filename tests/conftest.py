@@ -1,0 +1,55 @@
+"""Data and settings that several tests share: a tiny pair of .beton files, and a quick run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "tests" / "smoke.yaml"
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """Folder with imagenette/ and imagenet_samples/: real photographs, not in the repository."""
+    folder = os.environ.get("FAST_IMAGENET_PHOTOS", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FAST_IMAGENET_PHOTOS names no folder of photographs")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_beton(tmp_path_factory) -> Path:
+    """Folder with train.beton (80 synthetic pictures) and val.beton (30), ten classes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for split, count in (("train", 80), ("val", 30)):
+        command = [sys.executable, "write_dataset.py", "--source.kind=synthetic"]
+        command += [f"--source.split={split}", f"--write.limit={count}", f"--write.folder={folder}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def quick_run(tiny_beton, tmp_path):
+    """Train in this process on the tiny data: quick_run(*flags, config=None) -> the run's folder.
+
+    Later flags win over the smoke overlay; `folder` defaults to a new one.
+    """
+    import train_imagenet
+
+    def run(*flags: str, config: str | None = None, folder: Path | None = None) -> Path:
+        folder = folder or tmp_path / "run"
+        argv = [f"--config={name}" for name in (config, SMOKE) if name]
+        argv += [
+            f"--data.{split}_dataset={tiny_beton / f'{split}.beton'}" for split in ("train", "val")
+        ]
+        train_imagenet.main(
+            train_imagenet.read_settings([*argv, f"--logging.folder={folder}", *flags])
+        )
+        return folder
+
+    return run

@@ -1,0 +1,343 @@
+"""The parts of train_imagenet.py, and short runs of the whole of it."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import train_imagenet
+from fast_imagenet.checkpoint import load_checkpoint, load_weights
+from fast_imagenet.models import create_model, last_linear, zero_init_residual
+from fast_imagenet.ranks import choose_precision
+from tests.conftest import ROOT, SMOKE
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def read_losses(folder):
+    lines = (folder / "steps.jsonl").read_text().splitlines()
+    return [loss for line in lines for loss in json.loads(line)["losses"]]
+
+
+# ── model ──
+
+
+def test_names_choose_the_library():
+    assert type(create_model("resnet18", 7)).__module__.startswith("torchvision")
+    assert type(create_model("timm/resnet18", 7)).__module__.startswith("timm")
+    assert type(create_model("resnet26d", 7)).__module__.startswith("timm")  # torchvision has none
+    assert last_linear(create_model("resnet18", 7)).out_features == 7
+    with pytest.raises(ValueError, match="model.arch=resnet51 is not"):
+        create_model("resnet51", 7)
+    with pytest.raises(ValueError, match="torchvision/resnet26d"):
+        create_model("torchvision/resnet26d", 7)
+
+
+def test_stochastic_depth_where_the_network_has_it():
+    from timm.layers import DropPath
+
+    model = create_model("timm/resnet18", 7, drop_path=0.1)
+    assert any(isinstance(module, DropPath) for module in model.modules())
+    with pytest.raises(ValueError, match="drop_path=0.1.*has no stochastic depth.*timm/resnet18"):
+        create_model("resnet18", 7, drop_path=0.1)
+
+
+@pytest.mark.parametrize("arch, blocks", [("resnet18", 8), ("resnet50", 16), ("timm/resnet50", 16)])
+def test_zero_init_makes_every_block_start_as_the_identity(arch, blocks):
+    model = create_model(arch, 3)
+    assert zero_init_residual(model) == blocks
+    block = next(m for m in model.modules() if hasattr(m, "downsample") and m.downsample is None)
+    x = torch.randn(1, block.conv1.in_channels, 8, 8).relu()
+    torch.testing.assert_close(block.eval()(x), x)
+
+
+def test_precision_follows_the_device():
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) is torch.float32
+    assert choose_precision("bf16", cpu) is torch.bfloat16
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        choose_precision("fp16", cpu)
+
+
+# ── optimizer and loss ──
+
+
+def test_decay_touches_weights_of_convolution_and_linear_layers_only():
+    model = create_model("resnet18", 10)
+    decayed, free = train_imagenet.decay_groups(model, 1e-4)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    in_decay = {names[id(parameter)] for parameter in decayed["params"]}
+    expected = {name for name, p in model.named_parameters() if p.ndim > 1}  # holds for a ResNet
+    assert in_decay == expected and decayed["weight_decay"] == 1e-4
+    # the shortcut's norm, which a search for 'bn' in the name would have decayed
+    assert "layer2.0.downsample.1.weight" not in in_decay and free["weight_decay"] == 0
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_decay_groups_survive_blurpool():
+    from fast_imagenet.blurpool import apply_blurpool
+
+    model = create_model("resnet18", 10)
+    before = len(train_imagenet.decay_groups(model, 1e-4)[0]["params"])
+    apply_blurpool(model)
+    assert len(train_imagenet.decay_groups(model, 1e-4)[0]["params"]) == before
+
+
+@pytest.mark.parametrize("name", ["sgd", "lamb", "adamw"])
+def test_optimizers_by_name_keep_the_groups(name):
+    cfg = train_imagenet_settings(f"--training.optimizer={name}")
+    optimizer = train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 1e-4]
+
+
+def test_unknown_optimizer_is_named():
+    cfg = train_imagenet_settings("--training.optimizer=sgdd")
+    with pytest.raises(ValueError, match="training.optimizer=sgdd"):
+        train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
+
+
+def train_imagenet_settings(*flags):
+    """Settings without looking for files."""
+    from fast_imagenet.config import read_config
+
+    return read_config(train_imagenet.SETTINGS, list(flags), prog="test", description="")
+
+
+def test_losses_against_slow_versions():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    smoothing = 0.1
+    soft = F.one_hot(labels, 4) * (1 - smoothing) + smoothing / 4
+    ce = train_imagenet.build_loss("ce", 4, smoothing)
+    slow_ce = -(soft * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(ce(logits, labels), slow_ce)
+    torch.testing.assert_close(ce(logits, soft), slow_ce)  # soft targets are smoothed already
+    bce = train_imagenet.build_loss("bce", 4, smoothing)
+    p = logits.sigmoid()
+    slow_bce = -(soft * p.log() + (1 - soft) * (1 - p).log()).sum(1).mean()
+    loose = {"rtol": 1e-6, "atol": 1e-6, "check_dtype": False}  # targets are float32
+    torch.testing.assert_close(bce(logits, labels), slow_bce, **loose)
+    torch.testing.assert_close(bce(logits, soft), slow_bce, **loose)
+
+
+def test_normalize_equals_torchvision():
+    images_bhwc = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8)
+    v2 = torchvision.transforms.v2
+    expected = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(train_imagenet.MEAN, train_imagenet.STD),
+        ]
+    )(images_bhwc.permute(0, 3, 1, 2))
+    ours = train_imagenet.normalize(images_bhwc)
+    torch.testing.assert_close(ours, expected)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mixing_is_keyed_by_the_step():
+    cfg = train_imagenet_settings("--augment.mixup=0.2", "--augment.cutmix=1.0")
+    mix = train_imagenet.build_mixer(cfg, 5)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    first, again, other = (mix(images.clone(), labels, step) for step in (3, 3, 4))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    torch.testing.assert_close(first[1].sum(1), torch.ones(8))
+
+
+def test_the_step_follows_the_schedule_and_accumulates_exactly():
+    """Two micro-batches give the gradients of one whole batch on a network without batch norm."""
+    torch.manual_seed(0)
+    weights = torch.randn(3 * 4 * 4, 5)
+    results = []
+    for micro in (8, 4):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
+        with torch.no_grad():
+            model[1].weight.copy_(weights.T)
+            model[1].bias.zero_()
+        t = training_of(model, micro)
+        torch.manual_seed(1)
+        batches = [(torch.randint(256, (8, 4, 4, 3), dtype=torch.uint8), torch.arange(8) % 5)] * 3
+        rates = {}
+
+        def show(step, loss, lr, images, waited, rates=rates):
+            rates[step] = lr
+
+        losses, _, seen = train_imagenet.train_epoch(t, batches, 6, 3, show)
+        assert rates == pytest.approx({6: 2.0, 7: 2 + 1 / 3, 8: 2 + 2 / 3}) and seen == 24
+        results.append((torch.stack(losses), model[1].weight.detach().clone()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def training_of(model, micro):
+    return train_imagenet.Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        average=train_imagenet.WeightAverage(model),
+        loss=F.cross_entropy,
+        mix=lambda images, labels, step: (images, labels),
+        autocast=lambda: torch.autocast("cpu", enabled=False),
+        lr_at_epoch=lambda epoch: epoch,
+        decay_at_step=lambda step: 0.0,
+        micro_batch=micro,
+        clip_grad=1.0,
+    )
+
+
+# ── evaluation ──
+
+
+def test_evaluation_scores_both_protocols():
+    """A network that knows left from right: the flip changes the configured protocol only."""
+
+    class LeftOrRight(nn.Module):
+        def forward(self, images):
+            left, right = images[..., 0].mean((1, 2)), images[..., -1].mean((1, 2))
+            return torch.stack([left, right], 1) * torch.tensor([1.0, 1.0 - 1e-3])
+
+    images = torch.zeros(4, 6, 6, 3, dtype=torch.uint8)
+    labels = torch.tensor([0, 0, 1, 1])
+    images[:2, :, 0] = images[2:, :, -1] = 255
+    views = []
+
+    def batches(resolution, crop_ratio):
+        views.append((resolution, crop_ratio))
+        yield images, labels
+
+    v = dict(resolution=6, crop_ratio=1.0, plain_resolution=6, plain_crop_ratio=1.0, lr_tta=True)
+    cfg = SimpleNamespace(validation=SimpleNamespace(**v))
+    args = (LeftOrRight(), SimpleNamespace(batches=batches), cfg)
+    autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
+    scores = train_imagenet.evaluate(*args, autocast, torch.device("cpu"))
+    assert views == [(6, 1.0)]  # one pass serves both
+    assert scores["plain"]["top1"] == 100
+    assert scores["configured"]["top1"] == 50  # both sides average to a near tie
+    cfg.validation.plain_crop_ratio = 0.875
+    train_imagenet.evaluate(*args, autocast, torch.device("cpu"))
+    assert views[1:] == [(6, 0.875), (6, 1.0)]
+
+
+# ── whole runs ──
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_a_run_leaves_everything_it_promises(quick_run, backend, capsys):
+    folder = quick_run(
+        f"--data.backend={backend}", "--training.epochs=3", "--training.max_steps=0",
+        "--lr.lr_peak_epoch=1", "--ema.decay=0.9", "--resolution.max_res=64",
+        "--resolution.start_ramp=1", "--resolution.end_ramp=2", "--validation.lr_tta=true",
+        "--validation.crop_ratio=1.0",
+    )  # fmt: skip
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {"config.json", "environment.json", "log.jsonl", "steps.jsonl", "last.pt",
+                     "best.pt", "weights.safetensors", "weights.json", "curves.png"}  # fmt: skip
+    log = read_log(folder)
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert [line["resolution"] for line in log] == [32, 32, 64]
+    assert len({tuple(line) for line in log}) == 1
+    assert all(value is not None for line in log for value in line.values())
+    assert len(read_losses(folder)) == 3 * (80 // 16)
+    assert np.isfinite(read_losses(folder)).all()
+    last_line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"{log[-1]['plain_top1']:.2f} %" in last_line and "EMA" in last_line
+    state = load_checkpoint(folder / "last.pt")
+    assert state["epoch"] == 3 and state["best"] == max(line["ema_top1"] for line in log)
+
+
+def test_final_weights_load_into_the_plain_network(quick_run, tiny_beton):
+    from fast_imagenet.blurpool import apply_blurpool
+
+    folder = quick_run("--training.max_steps=3")
+    state, info = load_weights(folder / "weights.safetensors")
+    model = torchvision.models.resnet18(num_classes=info["num_classes"])
+    model.load_state_dict(state)
+    assert info["use_blurpool"] is True and apply_blurpool(model) == 6
+
+
+def test_resume_at_an_epoch_boundary_is_exact(quick_run, tmp_path):
+    common = ["--data.backend=torchvision", "--training.epochs=2", "--lr.lr_peak_epoch=0.5",
+              "--ema.decay=0.9", "--augment.mixup=0.2"]  # fmt: skip
+    whole = quick_run(*common, "--training.max_steps=0", folder=tmp_path / "whole")
+    parts = quick_run(*common, "--training.max_steps=5", folder=tmp_path / "parts")
+    assert len(read_log(parts)) == 1
+    quick_run(*common, "--training.max_steps=0", "--training.resume=auto", folder=parts)
+    assert read_losses(parts) == read_losses(whole)
+    first, second = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
+    for key in ("model", "ema"):
+        assert all(torch.equal(first[key][name], second[key][name]) for name in first[key]), key
+
+
+def test_resume_refuses_other_settings(quick_run, tmp_path):
+    common = ["--data.backend=torchvision", "--training.epochs=3"]
+    folder = quick_run(*common, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"lr.lr: 0.125 -> 0.5"):
+        quick_run(*common, "--training.resume=auto", "--lr.lr=0.5", folder=folder)
+
+
+def test_a_finished_run_says_so(quick_run, capsys):
+    flags = ("--data.backend=torchvision", "--training.epochs=1", "--lr.lr_peak_epoch=0")
+    folder = quick_run(*flags, "--training.max_steps=0")
+    before = (folder / "log.jsonl").read_bytes()
+    quick_run(*flags, "--training.max_steps=0", "--training.resume=auto", folder=folder)
+    assert "finished after 1 epochs: nothing to do" in capsys.readouterr().out
+    assert (folder / "log.jsonl").read_bytes() == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(quick_run, capsys):
+    quick_run("--data.backend=torchvision")
+    with pytest.raises(SystemExit) as stop:
+        quick_run("--data.backend=torchvision")
+    assert stop.value.code == 2 and "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ours", "torchvision", "timm"])
+def test_eval_only_takes_a_file_of_any_maker(quick_run, tmp_path, capsys, kind):
+    arch = "timm/resnet18" if kind == "timm" else "resnet18"
+    if kind == "ours":
+        folder = quick_run("--data.backend=torchvision", "--training.max_steps=2")
+        log, path = read_log(folder)[-1], folder / "weights.safetensors"
+    else:
+        path = tmp_path / "weights.pth"
+        state = create_model(arch, 10).state_dict()
+        torch.save({"state_dict": state} if kind == "timm" else state, path)
+    blur = "true" if kind == "ours" else "false"
+    quick_run("--data.backend=torchvision", "--training.eval_only=1", f"--model.arch={arch}",
+              f"--model.checkpoint={path}", f"--training.use_blurpool={blur}")  # fmt: skip
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "30 images" in line
+    if kind == "ours":
+        assert f"{log['plain_top1']:.2f} % plain" in line
+
+
+def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
+    """Same global batch, same losses; batch norm sees 8 images at a time in both runs."""
+    flags = [
+        f"--config={SMOKE}", "--data.backend=torchvision", "--training.max_steps=0",
+        "--training.epochs=2", "--lr.lr_peak_epoch=0.5", "--training.micro_batch_size=8",
+        f"--data.train_dataset={tiny_beton}/train.beton", f"--data.val_dataset={tiny_beton}/val.beton",
+    ]  # fmt: skip
+    launch = {
+        1: [sys.executable],
+        2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    }
+    for ranks, command in launch.items():
+        folder = f"--logging.folder={tmp_path}/{ranks}"
+        command = [*command, "train_imagenet.py", *flags, folder]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = read_losses(tmp_path / "1"), read_losses(tmp_path / "2")
+    assert len(one) == 10
+    np.testing.assert_allclose(two, one, rtol=1e-4)

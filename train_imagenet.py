@@ -1,0 +1,629 @@
+"""Train a classifier on ImageNet, fast: the whole recipe in one file, read from top to bottom.
+
+    python train_imagenet.py --config rn50_88_epochs.yaml          one GPU
+    torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same batch, same result
+    python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
+
+To change the recipe, edit a YAML (budget), `build_loaders` (augmentation), schedules.py in
+fast_imagenet/ (shape of a schedule) or the step in `train_epoch`. What the recipes reach is in
+README.md, one row per config.
+
+Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64.
+"""
+
+import sys
+from pathlib import Path
+
+from fastargs import Config, Param, Section
+
+from fast_imagenet.checks import differences, impossible
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
+from fast_imagenet.schedules import SCHEDULES
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Settings: one YAML key each; every default is a working value                                  │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+HERE = Path(__file__).resolve().parent
+CONFIG_FOLDERS = [HERE / "rn50_configs", HERE / "rn18_configs", HERE / "imagenette_configs"]
+SETTINGS = Config()
+
+# fmt: off
+Section("model", "the network", SETTINGS).params(
+    arch=Param(Str(), "torchvision or timm name; timm/x forces the library", default="resnet50"),
+    checkpoint=Param(Str(), "weights to start from or to evaluate", default=""),
+    zero_init=Param(Bool(), "start residual branches at zero (last norm)", default=True),
+    drop_path=Param(Number(0, 0.9), "stochastic depth, where the network has it", default=0.0),
+)
+Section("data", "where pictures come from", SETTINGS).params(
+    train_dataset=Param(Str(), ".beton (torchvision: or a folder)", default="data/train.beton"),
+    val_dataset=Param(Str(), ".beton (torchvision: or a folder)", default="data/val.beton"),
+    num_workers=Param(Int(0), "loader workers a rank; 0 = its share of the cores", default=0),
+    in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
+    backend=Param(OneOf("ffcv", "torchvision"), "who loads and transforms", default="ffcv"),
+    transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
+)
+Section("resolution", "training side in pixels", SETTINGS).params(
+    min_res=Param(Int(16, 1024), "side up to start_ramp", default=160),
+    max_res=Param(Int(16, 1024), "side from end_ramp on", default=160),
+    start_ramp=Param(Int(0), "last epoch at min_res", default=0),
+    end_ramp=Param(Int(0), "first epoch at max_res", default=0),
+)
+Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
+    lr=Param(Number(0), "peak, per 256 images of the global batch", default=0.125),
+    lr_schedule_type=Param(OneOf(*SCHEDULES), "shape", default="linear"),
+    lr_peak_epoch=Param(Number(0), "end of the warm-up, epochs", default=2.0),
+    step_length=Param(Number(1e-3), "step: epochs between drops", default=30.0),
+    step_ratio=Param(Number(0, 1), "step: factor of a drop", default=0.1),
+    flat_fraction=Param(Number(0, 1), "flat_cosine: share before the fall", default=0.72),
+    min_lr=Param(Number(0), "rate at the end, per 256 images", default=0.0),
+)
+Section("training", "optimisation", SETTINGS).params(
+    epochs=Param(Int(1), "length of the run", default=16),
+    batch_size=Param(Int(1), "images per step over ALL ranks", default=256),
+    micro_batch_size=Param(Int(0), "images per forward pass and rank; 0 = all", default=0),
+    optimizer=Param(Str(), "sgd, or any optimizer that timm names", default="sgd"),
+    momentum=Param(Number(0, 1), "of SGD", default=0.9),
+    nesterov=Param(Bool(), "Nesterov momentum (sgd)", default=False),
+    weight_decay=Param(Number(0), "on weights of convolution and linear layers", default=1e-4),
+    label_smoothing=Param(Number(0, 1), "share given to all classes", default=0.1),
+    loss=Param(OneOf("ce", "bce"), "cross-entropy, or binary over the classes", default="ce"),
+    clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
+    use_blurpool=Param(Bool(), "blur before strided convolutions", default=True),
+    compile=Param(OneOf("auto", "on", "off"), "torch.compile; auto = on a GPU", default="auto"),
+    precision=Param(OneOf("auto", "bf16", "fp16", "fp32"), "auto = what fits", default="auto"),
+    seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
+    resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
+    eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
+    max_steps=Param(Int(0), "stop after this many steps; 0 = no limit", default=0),
+)
+Section("augment", "random changes to training pictures", SETTINGS).params(
+    crop_min_area=Param(Number(0.001, 1), "smallest crop, share of the picture", default=0.08),
+    crop_max_area=Param(Number(0.001, 1), "largest crop, share of the picture", default=1.0),
+    flip=Param(Number(0, 1), "probability of a horizontal flip", default=0.5),
+    mixup=Param(Number(0), "alpha of Mixup; 0 = off", default=0.0),
+    cutmix=Param(Number(0), "alpha of CutMix; 0 = off", default=0.0),
+)
+Section("ema", "moving average of the weights", SETTINGS).params(
+    decay=Param(Number(0, 0.9999999), "0 = off: the average is the raw weights", default=0.0),
+    warmup=Param(Bool(), "let the decay grow to its target", default=True),
+)
+Section("validation", "two protocols, both every epoch", SETTINGS).params(
+    resolution=Param(Int(16, 1024), "configured: side in pixels", default=224),
+    crop_ratio=Param(Number(0.1, 1), "configured: crop / shorter side", default=0.875),
+    lr_tta=Param(Bool(), "configured: average with the mirrored picture", default=False),
+    plain_resolution=Param(Int(16, 1024), "plain (one crop, no flip): side", default=224),
+    plain_crop_ratio=Param(Number(0.1, 1), "plain: crop / shorter side", default=0.875),
+    batch_size=Param(Int(1), "images per forward pass and rank", default=256),
+)
+Section("logging", "what a run leaves", SETTINGS).params(
+    folder=Param(Str(), "everything lands here", default="runs/default"),
+    wandb=Param(Str(), "project of Weights & Biases; empty = off", default=""),
+    tensorboard=Param(Bool(), "TensorBoard files, when it is installed", default=True),
+    progress=Param(Bool(), "live bar on a terminal", default=True),
+)
+# fmt: on
+
+
+def read_settings(argv: list[str] | None = None):
+    """Settings from YAML files and flags; every mistake is reported at once, exit status 2."""
+    return read_config(
+        SETTINGS,
+        argv,
+        search=CONFIG_FOLDERS,
+        check=impossible,
+        prog="train_imagenet.py",
+        description="Train a classifier on ImageNet from .beton files.",
+    )
+
+
+if __name__ == "__main__":
+    CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
+
+import time  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from functools import partial  # noqa: E402
+from itertools import islice  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from fast_imagenet.blurpool import apply_blurpool  # noqa: E402
+from fast_imagenet.checkpoint import (  # noqa: E402
+    load_checkpoint,
+    load_into,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from fast_imagenet.ema import WeightAverage  # noqa: E402
+from fast_imagenet.metrics import Score  # noqa: E402
+from fast_imagenet.models import create_model, last_linear, warm_up, zero_init_residual  # noqa: E402
+from fast_imagenet.progress import Progress, peak_memory_gb  # noqa: E402
+from fast_imagenet.ranks import Ranks, choose_precision, start_ranks  # noqa: E402
+from fast_imagenet.runlog import RunLog  # noqa: E402
+from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at  # noqa: E402
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Data                                                                                           │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def build_loaders(cfg, ranks: Ranks):
+    """Training loader (None when only evaluating) and validation loader of the chosen backend."""
+    if cfg.data.backend == "ffcv":
+        from fast_imagenet.loader import EvalLoader, TrainLoader
+
+        extra = {"in_memory": cfg.data.in_memory}
+    else:
+        from fast_imagenet.torch_pipeline import TorchEvalLoader as EvalLoader
+        from fast_imagenet.torch_pipeline import TorchTrainLoader as TrainLoader
+
+        extra = {"transforms": cfg.data.transforms}
+    place = dict(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device, **extra)
+    place["num_workers"] = ranks.workers(cfg.data.num_workers)
+    val = EvalLoader(cfg.data.val_dataset, batch_size=cfg.validation.batch_size, **place)
+    if cfg.training.eval_only:
+        return None, val
+    train = TrainLoader(
+        cfg.data.train_dataset,
+        global_batch=cfg.training.batch_size,
+        seed=cfg.training.seed,
+        crop_area=(cfg.augment.crop_min_area, cfg.augment.crop_max_area),
+        flip=cfg.augment.flip,
+        **place,
+    )
+    if train.classes != val.classes or train.num_classes < val.num_classes:
+        raise ValueError(
+            f"{cfg.data.train_dataset} has {train.num_classes} classes, {cfg.data.val_dataset} has "
+            f"{val.num_classes}, or their names differ; write both from one source"
+        )
+    return train, val
+
+
+def normalize(images_bhwc: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, 3) to float32 (B, 3, H, W), channels last, zero mean, unit deviation."""
+    mean = torch.tensor(MEAN, device=images_bhwc.device) * 255
+    std = torch.tensor(STD, device=images_bhwc.device) * 255
+    return ((images_bhwc.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def build_mixer(cfg, num_classes: int):
+    """(images_bchw, labels_b, step) -> (images_bchw, targets): Mixup or CutMix, or nothing."""
+    if not (cfg.augment.mixup or cfg.augment.cutmix):
+        return lambda images_bchw, labels_b, step: (images_bchw, labels_b)
+    from timm.data import Mixup
+
+    mixup = Mixup(
+        mixup_alpha=cfg.augment.mixup,
+        cutmix_alpha=cfg.augment.cutmix,
+        label_smoothing=cfg.training.label_smoothing,
+        num_classes=num_classes,
+    )
+
+    def mix(images_bchw, labels_b, step):
+        # timm draws from numpy's global state: keyed by the step, every rank and every resume agree
+        np.random.seed(np.random.SeedSequence([cfg.training.seed, step]).generate_state(4))
+        return mixup(images_bchw, labels_b)
+
+    return mix
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Model                                                                                          │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
+    """The raw network on its device, channels last, initialised, with BlurPool and checkpoint."""
+    torch.manual_seed(cfg.training.seed)
+    model = create_model(cfg.model.arch, num_classes, cfg.model.drop_path)
+    if cfg.model.zero_init:
+        zero_init_residual(model)
+    if cfg.training.loss == "bce":
+        # one class among many is improbable: otherwise the first steps only learn that (Mosaic)
+        nn.init.constant_(last_linear(model).bias, -np.log(num_classes))
+    if cfg.training.use_blurpool:
+        apply_blurpool(model)
+    if cfg.model.checkpoint:
+        load_into(model, load_weights(cfg.model.checkpoint)[0])
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def wrap_model(model: nn.Module, cfg, ranks: Ranks):
+    """The network as called in training and in evaluation: distributed, compiled when asked."""
+    train = model
+    if ranks.world_size > 1:
+        gpus = [ranks.device] if ranks.device.type == "cuda" else None
+        train = nn.parallel.DistributedDataParallel(model, device_ids=gpus, broadcast_buffers=False)
+    on = cfg.training.compile == "on"
+    if not (on or (cfg.training.compile == "auto" and ranks.device.type == "cuda")):
+        return train, model
+    torch._dynamo.config.recompile_limit = 64  # one graph a resolution and mode; the default is 8
+    compiled = torch.compile(train, dynamic=False)
+    return compiled, compiled if train is model else torch.compile(model, dynamic=False)
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Optimizer                                                                                      │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: weights of convolution and linear layers decay; norms and biases do not.
+
+    By module type: ffcv-imagenet looks for 'bn' in the name and so decays downsample.1 as well.
+    """
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
+    groups = {True: [], False: []}
+    for parameter in model.parameters():
+        groups[id(parameter) in decayed].append(parameter)
+    return [
+        {"params": groups[True], "weight_decay": weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD in one fused call, or any optimizer that timm names; each step sets the rate."""
+    groups, options = decay_groups(model, cfg.training.weight_decay), cfg.training
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=0.0, momentum=options.momentum, nesterov=options.nesterov, fused=True
+        )
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if options.optimizer not in list_optimizers():
+        raise ValueError(
+            f"training.optimizer={options.optimizer} is not known to timm; try sgd, lamb or adamw"
+        )
+    return create_optimizer_v2(
+        groups, opt=options.optimizer, lr=1.0, weight_decay=0.0, momentum=options.momentum
+    )
+
+
+def build_loss(kind: str, num_classes: int, smoothing: float):
+    """(logits_bk, labels_b or soft targets_bk) -> mean loss; soft targets are smoothed already."""
+
+    def loss(logits_bk, targets):
+        if kind == "ce":
+            hard = targets.ndim == 1
+            return F.cross_entropy(logits_bk, targets, label_smoothing=smoothing if hard else 0.0)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
+        # summed over the classes: their mean would shrink the gradients with their number
+        return F.binary_cross_entropy_with_logits(
+            logits_bk, targets.float(), reduction="sum"
+        ) / len(targets)
+
+    return loss
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Train                                                                                          │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+@dataclass
+class Training:
+    """What a training step uses, ready made."""
+
+    model: nn.Module  # as called: distributed, compiled
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage
+    loss: object  # (logits, targets) -> mean loss
+    mix: object  # (images_bchw, labels_b, step) -> (images_bchw, targets)
+    autocast: object  # () -> context
+    lr_at_epoch: object  # epochs as a real number -> learning rate
+    decay_at_step: object  # steps finished -> decay of the average
+    micro_batch: int  # images per forward pass
+    clip_grad: float  # largest gradient norm, 0 = off
+
+
+def train_epoch(
+    t: Training, batches, first_step: int, steps_per_epoch: int, show
+) -> tuple[list, float, int]:
+    """One epoch: every step's loss (on the device), seconds of waiting for data, images seen."""
+    t.model.train()
+    losses, waited, seen, batches = [], 0.0, 0, iter(batches)
+    for step in range(first_step, first_step + steps_per_epoch):
+        asked = time.perf_counter()
+        if (batch := next(batches, None)) is None:
+            break
+        images_bhwc, labels_b = batch
+        waited += time.perf_counter() - asked
+        lr = t.lr_at_epoch(step / steps_per_epoch)
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr
+        losses.append(forward_backward(t, images_bhwc, labels_b, step))
+        if t.clip_grad:
+            t.scaler.unscale_(t.optimizer)
+            nn.utils.clip_grad_norm_(t.model.parameters(), t.clip_grad)
+        t.scaler.step(t.optimizer)
+        t.scaler.update()
+        t.optimizer.zero_grad(set_to_none=True)
+        t.average.update(t.decay_at_step(step + 1))
+        seen += len(labels_b)
+        show(step, losses[-1], lr, seen, waited)
+    return losses, waited, seen
+
+
+def forward_backward(t: Training, images_bhwc, labels_b, step: int) -> torch.Tensor:
+    """Gradients of a rank's batch, in micro-batches; its mean loss, not waiting for the device."""
+    total = torch.zeros((), device=labels_b.device)
+    parts = list(zip(images_bhwc.split(t.micro_batch), labels_b.split(t.micro_batch), strict=True))
+    for index, (images, labels) in enumerate(parts):
+        images_bchw, targets = t.mix(normalize(images), labels, step)
+        # gradients cross the ranks once a step, with the last part
+        quiet = index < len(parts) - 1 and hasattr(t.model, "no_sync")
+        with t.model.no_sync() if quiet else nullcontext():
+            with t.autocast():
+                loss = t.loss(t.model(images_bchw).float(), targets)
+            share = len(labels) / len(labels_b)
+            t.scaler.scale(loss * share).backward()
+        total += loss.detach() * share
+    return total
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Evaluate                                                                                       │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader, cfg, autocast, device) -> dict:
+    """Both protocols, {'plain': {loss, top1, top5}, 'configured': ...}; one pass a crop."""
+    model.eval()
+    v = cfg.validation
+    plain, configured = (v.plain_resolution, v.plain_crop_ratio), (v.resolution, v.crop_ratio)
+    scores = {"plain": Score(device), "configured": Score(device)}
+    for view in dict.fromkeys((plain, configured)):
+        for images_bhwc, labels_b in loader.batches(*view):
+            images_bchw = normalize(images_bhwc)
+            with autocast():
+                logits_bk = model(images_bchw).float()
+                mirrored = view == configured and v.lr_tta
+                flipped = model(images_bchw.flip(3)).float() if mirrored else logits_bk
+            if view == plain:
+                scores["plain"].add(logits_bk, labels_b)
+            if view == configured:
+                scores["configured"].add((logits_bk + flipped) / 2, labels_b)
+    return {name: score.read() for name, score in scores.items()}
+
+
+def evaluate_both(model, raw, average: WeightAverage, loader, cfg, autocast, ranks: Ranks) -> dict:
+    """The log's evaluation keys, for the raw weights and for their average."""
+    ranks.average(dict(raw.named_buffers()))  # each rank's batch norm has seen its own images
+    scores = evaluate(model, loader, cfg, autocast, ranks.device)
+    ema_scores = scores  # with decay 0 the average is the raw weights: the same numbers
+    if cfg.ema.decay:
+        ranks.average(average.state_dict())
+        with average.applied():
+            ema_scores = evaluate(model, loader, cfg, autocast, ranks.device)
+    record = {"val_loss": scores["plain"]["loss"], "val_loss_ema": ema_scores["plain"]["loss"]}
+    for prefix, result in (("", scores), ("ema_", ema_scores)):
+        for key in ("top1", "top5"):
+            record[f"{prefix}plain_{key}"] = result["plain"][key]
+            record[f"{prefix}{key}"] = result["configured"][key]
+    return record
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Main                                                                                           │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def build_training(cfg, model: nn.Module, called: nn.Module, ranks: Ranks) -> Training:
+    """Everything that a step uses, from the settings."""
+    dtype = choose_precision(cfg.training.precision, ranks.device)
+    scale = cfg.training.batch_size / 256
+    num_classes = last_linear(model).out_features
+    return Training(
+        model=called,
+        optimizer=build_optimizer(cfg, model),
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
+        average=WeightAverage(model),
+        loss=build_loss(cfg.training.loss, num_classes, cfg.training.label_smoothing),
+        mix=build_mixer(cfg, num_classes),
+        autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
+        lr_at_epoch=partial(
+            lr_at,
+            kind=cfg.lr.lr_schedule_type,
+            epochs=cfg.training.epochs,
+            peak_lr=cfg.lr.lr * scale,
+            peak_epoch=cfg.lr.lr_peak_epoch,
+            final_lr=cfg.lr.min_lr * scale,
+            step_length=cfg.lr.step_length,
+            step_ratio=cfg.lr.step_ratio,
+            flat_fraction=cfg.lr.flat_fraction,
+        ),
+        decay_at_step=partial(ema_decay_at, decay=cfg.ema.decay, warmup=cfg.ema.warmup),
+        micro_batch=cfg.training.micro_batch_size or cfg.training.batch_size // ranks.world_size,
+        clip_grad=cfg.training.clip_grad,
+    )
+
+
+def restore(cfg, t: Training, model: nn.Module) -> dict:
+    """The run so far as its checkpoint tells, tensors loaded; a fresh state without one."""
+    fresh = {"epoch": 0, "best": -1.0, "seconds": 0.0}
+    last = Path(cfg.logging.folder, "last.pt")
+    path = last if cfg.training.resume == "auto" else Path(cfg.training.resume)
+    if cfg.training.resume == "none" or (path == last and not last.exists()):
+        return fresh
+    state = load_checkpoint(path)
+    if changed := differences(state["config"], to_dict(cfg)):
+        raise ValueError(
+            f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
+            f"afresh in another logging.folder"
+        )
+    load_into(model, state["model"])
+    t.average.load_state_dict(state["ema"])
+    t.optimizer.load_state_dict(state["optimizer"])
+    t.scaler.load_state_dict(state["scaler"])
+    return {key: state[key] for key in fresh}
+
+
+def run_epoch(cfg, t: Training, loader, epoch: int, ranks: Ranks, bar: Progress) -> dict:
+    """Train one epoch; the log's training keys, and `losses`, the loss of every step."""
+    steps, resolution = len(loader), resolution_at(epoch, **vars(cfg.resolution))
+    torch.manual_seed(cfg.training.seed + 1_000_003 * epoch + ranks.rank)  # stochastic depth
+    bar.epoch(epoch, cfg.training.epochs, resolution)
+    start = time.perf_counter()
+    limit = min(steps, cfg.training.max_steps - epoch * steps) if cfg.training.max_steps else steps
+    batches = islice(loader.epoch(epoch, resolution), limit)
+    losses, waited, seen = train_epoch(t, batches, epoch * steps, steps, bar.step)
+    losses = torch.stack(losses)
+    ranks.average({"losses": losses})
+    losses = losses.tolist()  # waits for the device, so that the clock is honest
+    seconds = time.perf_counter() - start
+    return {
+        "epoch": epoch + 1,
+        "train_loss": float(np.mean(losses)),
+        "lr": t.optimizer.param_groups[0]["lr"],
+        "resolution": resolution,
+        "images_per_second": seen * ranks.world_size / seconds,
+        "data_wait_share": waited / seconds,
+        "seconds": seconds,
+        "losses": losses,
+    }
+
+
+def train(cfg, ranks: Ranks, log: RunLog) -> None:
+    """The whole run: build, resume, epochs, final weights."""
+    loader, val_loader = build_loaders(cfg, ranks)
+    model = build_model(cfg, loader.num_classes, ranks.device)
+    called, called_eval = wrap_model(model, cfg, ranks)
+    t = build_training(cfg, model, called, ranks)
+    state = restore(cfg, t, model)
+    epochs, steps = range(state["epoch"], cfg.training.epochs), len(loader)
+    if not epochs:
+        print(f"{cfg.logging.folder} is finished after {state['epoch']} epochs: nothing to do")
+        return
+    log.truncate_after(state["epoch"])
+    sides = {resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs}
+    if hasattr(called, "_orig_mod"):  # compiled
+        warm_up(partial(blank_step, t, ranks.device), model, sorted(sides))
+    bar = Progress(steps * cfg.training.epochs, steps * epochs[0], ranks.world_size,
+                   cfg.logging.progress and ranks.is_main)  # fmt: skip
+    for epoch in epochs:
+        record = run_epoch(cfg, t, loader, epoch, ranks, bar)
+        log.write_steps(epoch * steps, record.pop("losses"))
+        start = time.perf_counter()
+        record |= evaluate_both(called_eval, model, t.average, val_loader, cfg, t.autocast, ranks)
+        record["eval_seconds"] = time.perf_counter() - start
+        state["seconds"] += record["seconds"] + record["eval_seconds"]
+        record |= {"total_seconds": state["seconds"], "memory_gb": peak_memory_gb(ranks.device)}
+        log.write(**record)
+        better = record["ema_top1"] > state["best"]
+        state |= {"epoch": epoch + 1, "best": max(state["best"], record["ema_top1"])}
+        if ranks.is_main:
+            save_state(cfg, t, model, loader.classes, state, better)
+        if 0 < cfg.training.max_steps <= (epoch + 1) * steps:
+            break
+    bar.close()
+    if ranks.is_main:
+        finish(cfg, log, t, model, loader.classes, record)
+
+
+def blank_step(t: Training, device: torch.device, side: int) -> None:
+    """A forward and backward pass on noise, for compilation."""
+    shape = (t.micro_batch, side, side, 3)
+    noise = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=device)
+    forward_backward(t, noise, labels, step=0)
+
+
+def save_state(cfg, t: Training, model: nn.Module, classes, state: dict, better: bool) -> None:
+    """last.pt, and best.pt when this epoch is the best so far."""
+    whole = {
+        "model": model.state_dict(),
+        "ema": t.average.state_dict(),
+        "optimizer": t.optimizer.state_dict(),
+        "scaler": t.scaler.state_dict(),
+        "config": to_dict(cfg),
+        "classes": classes,
+        **state,
+    }
+    for name in ["last.pt", "best.pt"] if better else ["last.pt"]:
+        save_checkpoint(Path(cfg.logging.folder, name), whole)
+
+
+def finish(cfg, log: RunLog, t: Training, model: nn.Module, classes, record: dict) -> None:
+    """Final weights with what made them, curves and the summary line."""
+    info = {
+        "arch": cfg.model.arch,
+        "num_classes": last_linear(model).out_features,
+        "classes": classes,
+        "use_blurpool": cfg.training.use_blurpool,
+        "weights": "moving average" if cfg.ema.decay else "raw",
+        "config": to_dict(cfg),
+        "record": record,
+    }
+    save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.average.state_dict(), info)
+    log.finish(record)
+    end = f"{record['epoch']} epochs in {record['total_seconds'] / 60:.1f} min"
+    print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")
+
+
+def summary_line(cfg, record: dict) -> str:
+    """Both protocols' top-1 in one line; of the moving average too when there is one."""
+    v = cfg.validation
+    views = {"plain_": f"plain {v.plain_resolution} px", "": f"{v.resolution} px"}
+    views[""] += " + flip" if v.lr_tta else ""
+    texts = []
+    for key, view in views.items():
+        ema = f" (EMA {record[f'ema_{key}top1']:.2f} %)" if cfg.ema.decay else ""
+        texts.append(f"{record[f'{key}top1']:.2f} %{ema} {view}")
+    return f"{cfg.model.arch}: top-1 {', '.join(texts)}"
+
+
+def evaluate_file(cfg, ranks: Ranks) -> None:
+    """Evaluate model.checkpoint under both protocols and print one line."""
+    _, loader = build_loaders(cfg, ranks)
+    blurred = load_weights(cfg.model.checkpoint)[1].get("use_blurpool", cfg.training.use_blurpool)
+    if blurred != cfg.training.use_blurpool:
+        raise ValueError(
+            f"{cfg.model.checkpoint} was trained with use_blurpool={blurred}; set "
+            f"training.use_blurpool={blurred}"
+        )
+    model = build_model(cfg, loader.num_classes, ranks.device)
+    dtype = choose_precision(cfg.training.precision, ranks.device)
+    autocast = partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32)
+    scores = evaluate(model, loader, cfg, autocast, ranks.device)
+    record = {"plain_top1": scores["plain"]["top1"], "top1": scores["configured"]["top1"]}
+    cfg.ema.decay = 0.0  # a file holds one set of weights
+    if ranks.is_main:
+        print(f"{summary_line(cfg, record)}; {loader.num_samples} images; {cfg.model.checkpoint}")
+
+
+def main(cfg) -> None:
+    """Train, or evaluate a file, as the settings say."""
+    ranks = start_ranks()
+    try:
+        if cfg.training.eval_only:
+            return evaluate_file(cfg, ranks)
+        log = RunLog(
+            cfg.logging.folder,
+            config=to_dict(cfg),
+            resume=cfg.training.resume != "none",
+            enabled=ranks.is_main,
+            tensorboard=cfg.logging.tensorboard,
+            wandb_project=cfg.logging.wandb,
+        )
+        train(cfg, ranks, log)
+    finally:
+        ranks.close()
+
+
+if __name__ == "__main__":
+    try:
+        main(CFG)
+    except ValueError as error:  # a sentence for the user; anything else is a defect: traceback
+        sys.exit(f"train_imagenet.py: {error}")
