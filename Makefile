@@ -1,0 +1,24 @@
+# Every target installs what it needs first. PYTHON=/path/to/python3.12 chooses another interpreter.
+PYTHON ?= python3
+PY := .venv/bin/python
+.PHONY: setup demo test lint doctor clean
+
+setup:  ## system packages where permitted, .venv from requirements.txt; nothing when up to date
+	@PYTHON=$(PYTHON) bash scripts/setup.sh
+
+demo: setup  ## write the embedded data set, train a small network on it, evaluate
+	$(PY) write_dataset.py --source.kind=synthetic --write.folder=data/demo --write.overwrite=true
+	$(PY) train_imagenet.py --config demo.yaml
+
+test: setup  ## the whole test suite
+	$(PY) -m pytest
+
+lint: setup  ## style and common mistakes
+	$(PY) -m ruff check .
+
+doctor:  ## what is missing or odd on this machine, and how to mend it
+	@if [ -x $(PY) ]; then $(PY) -m fast_imagenet.doctor; else $(PYTHON) -m fast_imagenet.doctor; fi
+
+clean:  ## removes .venv and caches; data/ and runs/ stay
+	rm -rf .venv .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
