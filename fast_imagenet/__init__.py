@@ -1,6 +1,7 @@
 """Train ImageNet-class networks on FFCV files: what you would not change to change the training.
 
-The two scripts beside this package are the program: `write_dataset.py` and `train_imagenet.py`. The package holds the rest:
+The two scripts beside this package are the program: `write_dataset.py` and `train_imagenet.py`. The
+package holds the rest:
 
     config.py          read_config: defaults < YAML files < flags, every problem reported at once
     schedules.py       lr_at, resolution_at, ema_decay_at: pure functions of progress
@@ -10,8 +11,9 @@ The two scripts beside this package are the program: `write_dataset.py` and `tra
     loader.py          the only file that touches ffcv.Loader
     torch_pipeline.py  the same recipe on torchvision and a DataLoader
     beton/             the data file: write, check, read
-    sources/           where pictures come from: folders, archives, parquet, web data sets, drawn ones
-    checkpoint.py runlog.py
+    sources/           where pictures come from: folders, archives, parquet, web data sets, drawn
+    ones checkpoint.py runlog.py
 
-Importing the package imports nothing else, so that a wrong setting is reported before anything heavy is loaded.
+Importing the package imports nothing else, so that a wrong setting is reported before anything
+heavy is loaded.
 """

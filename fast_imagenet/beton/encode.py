@@ -1,9 +1,11 @@
 """What happens to one picture on its way into the file: read, decode, resize, JPEG or raw.
 
-These functions run in the writer's worker processes, a chunk of neighbouring output positions at a time.
+These functions run in the writer's worker processes, a chunk of neighbouring output positions at a
+time.
 """
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -29,7 +31,8 @@ class EncodeSettings:
     Attributes:
         mode: 'jpg', 'raw', 'proportion' or 'smart'.
         jpeg_share: share of JPEGs under 'proportion', 0..1.
-        smart_bytes: under 'smart', pictures of up to so many bytes of pixels are raw and larger ones JPEG.
+        smart_bytes: under 'smart', pictures of up to so many bytes of pixels are raw and larger
+            ones JPEG.
         quality: JPEG quality, 1..100.
         max_side: longest allowed side in pixels; 0 = as they are.
         seed: key of the hash that picks the JPEGs under 'proportion'.
@@ -68,11 +71,13 @@ class Chunk:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-# ------------------------------------------------------------ one picture ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# One picture
+# ------------------------------------------------------------------------------------------------
 
 
 def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
-    """Shrink so that the longer side is `max_side` pixels, area-averaged; smaller pictures (and max_side 0) stay as they are."""
+    """Shrink (area average) so that the longer side is `max_side` pixels; 0 = leave as it is."""
     height, width = rgb_hwc.shape[:2]
     if max_side <= 0 or max(height, width) <= max_side:
         return rgb_hwc
@@ -82,7 +87,8 @@ def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def encode_jpeg(rgb_hwc: np.ndarray, quality: int) -> bytes:
-    """Baseline JPEG with 4:2:0 chroma and Huffman tables made for this picture (3 % smaller than the standard ones).
+    """Baseline JPEG with 4:2:0 chroma and Huffman tables made for this picture (3 % smaller than
+    the standard ones).
 
     Args:
         rgb_hwc: uint8 RGB [height, width, 3].
@@ -112,7 +118,7 @@ def hash_share(seed: int, index: int) -> float:
 
 
 def is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
-    """Whether picture `index` of the source, with so many bytes of pixels, is stored as JPEG rather than raw."""
+    """Whether picture `index` of the source, so many bytes of pixels, becomes JPEG or stays raw."""
     if settings.mode == "proportion":
         return hash_share(settings.seed, index) < settings.jpeg_share
     if settings.mode == "smart":
@@ -190,21 +196,25 @@ def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, 
     return chunk
 
 
-# ------------------------------------------------------------ a worker process ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# A worker process
+# ------------------------------------------------------------------------------------------------
 
 _WORKER = {}
 
 
-def start_worker(source: Source, settings: EncodeSettings, slots, parent: int) -> None:
+def start_worker(job, slots, parent: int) -> None:
     """Set up a worker process.
 
     Args:
-        source, settings: what to convert and how.
-        slots: shared int64 array: slots[0] counts the workers; slots[2k + 1] and slots[2k + 2] are the process id of
-            worker k and the index it works on.
+        job: shared bytes: the pickled pair of Source and EncodeSettings.
+        slots: shared int64 array: slots[0] counts the workers; slots[2k + 1] and slots[2k + 2] are
+            the process id of worker k and the index it works on.
         parent: process id of the writer; the worker ends when it is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the writer, which stops the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the writer, which stops the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -213,6 +223,7 @@ def start_worker(source: Source, settings: EncodeSettings, slots, parent: int) -
         place = slots[0]
         slots[0] += 1
     slots[2 * place + 1] = os.getpid()
+    source, settings = pickle.loads(memoryview(job))
     _WORKER.update(source=source, settings=settings, slots=slots, place=place)
 
 

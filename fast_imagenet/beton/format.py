@@ -1,10 +1,11 @@
 """Layout of FFCV's file format, version 2, as numpy dtypes.
 
-    header | one descriptor a field | metadata, one row a sample | gap | data pages | allocation table
+    header | one descriptor a field | metadata, one row a sample | gap | data pages | allocation
+    table
 
-Data pages begin at multiples of the page size counted from the start of the file. A picture lies inside one page.
-The allocation table is everything from `alloc_table_ptr` to the end of the file: one row a picture.
-All integers are little-endian.
+Data pages begin at multiples of the page size counted from the start of the file. A picture lies
+inside one page. The allocation table is everything from `alloc_table_ptr` to the end of the file:
+one row a picture. All integers are little-endian.
 
 Source: ffcv 1.0.2, ffcv/types.py, ffcv/fields/rgb_image.py and ffcv/memory_allocator.py.
 """
@@ -13,7 +14,9 @@ import numpy as np
 
 FORMAT_VERSION = 2
 MIN_PAGE_SIZE = 1 << 21
-MAX_PAGE_SIZE = 1 << 31  # FFCV stores the page size in 32 bits, so 2**31 is the largest power of two
+MAX_PAGE_SIZE = (
+    1 << 31
+)  # FFCV stores the page size in 32 bits, so 2**31 is the largest power of two
 MAX_SIDE = 65535  # height and width are stored in 16 bits
 
 INT_FIELD, IMAGE_FIELD = 1, 2  # type_id of the two fields that we write

@@ -1,7 +1,8 @@
 """Read and check a .beton file with numpy alone, without FFCV.
 
-FFCV trusts a file blindly: it opens an unfinished or truncated one and then trains on wrong pictures or crashes. `BetonFile`
-refuses such a file with one sentence, in under a second for 1.3 million samples. It checks structure, not picture bytes.
+FFCV trusts a file blindly: it opens an unfinished or truncated one and then trains on wrong
+pictures or crashes. `BetonFile` refuses such a file with one sentence, in under a second for 1.3
+million samples. It checks structure, not picture bytes.
 """
 
 import io
@@ -18,7 +19,7 @@ _REMEDY = "write it again with write_dataset.py"
 
 
 class BetonError(ValueError):
-    """A file that is not a complete .beton file; the message names the file, the fault and the remedy."""
+    """Not a complete .beton file; the message names the file, the fault and the remedy."""
 
 
 class BetonFile:
@@ -42,8 +43,8 @@ class BetonFile:
         path: the file.
 
     Raises:
-        BetonError: missing, empty, of another type, unfinished, truncated or damaged; or a sidecar that belongs to another
-            file.
+        BetonError: missing, empty, of another type, unfinished, truncated or damaged; or a sidecar
+            that belongs to another file.
     """
 
     def __init__(self, path: str | Path):
@@ -74,7 +75,11 @@ class BetonFile:
         self._bytes = _map(self.path)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        """Stored picture and label of sample `index`: JPEG bytes, or uint8 RGB [height, width, 3] where it is raw."""
+        """Stored picture and label of sample `index`.
+
+        Returns:
+            JPEG bytes, or uint8 RGB [height, width, 3] where it is raw; and the label.
+        """
         start = int(self.offsets[index])
         stored = self._bytes[start : start + int(self.sizes[index])]
         label = int(self.labels[index])
@@ -97,9 +102,13 @@ class BetonFile:
         try:
             rgb_hwc = np.array(Image.open(io.BytesIO(stored), formats=["JPEG"]).convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(self.path, f"the JPEG of sample {index} cannot be decoded ({error})") from error
+            raise _damaged(
+                self.path, f"the JPEG of sample {index} cannot be decoded ({error})"
+            ) from error
         if rgb_hwc.shape[:2] != (self.heights[index], self.widths[index]):
-            raise _damaged(self.path, f"the JPEG of sample {index} has the wrong size {rgb_hwc.shape[:2]}")
+            raise _damaged(
+                self.path, f"the JPEG of sample {index} has the wrong size {rgb_hwc.shape[:2]}"
+            )
         return rgb_hwc
 
 
@@ -108,7 +117,9 @@ def sidecar_path(path: str | Path) -> Path:
     return Path(f"{path}.json")
 
 
-# ------------------------------------------------------------ checks ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# Checks
+# ------------------------------------------------------------------------------------------------
 
 
 def _damaged(path: Path, what: str) -> BetonError:
@@ -134,7 +145,8 @@ def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, np.dtype]:
         raise BetonError(f"{path} is unfinished: its header was never written; {_REMEDY}")
     if version != fmt.FORMAT_VERSION:
         raise BetonError(
-            f"{path} is no .beton file of format version {fmt.FORMAT_VERSION} (it says {version}): {_REMEDY}"
+            f"{path} is no .beton file of format version {fmt.FORMAT_VERSION} (it says {version}):"
+            f" {_REMEDY}"
         )
     if int(header["alloc_table_ptr"]) == 0:
         raise BetonError(f"{path} is unfinished: its writer was stopped before the end; {_REMEDY}")
@@ -151,7 +163,8 @@ def _samples_dtype(path: Path, data: np.ndarray, num_fields: int) -> np.dtype:
     types = {fmt.field_name(field): int(field["type_id"]) for field in fields}
     if types.get("image") != fmt.IMAGE_FIELD or types.get("label") != fmt.INT_FIELD:
         raise BetonError(
-            f"{path} has the fields {', '.join(types)}: it must hold an RGB picture 'image' and an integer 'label'"
+            f"{path} has the fields {', '.join(types)}: it must hold an RGB picture 'image' and an"
+            " integer 'label'"
         )
     if len(types) != num_fields or not set(types.values()) <= set(_FIELD_DTYPES):
         raise BetonError(f"{path} has fields of other kinds than pictures and numbers: {_REMEDY}")
@@ -167,7 +180,9 @@ def _read_samples(path: Path, data: np.ndarray, header: np.void, dtype: np.dtype
     if end > int(header["alloc_table_ptr"]):
         raise _damaged(path, f"{count:,} samples do not fit before the allocation table")
     if end > len(data):
-        raise BetonError(f"{path} is truncated: the metadata ends at byte {end:,} of {len(data):,}; {_REMEDY}")
+        raise BetonError(
+            f"{path} is truncated: the metadata ends at byte {end:,} of {len(data):,}; {_REMEDY}"
+        )
     return np.array(data[start:end]).view(dtype)
 
 
@@ -175,16 +190,20 @@ def _read_allocations(path: Path, data: np.ndarray, header: np.void) -> np.ndarr
     count, start = int(header["num_samples"]), int(header["alloc_table_ptr"])
     expected = start + count * fmt.ALLOCATION.itemsize
     if len(data) < expected:
-        raise BetonError(f"{path} is truncated: it has {len(data):,} bytes instead of {expected:,}; {_REMEDY}")
+        raise BetonError(
+            f"{path} is truncated: it has {len(data):,} bytes instead of {expected:,}; {_REMEDY}"
+        )
     if len(data) > expected:
-        raise _damaged(path, f"{len(data) - expected:,} bytes follow the allocation table of {count:,} rows")
+        raise _damaged(
+            path, f"{len(data) - expected:,} bytes follow the allocation table of {count:,} rows"
+        )
     return np.array(data[start:]).view(fmt.ALLOCATION)
 
 
 def _check_samples(
     path: Path, header: np.void, samples: np.ndarray, allocations: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and size of every picture (int64 [n]), after checking that they agree with everything else."""
+    """Offset and size of every picture (int64 [n]), checked against everything else."""
     count, end = len(samples), int(header["alloc_table_ptr"])
     ids = allocations["sample_id"]
     seen = np.zeros(count, bool)
@@ -231,7 +250,7 @@ def _refuse(path: Path, is_bad: np.ndarray, what: str) -> None:
 
 
 def _read_sidecar(path: Path, file: BetonFile) -> dict:
-    """The summary beside the file, {} when there is none; refused unless it describes this very file."""
+    """The summary beside the file, {} without one; refused unless it describes this file."""
     sidecar = sidecar_path(path)
     try:
         summary = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -241,7 +260,9 @@ def _read_sidecar(path: Path, file: BetonFile) -> dict:
         raise BetonError(f"{sidecar} cannot be read ({error}): {_REMEDY}") from error
     expected = {"num_samples": file.num_samples, "labels_crc32": zlib.crc32(file.labels.tobytes())}
     if not isinstance(summary, dict) or any(summary.get(k) != v for k, v in expected.items()):
-        raise BetonError(f"{sidecar} describes another file than {path}: keep each pair together, or {_REMEDY}")
+        raise BetonError(
+            f"{sidecar} describes another file than {path}: keep each pair together, or {_REMEDY}"
+        )
     classes = summary.get("classes")
     if not isinstance(classes, list) or len(classes) <= int(file.labels.max()):
         raise BetonError(f"{sidecar} names fewer classes than {path} has labels: {_REMEDY}")

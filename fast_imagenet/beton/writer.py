@@ -1,16 +1,19 @@
-"""Write FFCV's file format: many processes encode, one writes, and the final name only ever holds a complete file.
+"""Write FFCV's file format: many processes encode, one writes, and the final name only ever holds a
+complete file.
 
-The samples are appended in order by one process, so that the bytes of the file do not depend on the number of workers. The
-file grows under `<name>.partial-<pid>`, is checked, synced and then renamed; whatever goes wrong, the partial file is removed.
+The samples are appended in order by one process, so that the bytes of the file do not depend on the
+number of workers. The file grows under `<name>.partial-<pid>`, is checked, synced and then renamed;
+whatever goes wrong, the partial file is removed.
 
-Stock FFCV's writer waits for ever when a worker raises or dies, and leaves a file that looks complete; this one stops with the
-path of the picture.
+Stock FFCV's writer waits for ever when a worker raises or dies, and leaves a file that looks
+complete; this one stops with the path of the picture.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import zlib
@@ -42,8 +45,12 @@ __all__ = ["ConversionError", "EncodeSettings", "encode_jpeg", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
 CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
-WINDOW = 3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
-STALL_SECONDS = 600  # longest wait for one chunk: a file server that hangs must not hang the command
+WINDOW = (
+    3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
+)
+STALL_SECONDS = (
+    600  # longest wait for one chunk: a file server that hangs must not hang the command
+)
 MAX_LISTED = 100  # names listed in the summary for each kind of odd file
 SIDECAR_VERSION = 1
 
@@ -59,7 +66,8 @@ def write_beton(
     page_size: int = PAGE_SIZE,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Write `source` to `path` in an order drawn from `settings.seed`, and its summary to `<path>.json`.
+    """Write `source` to `path` in an order drawn from `settings.seed`, and its summary to
+    `<path>.json`.
 
     Equal source, settings and limit give equal bytes, whatever `workers` is.
 
@@ -69,15 +77,18 @@ def write_beton(
         settings: how pictures are stored; None = the defaults of EncodeSettings.
         limit: largest number of samples, drawn evenly over the classes; 0 = all.
         workers: processes that decode and encode; 0 = do it in this process.
-        overwrite: replace an existing file; the old one stays in place until the new one is complete.
-        page_size: bytes, a power of two from 2 MiB up; doubled as often as the largest picture needs.
+        overwrite: replace an existing file; the old one stays in place until the new one is
+            complete.
+        page_size: bytes, a power of two from 2 MiB up; doubled as often as the largest picture
+            needs.
         progress: called after every chunk with the numbers of new samples and of new bytes.
 
     Returns:
         The summary: see `summarise`.
 
     Raises:
-        ConversionError: a picture failed (the message begins with its path), or nothing is left to write.
+        ConversionError: a picture failed (the message begins with its path), or nothing is left to
+            write.
         FileExistsError: `path` exists and `overwrite` is off.
         OSError: the disk refuses, for instance because it is full.
     """
@@ -113,14 +124,17 @@ def write_beton(
     return summary
 
 
-# ------------------------------------------------------------ the file ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# The file
+# ------------------------------------------------------------------------------------------------
 
 
 class PageFile:
     """Appends samples to an open file in FFCV's page layout.
 
-    A layout in pages of some size is also one in pages of twice that size, because a picture inside one small page lies inside
-    one large page. So the page size is settled last, and no limit on the size of a picture is needed.
+    A layout in pages of some size is also one in pages of twice that size, because a picture inside
+    one small page lies inside one large page. So the page size is settled last, and no limit on the
+    size of a picture is needed.
 
     Args:
         file: open for binary writing, at its start.
@@ -155,11 +169,14 @@ class PageFile:
             start += size
 
     def _place(self, size: int) -> int:
-        """Where the next `size` bytes go: here if they fit into the page, else at the start of the next one."""
+        """Where the next `size` bytes go: here if they fit into the page, else in the next one."""
         while size > self._page_size:
             self._page_size *= 2
         if self._page_size > fmt.MAX_PAGE_SIZE:
-            raise ConversionError(f"a picture takes {size:,} bytes, more than FFCV's largest page: set --write.max_side")
+            raise ConversionError(
+                f"a picture takes {size:,} bytes, more than FFCV's largest page:"
+                " set --write.max_side"
+            )
         pointer = self._position
         if pointer % self._page_size + size > self._page_size:
             pointer = fmt.align_up(pointer, self._page_size)
@@ -174,7 +191,9 @@ class PageFile:
             ConversionError: there are no samples.
         """
         if not self._count:
-            raise ConversionError("no picture is left to write: every one was skipped, or there were none")
+            raise ConversionError(
+                "no picture is left to write: every one was skipped, or there were none"
+            )
         table = fmt.align_up(self._position, self._page_size)
         self._file.seek(table)
         self._file.write(self._allocations[: self._count].tobytes())
@@ -183,13 +202,15 @@ class PageFile:
         fields = fmt.field_descriptors()
         _stamp(fields[0]["arguments"], classes)
         self._file.seek(0)
-        self._file.write(header.tobytes() + fields.tobytes() + self._samples[: self._count].tobytes())
+        self._file.write(
+            header.tobytes() + fields.tobytes() + self._samples[: self._count].tobytes()
+        )
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
 def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
-    """Note the class list in the 1,024 bytes that FFCV reserves for a picture field and never reads."""
+    """Note the class list in the 1,024 bytes that FFCV keeps for a picture field but never reads."""
     digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
     stamp = {"written_by": "fast-imagenet", "num_classes": len(classes), "classes_sha256": digest}
     text = json.dumps(stamp).encode("ascii")
@@ -197,7 +218,10 @@ def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
 
 
 def _publish(partial: Path, path: Path, summary: dict) -> None:
-    """Give a complete file and its summary their final names; at no moment does an old summary stand beside a new file."""
+    """Give a complete file and its summary their final names.
+
+    At no moment does an old summary stand beside a new file.
+    """
     partial_sidecar, sidecar = sidecar_path(partial), sidecar_path(path)
     with open(partial_sidecar, "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=1, ensure_ascii=False)
@@ -214,7 +238,9 @@ def _publish(partial: Path, path: Path, summary: dict) -> None:
         os.close(folder)
 
 
-# ------------------------------------------------------------ the workers ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# The workers
+# ------------------------------------------------------------------------------------------------
 
 
 def _encoded(
@@ -230,10 +256,13 @@ def _encoded(
 def _encoded_by_pool(
     source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
 ) -> Iterator[Chunk]:
-    # spawn: a forked child would inherit locks held by the threads of OpenCV, numba or a test runner
+    # spawn: a forked child would inherit locks that threads of OpenCV, numba or a test hold
     context = multiprocessing.get_context("spawn")
     slots = context.Array("q", [0] + [-1] * (2 * workers))
-    pool = ProcessPoolExecutor(workers, context, start_worker, (source, settings, slots, os.getpid()))
+    # Shared memory, not an argument: Python fills the pipe of arguments before it looks whether the
+    # child still lives, so a child that dies at once would leave a large argument stuck for ever.
+    job = context.RawArray("B", pickle.dumps((source, settings)))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (job, slots, os.getpid()))
     waiting: deque[Future] = deque()
     try:
         for part in parts:
@@ -262,7 +291,7 @@ def _being_read(source: Source, slots) -> str:
 
 
 def _stop(pool: ProcessPoolExecutor, slots) -> None:
-    """End the worker processes now, whatever they are doing, and wait for them; nothing happens to those already gone."""
+    """End the worker processes now, whatever they are doing, and wait for them."""
     pool.shutdown(wait=False, cancel_futures=True)
     children = {child.pid: child for child in multiprocessing.active_children()}
     for pid in slots[1::2]:
@@ -273,7 +302,9 @@ def _stop(pool: ProcessPoolExecutor, slots) -> None:
             children[pid].join()
 
 
-# ------------------------------------------------------------ the summary ------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
+# The summary
+# ------------------------------------------------------------------------------------------------
 
 
 class Totals:
@@ -302,10 +333,11 @@ def summarise(
     """The summary of a written file, as it lies in the sidecar.
 
     Returns:
-        sidecar_version, file (its name), format; num_samples, num_classes, classes, class_names (list or None), counts (samples
-        per class, in the order of classes); source ({kind, read_bytes}); settings (EncodeSettings as a dictionary);
-        file_bytes, image_bytes, page_size; modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd ({kind: {count,
-        files}}); skipped (list of {file, reason}); labels_crc32; seconds, images_per_second.
+        sidecar_version, file (its name), format; num_samples, num_classes, classes, class_names
+        (list or None), counts (samples per class, in the order of classes); source ({kind,
+        read_bytes}); settings (EncodeSettings as a dictionary); file_bytes, image_bytes, page_size;
+        modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd ({kind: {count, files}});
+        skipped (list of {file, reason}); labels_crc32; seconds, images_per_second.
     """
     return {
         "sidecar_version": SIDECAR_VERSION,

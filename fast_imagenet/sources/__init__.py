@@ -1,8 +1,8 @@
 """Where pictures come from: one class for each way in which people keep ImageNet.
 
-`open_source(kind, path, split)` returns a Source: `labels` (int64 [n]), `classes` (in the order of the labels), `name(i)` for
-messages and `read(i)` -> the encoded bytes of one picture. A Source is picklable and small, and opens its files on first use,
-so that many processes can read the same one.
+`open_source(kind, path, split)` returns a Source: `labels` (int64 [n]), `classes` (in the order of
+the labels), `name(i)` for messages and `read(i)` -> the encoded bytes of one picture. A Source is
+picklable and small, and opens its files on first use, so that many processes can read the same one.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ __all__ = ["KINDS", "SPLITS", "Source", "SourceError", "open_source"]
 
 SPLITS = ("train", "val")
 
-# kind -> (module, function). Imported on use: parquet needs pyarrow and imagenette needs torchvision.
+# kind -> (module, function); imported on use: parquet needs pyarrow, imagenette needs torchvision.
 _OPENERS = {
     "image_folder": ("image_folder", "open_image_folder"),
     "ilsvrc_tar": ("ilsvrc_tar", "open_ilsvrc_tar"),
@@ -35,12 +35,14 @@ def open_source(kind: str, path: str | Path, split: str, *, seed: int = 0, **opt
         path: folder that holds the data; unused for 'synthetic'.
         split: 'train' or 'val'.
         seed: seed of drawn pictures ('synthetic' only).
-        options: settings of one kind: `classes` (file with one class name a line; parquet, webdataset), `size`
-            (imagenette: 'full', '320px' or '160px'; synthetic: number of pictures). Options that a kind does not know are
-            ignored, so that a caller may pass the same ones for all.
+        options: settings of one kind: `classes` (file with one class name a line; parquet,
+            webdataset), `size` (imagenette: 'full', '320px' or '160px'; synthetic: number of
+            pictures). Options that a kind does not know are ignored, so that a caller may pass the
+            same ones for all.
 
     Raises:
-        SourceError: the path does not hold such data; the message is one sentence that names what is wrong and the fix.
+        SourceError: the path does not hold such data; the message is one sentence that names what
+            is wrong and the fix.
     """
     if kind not in _OPENERS:
         raise SourceError(f"source kind {kind!r} is unknown: use one of {', '.join(KINDS)}")

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 WNID = re.compile(r"n\d{8}")
-MAX_IMAGE_BYTES = 64 << 20  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
+MAX_IMAGE_BYTES = (
+    64 << 20
+)  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
 
 
 class SourceError(ValueError):
@@ -22,8 +24,8 @@ class Source:
         labels: int64 [n], each in [0, len(classes)).
         classes: class identifiers in the order of the labels: sorted wnids where wnids are known.
         class_names: readable names in the same order, or None.
-        blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can be read at a fair price
-            (parquet row groups); None where any order costs the same.
+        blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can
+            be read at a fair price (parquet row groups); None where any order costs the same.
         draws_pixels: True when `pixels(i)` serves instead of `read(i)`.
     """
 
@@ -93,7 +95,7 @@ class FileHandles:
         data = handle.read(size)
         if len(data) != size:
             raise SourceError(
-                f"{self.paths[file_index]} ends {size - len(data)} bytes before the end of a picture:"
+                f"{self.paths[file_index]} ends {size - len(data)} bytes before a picture does:"
                 " the archive is truncated, fetch it again"
             )
         return data
@@ -121,7 +123,7 @@ def read_class_file(path: Path) -> list[str]:
 def sort_wnids(
     labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, list[str], list[str] | None]:
-    """Renumber labels so that classes stand in sorted-wnid order; other kinds of names keep their order."""
+    """Renumber labels so that wnids stand in sorted order; other names keep their order."""
     names = list(class_names) if class_names is not None else None
     if not all(WNID.fullmatch(name) for name in classes):
         return np.asarray(labels, np.int64), list(classes), names
@@ -133,7 +135,7 @@ def sort_wnids(
 
 
 def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
-    """Readable names for `classes` from a file of lines 'wnid name'; None unless it names every class."""
+    """Readable names of `classes` from a file of lines 'wnid name'; None unless it has them all."""
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -142,7 +144,8 @@ def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
 
 
 def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Indices of at most `limit` pictures (0 = all), drawn evenly over the classes; ascending int64.
+    """Indices of at most `limit` pictures (0 = all), drawn evenly over the classes; ascending
+    int64.
 
     A class with too few pictures gives all it has, and the others share the rest.
     """
@@ -161,8 +164,8 @@ def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
 def shuffle(indices: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:
     """A permutation of `indices` from `seed`.
 
-    With `blocks` (block number of every picture of the source) whole blocks change places, and pictures inside a block: then
-    a run of neighbours can be read from one block.
+    With `blocks` (block number of every picture of the source) whole blocks change places, and
+    pictures inside a block: then a run of neighbours can be read from one block.
     """
     rng = np.random.default_rng([seed, 2])
     shuffled = rng.permutation(indices)

@@ -1,7 +1,8 @@
 """Bytes of a picture -> RGB pixels, exactly as Pillow's `convert('RGB')` gives them.
 
-The kind is taken from the content, never from the name. EXIF orientation is not applied, as in torchvision and timm.
-Plain JPEGs go through OpenCV, which gives the same pixels (both carry libjpeg-turbo) in three quarters of the time.
+The kind is taken from the content, never from the name. EXIF orientation is not applied, as in
+torchvision and timm. Plain JPEGs go through OpenCV, which gives the same pixels (both carry
+libjpeg-turbo) in three quarters of the time.
 """
 
 import io
@@ -19,7 +20,7 @@ _FORMAT_OF_SUFFIX = {"jpg": "JPEG", "jpeg": "JPEG", **{name.lower(): name for na
 
 
 class ImageError(ValueError):
-    """A file that is no complete picture of a known kind; the message says why, without the path."""
+    """No complete picture of a known kind; the message says why, without the path."""
 
 
 def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]]:
@@ -30,8 +31,8 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
         name: its name; used only to notice names that promise another format.
 
     Returns:
-        Pixels as uint8 RGB [height, width, 3], and what is unusual about the file, out of: gray, cmyk, palette, alpha, 16bit,
-        misnamed, exif_orientation, broken_exif.
+        Pixels as uint8 RGB [height, width, 3], and what is unusual about the file, out of: gray,
+        cmyk, palette, alpha, 16bit, misnamed, exif_orientation, broken_exif.
 
     Raises:
         ImageError: empty, truncated or not a picture, an animation, or more than MAX_PIXELS pixels.
@@ -42,7 +43,9 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
         warnings.simplefilter("always")
         image = _open(data)
         exif_kinds = _exif_kinds(image, caught)
-        kinds = _kinds(image, name) + exif_kinds  # before loading, which forgets how pixels were stored
+        kinds = (
+            _kinds(image, name) + exif_kinds
+        )  # before loading, which forgets how pixels were stored
         rgb_hwc = _decode_plain_jpeg(image, data)
         if rgb_hwc is None:
             rgb_hwc = _convert(image)
@@ -73,8 +76,8 @@ def _open(data: bytes) -> Image.Image:
 def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Pixels of a complete JPEG with one or three components, None for everything else.
 
-    OpenCV fills what a truncated file lacks with gray and says nothing, so a file that does not end with the end-of-image
-    marker is left to Pillow, which refuses it.
+    OpenCV fills what a truncated file lacks with gray and says nothing, so a file that does not end
+    with the end-of-image marker is left to Pillow, which refuses it.
     """
     plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
     if not plain or data[-2:] != b"\xff\xd9":
@@ -91,7 +94,9 @@ def _convert(image: Image.Image) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error ... on damaged data
+    except (
+        Exception
+    ) as error:  # Pillow raises OSError, SyntaxError, struct.error ... on damaged data
         raise ImageError(f"cannot be decoded ({error})") from error
 
 

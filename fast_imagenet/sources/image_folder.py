@@ -37,15 +37,18 @@ class FileSource(Source):
 
 
 def open_image_folder(path: Path, split: str, **_) -> FileSource:
-    """One split of an image folder; classes are the sorted folder names of train/ (of val/ when there is no train/).
+    """One split of an image folder; classes are the sorted folder names of train/ (of val/ when
+    there is no train/).
 
     Raises:
-        SourceError: a missing, empty or flat folder, a class without pictures, or a val class that train/ lacks.
+        SourceError: a missing, empty or flat folder, a class without pictures, or a val class that
+            train/ lacks.
     """
     folder = path / split
     if not folder.is_dir():
         raise SourceError(
-            f"{path} holds no folder {split!r}: --source.path must be the folder that has train/ and val/ in it"
+            f"{path} holds no folder {split!r}: --source.path must be the folder that has train/ and"
+            " val/ in it"
         )
     present = class_folders(folder)
     train = path / "train"
@@ -69,9 +72,9 @@ def class_folders(folder: Path) -> list[str]:
     if not visible:
         raise SourceError(f"{folder} is empty: it must hold one folder a class")
     raise SourceError(
-        f"{folder} is flat: {len(visible):,} files and no class folders, so their classes are unknown; with"
-        " Kaggle's CSV use --source.kind=kaggle, with the official devkit use --source.kind=ilsvrc_tar, or move"
-        " each picture into a folder named after its wnid"
+        f"{folder} is flat: {len(visible):,} files and no class folders, so their classes are"
+        " unknown; with Kaggle's CSV use --source.kind=kaggle, with the official devkit use"
+        " --source.kind=ilsvrc_tar, or move each picture into a folder named after its wnid"
     )
 
 
@@ -80,8 +83,8 @@ def check_known(present: list[str], classes: list[str], folder: Path) -> None:
     unknown = sorted(set(present) - set(classes))
     if unknown:
         raise SourceError(
-            f"{folder} has {len(unknown)} classes that train/ lacks ({', '.join(unknown[:5])}): the two splits must"
-            " come from the same data set"
+            f"{folder} has {len(unknown)} classes that train/ lacks ({', '.join(unknown[:5])}):"
+            " the two splits must come from the same data set"
         )
 
 
@@ -98,7 +101,9 @@ def list_files(
     for wnid in present:
         found = sorted(_walk(folder / wnid, wnid))
         if not found:
-            raise SourceError(f"the class folder {folder / wnid} holds no pictures: fill or remove it")
+            raise SourceError(
+                f"the class folder {folder / wnid} holds no pictures: fill or remove it"
+            )
         names += found
         labels += [label_of[wnid]] * len(found)
     return names, np.array(labels, np.int64)

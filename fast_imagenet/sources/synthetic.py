@@ -1,9 +1,9 @@
 """The embedded data set: drawn pictures in ten classes, five shapes x two textures.
 
-A picture shows one checked or striped shape at a random place, size, rotation and pair of colours on a random background. Both
-textures cover half of the shape with each colour, and nothing else depends on the class, so that colour tells nothing, texture
-alone reaches at most 20 %, and shape alone at most 50 %.
-Picture `index` depends on (seed, split, index) only.
+A picture shows one checked or striped shape at a random place, size, rotation and pair of colours
+on a random background. Both textures cover half of the shape with each colour, and nothing else
+depends on the class, so that colour tells nothing, texture alone reaches at most 20 %, and shape
+alone at most 50 %. Picture `index` depends on (seed, split, index) only.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ class SyntheticSource(Source):
 
 
 def open_synthetic(path: Path, split: str, seed: int = 0, size: int = 0, **_) -> SyntheticSource:
-    """Drawn pictures; `path` is not used. `size` 0 means DEFAULT_SIZES (4,000 to train on, 1,000 to test)."""
+    """Drawn pictures; `path` is not used, `size` 0 means 4,000 to train on or 1,000 to test."""
     return SyntheticSource(split, size or DEFAULT_SIZES[split], seed)
 
 
@@ -91,7 +91,7 @@ def _rotate(x_hw: np.ndarray, y_hw: np.ndarray, angle: float) -> tuple[np.ndarra
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:
-    """Two colours of the shape, which differ clearly, and two of the background: float32 [4, 3] in 0..255."""
+    """Two unlike colours of the shape, two of the background: float32 [4, 3] in 0..255."""
     for _ in range(20):
         colours = rng.uniform(0, 255, (4, 3)).astype(np.float32)
         apart = np.abs(colours[0] - colours[1]).sum()
@@ -102,7 +102,7 @@ def _colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _shape_distance(shape: str, x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarray:
-    """About the distance to the outline, negative inside, in units of the radius; areas are alike."""
+    """About the distance to the outline, negative inside, in radii; all areas are alike."""
     if shape == "disk":
         return np.hypot(x_hw, y_hw) - 0.8
     if shape == "square":
@@ -116,7 +116,7 @@ def _shape_distance(shape: str, x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarra
 
 
 def _star_distance(x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarray:
-    """Five-pointed star: fold the plane into one half of one point, then one straight edge is left."""
+    """Five-pointed star: folded into one half of one point, it has one straight edge."""
     tip, notch, half = 1.1, 0.5, np.pi / 5
     angle_hw = np.abs((np.arctan2(y_hw, x_hw) + half) % (2 * half) - half)
     radius_hw = np.hypot(x_hw, y_hw)
@@ -129,7 +129,7 @@ def _star_distance(x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarray:
 def _texture(
     texture: str, x_hw: np.ndarray, y_hw: np.ndarray, period: float, phase: np.ndarray
 ) -> np.ndarray:
-    """Share of the second colour, 0..1 [height, width]; `period` in radii, `phase` (two numbers) in periods."""
+    """Share of the second colour, 0..1 [height, width]; `period` in radii, `phase` in periods."""
     wave = np.sin(2 * np.pi * (x_hw / np.float32(period) + np.float32(phase[0])))
     if texture == "checked":
         wave = wave * np.sin(2 * np.pi * (y_hw / np.float32(period) + np.float32(phase[1])))
