@@ -210,7 +210,7 @@ class PageFile:
 
 
 def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
-    """Note the class list in the 1,024 bytes that FFCV keeps for a picture field but never reads."""
+    """Note the class list in the 1,024 bytes that FFCV keeps for pictures and never reads."""
     digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
     stamp = {"written_by": "fast-imagenet", "num_classes": len(classes), "classes_sha256": digest}
     text = json.dumps(stamp).encode("ascii")
@@ -360,6 +360,7 @@ def summarise(
             kind: {"count": count, "files": totals.odd_names[kind]}
             for kind, count in sorted(totals.odd_counts.items())
         },
+        "notes": list(source.notes),
         "skipped": [{"file": name, "reason": reason} for name, reason in totals.skipped],
         "labels_crc32": zlib.crc32(file.labels.tobytes()),
         "seconds": round(seconds, 3),

@@ -8,9 +8,9 @@ picklable and small, and opens its files on first use, so that many processes ca
 from importlib import import_module
 from pathlib import Path
 
-from fast_imagenet.sources.base import Source, SourceError
+from fast_imagenet.sources.base import Source, SourceError, use_classes
 
-__all__ = ["KINDS", "SPLITS", "Source", "SourceError", "open_source"]
+__all__ = ["KINDS", "SPLITS", "Source", "SourceError", "open_source", "use_classes"]
 
 SPLITS = ("train", "val")
 
@@ -35,10 +35,10 @@ def open_source(kind: str, path: str | Path, split: str, *, seed: int = 0, **opt
         path: folder that holds the data; unused for 'synthetic'.
         split: 'train' or 'val'.
         seed: seed of drawn pictures ('synthetic' only).
-        options: settings of one kind: `classes` (file with one class name a line; parquet,
-            webdataset), `size` (imagenette: 'full', '320px' or '160px'; synthetic: number of
-            pictures). Options that a kind does not know are ignored, so that a caller may pass the
-            same ones for all.
+        options: settings of one kind; a kind ignores those of others, so that a caller may pass
+            the same ones for all. `classes`: file of class names, one a line (parquet, webdataset).
+            `download`: 'full', '320px' or '160px' (imagenette). `size`: pictures to draw
+            (synthetic).
 
     Raises:
         SourceError: the path does not hold such data; the message is one sentence that names what

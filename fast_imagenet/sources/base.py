@@ -26,12 +26,14 @@ class Source:
         class_names: readable names in the same order, or None.
         blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can
             be read at a fair price (parquet row groups); None where any order costs the same.
+        notes: sentences for the summary about what the user should know.
         draws_pixels: True when `pixels(i)` serves instead of `read(i)`.
     """
 
     kind = ""
     draws_pixels = False
     blocks: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None = None
@@ -90,7 +92,7 @@ class FileHandles:
         """
         handle = self._open.get(file_index)
         if handle is None:
-            handle = self._open[file_index] = open(self.paths[file_index], "rb")
+            handle = self._open[file_index] = open(self.paths[file_index], "rb")  # noqa: SIM115
         handle.seek(offset)
         data = handle.read(size)
         if len(data) != size:
@@ -132,6 +134,30 @@ def sort_wnids(
     new_of_old[order] = np.arange(len(classes))
     sorted_names = [names[old] for old in order] if names is not None else None
     return new_of_old[labels], [classes[old] for old in order], sorted_names
+
+
+def use_classes(source: Source, classes: Sequence[str]) -> None:
+    """Renumber the labels of `source` after the class list of another split, in place.
+
+    Raises:
+        SourceError: it has pictures of a class that is not in `classes`.
+    """
+    if source.classes == list(classes):
+        return
+    known = {name: label for label, name in enumerate(classes)}
+    used = np.unique(source.labels).tolist()
+    unknown = [source.classes[label] for label in used if source.classes[label] not in known]
+    if unknown:
+        raise SourceError(
+            f"the val split has {len(unknown)} classes that train lacks ({', '.join(unknown[:5])}):"
+            " both must come from the same data set"
+        )
+    names = dict(zip(source.classes, source.class_names or source.classes, strict=True))
+    new_label = np.array([known.get(name, -1) for name in source.classes])
+    source.labels = new_label[source.labels]
+    source.classes = list(classes)
+    if source.class_names is not None:
+        source.class_names = [names.get(name, name) for name in classes]
 
 
 def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:

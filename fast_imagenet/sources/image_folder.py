@@ -7,6 +7,12 @@ import numpy as np
 
 from fast_imagenet.sources.base import PackedNames, Source, SourceError, read_synset_names
 
+_OTHER_KINDS = {
+    "kaggle": "ILSVRC/Data/CLS-LOC",
+    "ilsvrc_tar": "ILSVRC2012_*.tar",
+    "parquet": "**/*.parquet",
+    "webdataset": "*.tar",
+}
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
@@ -46,16 +52,21 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
     """
     folder = path / split
     if not folder.is_dir():
-        raise SourceError(
-            f"{path} holds no folder {split!r}: --source.path must be the folder that has train/ and"
-            " val/ in it"
-        )
+        raise SourceError(f"{path} holds no folder {split!r}: {_advice(path)}")
     present = class_folders(folder)
     train = path / "train"
     classes = class_folders(train) if split == "val" and train.is_dir() else present
     check_known(present, classes, folder)
     names, labels = list_files(folder, present, classes)
     return FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
+
+
+def _advice(path: Path) -> str:
+    """What to do about a folder without train/ and val/, after a look at what it holds."""
+    for kind, pattern in _OTHER_KINDS.items():
+        if next(path.glob(pattern), None) is not None:
+            return f"it looks like another layout, try --source.kind={kind}"
+    return "--source.path must be the folder that has train/ and val/ in it"
 
 
 def class_folders(folder: Path) -> list[str]:

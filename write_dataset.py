@@ -1,0 +1,249 @@
+"""Turn ImageNet, however it is kept, into train.beton and val.beton for train_imagenet.py.
+
+    IMAGENET_DIR=/path/to/imagenet python write_dataset.py        data/train.beton, data/val.beton
+    python write_dataset.py --source.kind=synthetic               drawn pictures: nothing needed
+    python write_dataset.py --source.kind=parquet --source.path=FOLDER --source.split=val
+    python write_dataset.py --help                                every setting, rule and default
+
+Pictures become RGB exactly as torchvision reads them, are shrunk to --write.max_side and stored as
+JPEG or raw pixels. The file is FFCV's own format, equal for any number of workers, and has its
+final name only when it is complete. Its summary lies beside it: train.beton.json.
+
+Exit status: 0 done, 1 a picture or the disk failed, 2 wrong settings or data, 130 interrupted.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from fastargs import Config, Param, Section
+
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config
+from fast_imagenet.sources import KINDS, SPLITS
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Settings                                                                                       │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+SETTINGS = Config()
+
+# fmt: off
+Section("source", "where the pictures come from", SETTINGS).params(
+    kind=Param(OneOf(*KINDS), "how they are kept", default="image_folder"),
+    path=Param(Str(), "their folder; empty: $IMAGENET_DIR", default=""),
+    split=Param(OneOf(*SPLITS, "all"), "which part to write", default="all"),
+    on_error=Param(OneOf("fail", "skip"), "a damaged picture: stop, or list it", default="fail"),
+    classes=Param(Str(), "parquet, webdataset: file of class names, one a line", default=""),
+    imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
+    synthetic_train=Param(Int(1), "pictures to draw for train", default=4000),
+    synthetic_val=Param(Int(1), "pictures to draw for val", default=1000),
+)
+Section("write", "what the files hold", SETTINGS).params(
+    folder=Param(Str(empty=False), "gets train.beton and val.beton", default="data"),
+    max_side=Param(Int(0, 65_500), "longest side in pixels; 0 = as it is", default=400),
+    mode=Param(OneOf("jpg", "raw", "proportion", "smart"), "how to store them", default="jpg"),
+    jpeg_share=Param(Number(0, 1), "proportion: share of JPEGs", default=0.5),
+    smart_bytes=Param(Int(0), "smart: raw up to so many bytes of pixels", default=196_608),
+    quality=Param(Int(1, 100), "of the JPEGs", default=90),
+    workers=Param(Int(0, 1024), "processes; 0 = one for each core", default=0),
+    limit=Param(Int(0), "pictures a split, evenly over the classes; 0 = all", default=0),
+    seed=Param(Int(0), "of the order, of limit, and of drawn pictures", default=0),
+    overwrite=Param(Bool(), "replace files that exist", default=False),
+)
+# fmt: on
+
+NEEDS_NO_PATH = {"synthetic": "", "imagenette": "data/imagenette"}  # kind -> default path
+IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+
+
+def read_settings(argv: list[str] | None = None) -> SimpleNamespace:
+    """Settings from the command line; every problem is told at once, with exit status 2."""
+    return read_config(
+        SETTINGS,
+        argv,
+        check=find_problems,
+        prog="write_dataset.py",
+        description="Turn ImageNet, however it is kept, into train.beton and val.beton.",
+    )
+
+
+def find_problems(cfg: SimpleNamespace) -> list[str]:
+    """What stands in the way of valid settings: a missing source, targets that exist."""
+    problems = []
+    path = source_path(cfg)
+    if path is None:
+        problems.append(
+            "no ImageNet given: set the environment variable IMAGENET_DIR or --source.path to the"
+            " folder that holds it, or draw pictures with --source.kind=synthetic"
+        )
+    elif cfg.source.kind not in NEEDS_NO_PATH and not path.is_dir():
+        problems.append(f"the source folder {path} does not exist: give one with --source.path")
+    targets = [target for target in target_files(cfg).values() if target.exists()]
+    if targets and not cfg.write.overwrite:
+        names = " and ".join(map(str, targets))
+        problems.append(f"{names} exist: choose --write.folder or allow --write.overwrite=true")
+    return problems
+
+
+def source_path(cfg: SimpleNamespace) -> Path | None:
+    """Folder of the source; None when it is needed and not given."""
+    if cfg.source.path:
+        return Path(cfg.source.path)
+    if cfg.source.kind in NEEDS_NO_PATH:
+        return Path(NEEDS_NO_PATH[cfg.source.kind])
+    return Path(os.environ["IMAGENET_DIR"]) if os.environ.get("IMAGENET_DIR") else None
+
+
+def target_files(cfg: SimpleNamespace) -> dict[str, Path]:
+    """The file to write for each chosen split."""
+    splits = SPLITS if cfg.source.split == "all" else (cfg.source.split,)
+    return {split: Path(cfg.write.folder) / f"{split}.beton" for split in splits}
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Convert                                                                                        │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def open_sources(cfg: SimpleNamespace) -> dict:
+    """A Source for each chosen split, both with the class list of train.
+
+    Raises:
+        SourceError: the data does not look as its kind says.
+    """
+    from fast_imagenet.sources import open_source, use_classes
+
+    sizes = {"train": cfg.source.synthetic_train, "val": cfg.source.synthetic_val}
+    sources = {}
+    for split in target_files(cfg):
+        sources[split] = open_source(
+            cfg.source.kind,
+            source_path(cfg),
+            split,
+            seed=cfg.write.seed,
+            classes=cfg.source.classes,
+            download=cfg.source.imagenette_size,
+            size=sizes[split],
+        )
+    if len(sources) == 2:
+        use_classes(sources["val"], sources["train"].classes)
+    return sources
+
+
+def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
+    """Write one split behind a progress bar and print its summary; returns the summary."""
+    from tqdm import tqdm
+
+    from fast_imagenet.beton.encode import EncodeSettings
+    from fast_imagenet.beton.writer import write_beton
+
+    write = cfg.write
+    settings = EncodeSettings(
+        mode=write.mode,
+        jpeg_share=write.jpeg_share,
+        smart_bytes=write.smart_bytes,
+        quality=write.quality,
+        max_side=write.max_side,
+        seed=write.seed,
+        skip_bad=cfg.source.on_error == "skip",
+    )
+    total = min(write.limit or len(source), len(source))
+    often = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line every 10 s
+    with tqdm(total=total, desc=path.name, unit=" images", mininterval=often) as bar:
+        written = 0
+
+        def progress(samples: int, size: int) -> None:
+            nonlocal written
+            written += size
+            bar.set_postfix_str(f"{written / 1e6:,.0f} MB", refresh=False)
+            bar.update(samples)
+
+        summary = write_beton(
+            path,
+            source,
+            settings,
+            limit=write.limit,
+            workers=write.workers or len(os.sched_getaffinity(0)),
+            overwrite=write.overwrite,
+            progress=progress,
+        )
+    print("\n".join(report(split, path, summary, write.limit)), flush=True)
+    return summary
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Summary                                                                                        │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def report(split: str, path: Path, summary: dict, limit: int) -> list[str]:
+    """Lines for the screen from the summary of one file."""
+    megabytes, counts = summary["file_bytes"] / 1e6, summary["counts"]
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
+    size = f"{summary['max_width']} x {summary['max_height']} px"
+    odd = [f"{found['count']:,} {kind}" for kind, found in summary["odd"].items()]
+    lines = [
+        f"{path}: {summary['num_samples']:,} pictures of {summary['num_classes']:,} classes,"
+        f" {megabytes:,.1f} MB in {summary['seconds']:.1f} s"
+        f" ({summary['images_per_second']:,.0f} images/s)",
+        f"  stored   {modes}; at most {size}; pictures {summary['image_bytes'] / 1e6:,.1f} MB",
+        f"  classes  {min(counts):,} to {max(counts):,} pictures each{class_counts(summary)}",
+        f"  odd      {', '.join(odd) or 'none'}",
+        f"  skipped  {len(summary['skipped']):,}",
+    ]
+    lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
+    expected = IMAGENET_COUNTS[split]
+    if summary["num_classes"] == 1000 and not limit and summary["num_samples"] != expected:
+        lines.append(f"  note     all of ImageNet-1k has {expected:,} pictures in {split}")
+    lines += [f"  note     {note}" for note in summary["notes"]]
+    return [*lines, f"  more     {path}.json"]
+
+
+def class_counts(summary: dict) -> str:
+    """Counts by class, where they fit on the screen."""
+    if len(summary["classes"]) > 20:
+        return ""
+    pairs = zip(summary["classes"], summary["counts"], strict=True)
+    return ": " + ", ".join(f"{wnid} {count:,}" for wnid, count in pairs)
+
+
+# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
+# │ Main                                                                                           │
+# └────────────────────────────────────────────────────────────────────────────────────────────────┘
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert as `argv` says; returns the exit status."""
+    cfg = read_settings(argv)
+    signal.signal(signal.SIGTERM, interrupt)
+    from fast_imagenet.beton.encode import ConversionError
+    from fast_imagenet.sources import SourceError
+
+    try:
+        sources = open_sources(cfg)
+        for split, path in target_files(cfg).items():
+            convert(cfg, split, sources[split], path)
+    except SourceError as error:
+        return fail(str(error), 2)
+    except (ConversionError, OSError) as error:
+        return fail(str(error), 1)
+    except KeyboardInterrupt:
+        return fail("interrupted: the unfinished file was removed", 130)
+    return 0
+
+
+def interrupt(*_) -> None:
+    """SIGTERM ends the command as Ctrl-C does, so that the unfinished file is removed."""
+    raise KeyboardInterrupt
+
+
+def fail(message: str, status: int) -> int:
+    """Print why the command ends and return its exit status."""
+    print(f"write_dataset.py: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
