@@ -55,18 +55,18 @@ def encode_jpeg(
         *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
     ]
     image_bgr = cv2.cvtColor(np.ascontiguousarray(image_hwc), cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode('.jpg', image_bgr, options)
+    done, data = cv2.imencode(".jpg", image_bgr, options)
     if not done:
-        raise ValueError(f'OpenCV could not encode a picture of shape {image_hwc.shape} as JPEG')
+        raise ValueError(f"OpenCV could not encode a picture of shape {image_hwc.shape} as JPEG")
     return data.tobytes()
 
 
 def _check(image_hwc: np.ndarray, quality: int) -> None:
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3:
         raise ValueError(
-            f'picture is {image_hwc.dtype} {image_hwc.shape}; give uint8 [height, width, 3] RGB'
+            f"picture is {image_hwc.dtype} {image_hwc.shape}; give uint8 [height, width, 3] RGB"
         )
     if not all(1 <= side <= MAX_SIDE for side in image_hwc.shape[:2]):
-        raise ValueError(f'picture is {image_hwc.shape[:2]}; JPEG sides are 1 to {MAX_SIDE}')
+        raise ValueError(f"picture is {image_hwc.shape[:2]}; JPEG sides are 1 to {MAX_SIDE}")
     if not 1 <= quality <= 100:
-        raise ValueError(f'JPEG quality is {quality}; give 1 to 100')
+        raise ValueError(f"JPEG quality is {quality}; give 1 to 100")

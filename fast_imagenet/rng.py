@@ -44,7 +44,7 @@ _TO_FLOAT = np.float32(2.0**-24)
 _TWO_PI = 2.0 * math.pi
 
 
-@njit(cache=True, inline='always')
+@njit(cache=True, inline="always")
 def _mix(word):
     word = (word ^ (word >> _U30)) * _MIX_1
     word = (word ^ (word >> _U27)) * _MIX_2
@@ -100,7 +100,7 @@ def normal(seed, epoch, sample, stream, counter):
 
 
 def _words(value) -> np.ndarray:
-    """Integers of any sign as uint64 arrays (modulo 2**64), never 0-d: numpy warns when 0-d values wrap."""
+    """Integers of any sign as uint64 arrays (modulo 2**64); never 0-d, those warn on wrapping."""
     if isinstance(value, int):
         value = np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64)
     return np.atleast_1d(np.asarray(value)).astype(np.uint64)
@@ -113,7 +113,7 @@ def _mix_array(words: np.ndarray) -> np.ndarray:
 
 
 def hash_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
-    """`hash_key` for numpy arrays: arguments broadcast, at least one-dimensional. Returns uint64 [...]."""
+    """`hash_key` for numpy arrays (broadcasting, at least 1-d). Returns uint64 [...]."""
     words = _mix_array(_words(seed) + _GAMMA)
     for part in (epoch, sample, stream, counter):
         words = _mix_array((words ^ _words(part)) + _GAMMA)
@@ -122,7 +122,9 @@ def hash_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
 
 def uniform_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
     """`uniform` for numpy arrays (broadcasting). Returns float64 [...] in [0, 1)."""
-    return (hash_array(seed, epoch, sample, stream, counter) >> _U11).astype(np.float64) * _TO_DOUBLE
+    return (hash_array(seed, epoch, sample, stream, counter) >> _U11).astype(
+        np.float64
+    ) * _TO_DOUBLE
 
 
 def uniform_float32_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
@@ -137,7 +139,7 @@ def integer_array(low, high, seed, epoch, sample, stream, counter=0) -> np.ndarr
     """
     span = int(high) - int(low)
     if not 1 <= span < 2**32:
-        raise ValueError(f'integers in [{low}, {high}): the range must hold 1 to 2**32 - 1 values')
+        raise ValueError(f"integers in [{low}, {high}): the range must hold 1 to 2**32 - 1 values")
     top = hash_array(seed, epoch, sample, stream, counter) >> _U32
     return np.int64(low) + ((top * np.uint64(span)) >> _U32).astype(np.int64)
 

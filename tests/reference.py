@@ -1,7 +1,10 @@
 """Slow, obvious versions of what the package computes fast. Tests compare against these."""
 
-import numpy as np
+import io
+import math
 
+import numpy as np
+from PIL import Image
 
 # ==== Keyed random numbers ========================================================================
 
@@ -41,3 +44,45 @@ def top_k_hits(logits_bk, labels_b, k: int) -> list[bool]:
         int(label) in sorted(range(len(row)), key=lambda c: -row[c])[:k]
         for row, label in zip(logits_bk.tolist(), labels_b.tolist(), strict=True)
     ]
+
+
+# ==== Crop, decode, resize ========================================================================
+
+
+def uniform(*key):
+    """53 random bits of the key's hash as a number in [0, 1)."""
+    return (hash_key(*key) >> 11) / 2**53
+
+
+def random_resized_crop(seed, epoch, sample, height, width, scale, ratio):
+    """torchvision's RandomResizedCrop.get_params with keyed numbers: (top, left, height, width)."""
+    for trial in range(10):
+        key = [(seed, epoch, sample, 1, 4 * trial + k) for k in range(4)]
+        area = height * width * (scale[0] + uniform(*key[0]) * (scale[1] - scale[0]))
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        aspect = math.exp(low + uniform(*key[1]) * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = ((hash_key(*key[2]) >> 32) * (height - h + 1)) >> 32
+            left = ((hash_key(*key[3]) >> 32) * (width - w + 1)) >> 32
+            return top, left, h, w
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_resize(image_hwc, crop, size, method="bilinear"):
+    """Cut the box out, then Pillow's resize, then the flip."""
+    top, left, height, width, flip = crop
+    kernel = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}[method]
+    box_hwc = Image.fromarray(image_hwc[top : top + height, left : left + width])
+    result_hwc = np.asarray(box_hwc.resize((size[1], size[0]), kernel))
+    return result_hwc[:, ::-1] if flip else result_hwc
+
+
+def decode_jpeg(data):
+    """Full decode with Pillow: uint8 [height, width, 3], RGB."""
+    return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB"))

@@ -1,0 +1,196 @@
+"""The only file that reaches C: libturbojpeg, two functions of libc, and memory by address.
+
+Kernels name C functions through `numba.types.ExternalFunction`, so that they can be cached on disk
+(a kernel that holds a ctypes pointer never is). The addresses behind the names are registered when
+this file is imported; the names carry a prefix, so that a second libturbojpeg in the process (FFCV
+links one, conda brings one) cannot be taken by mistake.
+
+Reads and writes below go through plain addresses and check nothing: a kernel that uses them checks
+its own bounds. They are needed besides speed: FFCV marks numba's one-dimensional uint8 array type
+read-only for the whole process as soon as a Loader exists.
+"""
+
+import ctypes
+import ctypes.util
+import glob
+import os
+import sys
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+PIXELS_RGB = 0  # TJPF_RGB
+ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT: the transform every other decoder uses by default
+
+_LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
+
+
+def _library_candidates() -> list[str]:
+    """Paths and names to try, the active environment before the system."""
+    prefixes = [os.environ.get("CONDA_PREFIX", ""), sys.prefix]
+    folders = [os.path.join(prefix, "lib") for prefix in dict.fromkeys(prefixes) if prefix]
+    paths = [
+        path
+        for folder in (*folders, *_LIBRARY_FOLDERS)
+        for path in sorted(glob.glob(os.path.join(folder, "libturbojpeg.so*")), key=len)
+    ]
+    named = ctypes.util.find_library("turbojpeg")
+    return [*paths, *([named] if named else []), "libturbojpeg.so.0"]
+
+
+def load_turbojpeg() -> ctypes.CDLL:
+    """Open libturbojpeg (2.0 or newer; 2.1 is what Debian 12 and Ubuntu 22.04 have).
+
+    Raises: ImportError naming the package to install, when no usable library is found.
+    """
+    tried = []
+    for candidate in _library_candidates():
+        try:
+            library = ctypes.CDLL(candidate)
+            library.tjGetErrorCode  # noqa: B018  absent before 2.0
+            return library
+        except (OSError, AttributeError) as error:
+            tried.append(f"{candidate} ({error})")
+    raise ImportError(
+        "libturbojpeg 2.0 or newer was not found; install it with "
+        "`apt-get install libturbojpeg0-dev` or `conda install -c conda-forge libjpeg-turbo`. "
+        "Tried: " + "; ".join(tried)
+    )
+
+
+_turbojpeg = load_turbojpeg()
+_turbojpeg.tjInitDecompress.restype = ctypes.c_void_p
+_turbojpeg.tjDestroy.argtypes = [ctypes.c_void_p]
+_turbojpeg.tjGetErrorStr2.argtypes = [ctypes.c_void_p]
+_turbojpeg.tjGetErrorStr2.restype = ctypes.c_char_p
+_libc = ctypes.CDLL(None)
+
+
+def _function(library, name: str, result, *arguments) -> types.ExternalFunction:
+    symbol = f"fast_imagenet_{name}"
+    llvm.add_symbol(symbol, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    return types.ExternalFunction(symbol, result(*arguments))
+
+
+# int tjDecompress2(handle, jpeg, size, pixels, width, pitch, height, pixelFormat, flags)
+_INT, _SIZE, _ADDRESS = types.int32, types.uint64, types.uintp
+tj_decompress = _function(
+    *(_turbojpeg, "tjDecompress2", _INT, _ADDRESS, _ADDRESS, _SIZE, _ADDRESS),
+    *(_INT, _INT, _INT, _INT, _INT),
+)
+tj_error_code = _function(_turbojpeg, "tjGetErrorCode", _INT, _ADDRESS)
+memchr = _function(_libc, "memchr", _ADDRESS, _ADDRESS, _INT, _SIZE)
+memcpy = _function(_libc, "memcpy", _ADDRESS, _ADDRESS, _ADDRESS, _SIZE)
+
+
+def new_decoder() -> int:
+    """A TurboJPEG decompressor handle. One per thread: it is not safe to share."""
+    handle = _turbojpeg.tjInitDecompress()
+    if not handle:
+        raise MemoryError("libturbojpeg could not allocate a decompressor")
+    return handle
+
+
+def free_decoder(handle: int) -> None:
+    """Give back a handle from `new_decoder`."""
+    _turbojpeg.tjDestroy(handle)
+
+
+def decoder_message(handle: int) -> str:
+    """What libturbojpeg said about the last failure on this handle."""
+    return _turbojpeg.tjGetErrorStr2(handle).decode(errors="replace")
+
+
+@intrinsic
+def load_byte(typing_context, address):
+    """uint8 at an address (uintp)."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
+
+    return types.uint8(types.uintp), generate
+
+
+@intrinsic
+def store_byte(typing_context, address, value):
+    """Write a uint8 to an address (uintp)."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint8), generate
+
+
+@intrinsic
+def as_pointer(typing_context, address):
+    """An address (uintp) as a void pointer, for `numba.carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.uintp), generate
+
+
+@intrinsic
+def weigh_pixel(typing_context, row, weights, pairs, pixel):
+    """Write one RGB pixel, the weighted sum of 2 * `pairs` neighbouring pixels of a float32 row.
+
+    Args: row: address of the first neighbour, three float32 each, readable four bytes beyond the
+        last. weights: address of 2 * `pairs` float32. pixel: address of the result, three uint8,
+        rounded to nearest and clipped; a fourth byte behind it is overwritten.
+    Source of the shape: the four-lane inner loop of SIMD image resizers; written as LLVM vectors,
+        because the compiler does not find it in scalar code.
+    """
+
+    def generate(context, builder, signature, arguments):
+        row, weights, pairs, pixel = arguments
+        sums = _weighted_sum(builder, row, weights, pairs)
+        byte_vector = _to_bytes(builder, sums)
+        target = builder.inttoptr(pixel, byte_vector.type.as_pointer())
+        builder.store(byte_vector, target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.int64, types.uintp), generate
+
+
+_FLOAT, _LANES = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
+
+
+def _weighted_sum(builder, row, weights, pairs):
+    """A loop over pairs of taps with two vectors of four sums (R, G, B and one unused)."""
+    totals = [cgutils.alloca_once(builder, _LANES) for _ in range(2)]
+    for total in totals:
+        builder.store(ir.Constant(_LANES, [0.0] * 4), total)
+    with cgutils.for_range(builder, pairs) as loop:
+        for k, total in enumerate(totals):
+            step = builder.add(builder.mul(loop.index, loop.index.type(2)), loop.index.type(k))
+            pixel = builder.add(row, builder.mul(step, step.type(12)))
+            tap = builder.add(weights, builder.mul(step, step.type(4)))
+            colors = builder.load(builder.inttoptr(pixel, _LANES.as_pointer()), align=4)
+            weight = builder.load(builder.inttoptr(tap, _FLOAT.as_pointer()), align=4)
+            product = builder.fmul(colors, _splat(builder, weight), flags=("contract",))
+            new = builder.fadd(builder.load(total), product, flags=("contract",))
+            builder.store(new, total)
+    return builder.fadd(*[builder.load(total) for total in totals])
+
+
+def _splat(builder, scalar):
+    lanes = ir.VectorType(scalar.type, 4)
+    one = builder.insert_element(ir.Constant(lanes, ir.Undefined), scalar, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+    return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), zeros)
+
+
+def _to_bytes(builder, sums):
+    """Round to nearest, clip to 0..255, narrow to uint8 (floor(x + 0.5), x >= -0.5 after clip)."""
+    integers = ir.VectorType(ir.IntType(32), 4)
+    rounded = builder.fadd(sums, ir.Constant(_LANES, [0.5] * 4))
+    whole = builder.fptosi(rounded, integers)
+    low, high = ir.Constant(integers, [0] * 4), ir.Constant(integers, [255] * 4)
+    whole = builder.select(builder.icmp_signed("<", whole, low), low, whole)
+    whole = builder.select(builder.icmp_signed(">", whole, high), high, whole)
+    return builder.trunc(whole, ir.VectorType(ir.IntType(8), 4))

@@ -1,0 +1,65 @@
+"""Make FFCV accept functions that need no compiling, and spread a kernel over threads.
+
+FFCV compiles every stage of a pipeline with numba at every start, which takes 10 to 13 s and can
+never be cached on disk (its code is closures over C pointers). The operations here are thin Python
+functions around module-level kernels that are cached; FFCV only has to leave them alone. This is
+the one place that changes FFCV, and `Compiler.compile` the one thing that is changed.
+
+Threads are ordinary Python threads around kernels that release the interpreter lock, not numba's
+parallel loops: those abort the process when a training and a validation loader run at the same
+time under the `workqueue` layer, and under `omp` do not survive a fork.
+"""
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+from ffcv.pipeline.compiler import Compiler
+
+
+def enable_precompiled() -> None:
+    """Let `Compiler.compile` return functions marked `precompiled = True` as they are.
+
+    Safe to call more than once; every operation of this package calls it. Also names numba's
+    threading layer (omp, which every Linux wheel has) for FFCV's own operations, unless
+    NUMBA_THREADING_LAYER is set: the `workqueue` fallback aborts with two loaders.
+    """
+    if "NUMBA_THREADING_LAYER" not in os.environ:
+        numba.config.THREADING_LAYER = "omp"
+    if getattr(Compiler.compile, "keeps_precompiled", False):
+        return
+    compile_original = Compiler.compile
+
+    def compile_unless_done(code, signature=None):
+        if getattr(code, "precompiled", False):
+            return code
+        return compile_original(code, signature)
+
+    compile_unless_done.keeps_precompiled = True
+    Compiler.compile = staticmethod(compile_unless_done)
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads for all operations; `process` gives a forked child its own, the parent's are gone."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="fast_imagenet")
+
+
+def run_threads(function, threads: int) -> None:
+    """Call function(thread) for thread in range(threads), concurrently; the caller is thread 0.
+
+    Raises: whatever a call raises, after all have ended.
+    """
+    if threads == 1:
+        function(0)
+        return
+    # Twice: two loaders (training and validation) may wait in each other's queue otherwise.
+    pool = _pool(2 * threads, os.getpid())
+    others = [pool.submit(function, thread) for thread in range(1, threads)]
+    try:
+        function(0)
+    finally:
+        failures = [failure for failure in (other.exception() for other in others) if failure]
+    if failures:
+        raise failures[0]

@@ -1,0 +1,203 @@
+"""Antialiased resize of a box of an RGB picture, with the flip for free.
+
+Semantics are those of Pillow's resize (triangle filter for bilinear, a = -0.5 for bicubic, widened
+when shrinking), applied to the cropped box: the filter never reads beside it, as when torchvision
+crops first and resizes after. Bilinear weighs rows first, one output row at a time, in float32 with
+a single rounding at the end: within 1 level of Pillow, which rounds between its two passes. Bicubic
+follows Pillow's order (columns first, rounded and clipped between), because its negative weights
+overshoot and the clip between the passes shows.
+
+Source: Pillow, src/libImaging/Resample.c (precompute_coeffs).
+"""
+
+import math
+
+import numpy as np
+from numba import carray
+
+from .kernel import kernel
+from .native import as_pointer, store_byte, weigh_pixel
+
+BILINEAR = 0
+BICUBIC = 1
+METHODS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
+
+
+@kernel(inline="always")
+def _filter(x, method):
+    x = abs(x)
+    if method == BILINEAR:
+        return max(0.0, 1.0 - x)
+    if x < 1.0:
+        return ((1.5 * x) - 2.5) * x * x + 1.0
+    if x < 2.0:
+        return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return 0.0
+
+
+@kernel
+def filter_taps(start, length, out, low, high, method):
+    """Where each output position reads, and with which weights.
+
+    Args: start, length: the box along one axis in source pixels (float64; fractional after a
+        scaled decode). out: output positions. low, high: source pixels that may be read, [low,
+        high). method: BILINEAR or BICUBIC.
+    Returns: first (int64 [out], in [low, high)), counts (int64 [out], >= 1), weights (float32
+        [out, most taps, made even], each row sums to 1 and is zero beyond its count).
+    """
+    scale = length / out
+    stretch = max(scale, 1.0)
+    support = stretch * (1.0 if method == BILINEAR else 2.0)
+    most = 2 * math.ceil(support) + 2
+    first, counts = np.empty(out, np.int64), np.empty(out, np.int64)
+    weights = np.zeros((out, most), np.float32)
+    exact = np.empty(most)
+    for x in range(out):
+        center = start + (x + 0.5) * scale
+        begin = max(low, min(high - 1, math.floor(center - support + 0.5)))
+        end = min(high, max(begin + 1, math.floor(center + support + 0.5)))
+        total = 0.0
+        for k in range(end - begin):
+            exact[k] = _filter((begin + k - center + 0.5) / stretch, method)
+            total += exact[k]
+        first[x], counts[x] = begin, end - begin
+        for k in range(end - begin):
+            # A box narrower than a pixel may leave no weight at all: read the nearest pixel.
+            weights[x, k] = exact[k] / total if total != 0.0 else 1.0 / (end - begin)
+    used = counts.max()
+    return first, counts, np.ascontiguousarray(weights[:, : used + used % 2])
+
+
+@kernel(fastmath={"contract"})
+def _weigh_rows(source, pitch, first, count, weights, row):
+    """row[:] = sum over k of weights[k] * source row (first + k); four rows at a time."""
+    n = row.shape[0]
+    for k in range(0, count, 4):
+        w0 = weights[k]
+        w1 = weights[k + 1] if k + 1 < count else np.float32(0)
+        w2 = weights[k + 2] if k + 2 < count else np.float32(0)
+        w3 = weights[k + 3] if k + 3 < count else np.float32(0)
+        last = count - 1
+        at = source + np.uintp((first + k) * pitch)
+        a = carray(as_pointer(at), n, np.uint8)
+        b = carray(as_pointer(at + np.uintp((min(k + 1, last) - k) * pitch)), n, np.uint8)
+        c = carray(as_pointer(at + np.uintp((min(k + 2, last) - k) * pitch)), n, np.uint8)
+        d = carray(as_pointer(at + np.uintp((min(k + 3, last) - k) * pitch)), n, np.uint8)
+        if k == 0 and count <= 2:
+            for i in range(n):
+                row[i] = w0 * np.float32(a[i]) + w1 * np.float32(b[i])
+        elif k == 0 and count == 3:
+            for i in range(n):
+                row[i] = w0 * np.float32(a[i]) + w1 * np.float32(b[i]) + w2 * np.float32(c[i])
+        elif k == 0:
+            for i in range(n):
+                row[i] = (w0 * np.float32(a[i]) + w1 * np.float32(b[i])) + (
+                    w2 * np.float32(c[i]) + w3 * np.float32(d[i])
+                )
+        else:
+            for i in range(n):
+                row[i] += (w0 * np.float32(a[i]) + w1 * np.float32(b[i])) + (
+                    w2 * np.float32(c[i]) + w3 * np.float32(d[i])
+                )
+
+
+@kernel
+def _weigh_columns(row, origin, first, weights, flip, out):
+    """One output row (uint8 RGB at address `out`) from a float32 row that begins at `origin`."""
+    width, taps = weights.shape
+    base = np.uintp(weights.ctypes.data)
+    spare = np.empty(1, np.uint32)  # the last pixel must not write a fourth byte behind the row
+    spill = np.uintp(spare.ctypes.data)
+    for x in range(width):
+        tap = np.uintp(width - 1 - x if flip else x)
+        pixel = spill if x == width - 1 else out + np.uintp(3 * x)
+        begin = row + np.uintp(12 * (first[tap] - origin))
+        weigh_pixel(begin, base + np.uintp(4) * tap * np.uintp(taps), taps // 2, pixel)
+    for channel in range(3):
+        value = np.uint8((spare[0] >> np.uint32(8 * channel)) & np.uint32(255))
+        store_byte(out + np.uintp(3 * (width - 1) + channel), value)
+
+
+@kernel
+def _rows_then_columns(source, pitch, columns, vertical, horizontal, flip, out):
+    low, high = columns
+    first, weights = horizontal[0], horizontal[2]
+    row = np.zeros(3 * (high - low + weights.shape[1]) + 4, np.float32)
+    used = row[: 3 * (high - low)]
+    for y in range(len(vertical[0])):
+        count = vertical[1][y]
+        _weigh_rows(source + np.uintp(3 * low), pitch, vertical[0][y], count, vertical[2][y], used)
+        target = out + np.uintp(3 * y * len(first))
+        _weigh_columns(np.uintp(row.ctypes.data), low, first, weights, flip, target)
+
+
+@kernel
+def _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out):
+    low, high = columns
+    first, weights = horizontal[0], horizontal[2]
+    width = len(first)
+    row = np.zeros(3 * (high - low + weights.shape[1]) + 4, np.float32)
+    one = np.ones(1, np.float32)
+    narrow = np.empty((rows[1] - rows[0], 3 * width), np.uint8)
+    for y in range(rows[0], rows[1]):
+        at = source + np.uintp(y * pitch + 3 * low)
+        _weigh_rows(at, pitch, 0, 1, one, row[: 3 * (high - low)])
+        target = np.uintp(narrow.ctypes.data) + np.uintp((y - rows[0]) * 3 * width)
+        _weigh_columns(np.uintp(row.ctypes.data), low, first, weights, flip, target)
+    step, unit = np.arange(width), np.zeros((width, 2), np.float32)
+    unit[:, 0] = 1.0
+    result = np.zeros(3 * (width + 1) + 4, np.float32)
+    for y in range(len(vertical[0])):
+        begin = vertical[0][y] - rows[0]
+        count = vertical[1][y]
+        used = result[: 3 * width]
+        _weigh_rows(np.uintp(narrow.ctypes.data), 3 * width, begin, count, vertical[2][y], used)
+        target = out + np.uintp(3 * y * width)
+        _weigh_columns(np.uintp(result.ctypes.data), 0, step, unit, False, target)
+
+
+@kernel
+def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, flip, method):
+    """Resize a box of a picture in memory.
+
+    Args: source: address of uint8 RGB rows, `pitch` bytes apart. rows, columns: (low, high) source
+        pixels that may be read. box: (top, left, height, width) float64, within them. out: address
+        of out_height * out_width * 3 contiguous bytes. flip: mirror left-right. method: BILINEAR
+        or BICUBIC. Nothing is checked here.
+    """
+    top, left, height, width = box
+    vertical = filter_taps(top, height, out_height, rows[0], rows[1], method)
+    horizontal = filter_taps(left, width, out_width, columns[0], columns[1], method)
+    if method == BILINEAR:
+        _rows_then_columns(source, pitch, columns, vertical, horizontal, flip, out)
+    else:
+        _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out)
+
+
+def resize(image_hwc: np.ndarray, box, size, *, flip: bool = False, method: str = "bilinear"):
+    """Crop and resize one picture (the kernel of the crop operations, for use outside FFCV).
+
+    Args: image_hwc: uint8 [height, width, 3]. box: (top, left, height, width) in pixels, inside
+        the picture. size: (height, width) of the result, >= 1. flip: mirror left-right. method:
+        'bilinear' or 'bicubic'.
+    Returns: uint8 [*size, 3]; bilinear within 1 level of Pillow, bicubic likewise.
+    Raises: ValueError for another dtype or shape, a box outside, an empty size, another method.
+    """
+    top, left, height, width = box
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3:
+        raise ValueError(f"picture is {image_hwc.dtype} {image_hwc.shape}; give uint8 [h, w, 3]")
+    inside = 0 <= top < top + height <= image_hwc.shape[0]
+    if not (inside and 0 <= left < left + width <= image_hwc.shape[1]):
+        raise ValueError(f"box {tuple(box)} does not lie in a picture of {image_hwc.shape[:2]}")
+    if min(size) < 1:
+        raise ValueError(f"size is {tuple(size)}; give a height and a width of at least 1")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; give one of {', '.join(METHODS)}")
+    image_hwc = np.ascontiguousarray(image_hwc)
+    result_hwc = np.empty((*size, 3), np.uint8)
+    resize_box(
+        *(np.uintp(image_hwc.ctypes.data), image_hwc.strides[0]),
+        *((top, top + height), (left, left + width), tuple(map(float, box))),
+        *(np.uintp(result_hwc.ctypes.data), *size, flip, METHODS[method]),
+    )
+    return result_hwc

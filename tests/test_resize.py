@@ -1,0 +1,143 @@
+"""The resize kernel against Pillow, and its properties."""
+
+import numpy as np
+import pytest
+
+from fast_imagenet.ops.resize import METHODS, filter_taps, resize
+from tests import ops_data, reference
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [
+        ((1, 1), (1, 1)),
+        ((1, 1000), (224, 224)),
+        ((1000, 1), (7, 3)),
+        ((2, 3), (160, 160)),
+        ((37, 53), (37, 53)),
+        ((375, 500), (160, 160)),
+        ((375, 500), (1, 1)),
+        ((97, 131), (50, 200)),
+        ((64, 64), (31, 65)),
+    ],
+)
+def test_whole_picture_equals_pillow(method, side, size):
+    image = noise(*side)
+    expected = reference.crop_resize(image, (0, 0, *side, 0), size, method)
+    result = resize(image, (0, 0, *side), size, method=method)
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_boxes_equal_pillow(method):
+    rng = np.random.default_rng(1)
+    image = noise(120, 160)
+    different = 0
+    for _ in range(150):
+        height, width = rng.integers(1, 121), rng.integers(1, 161)
+        top, left = rng.integers(0, 121 - height), rng.integers(0, 161 - width)
+        size = tuple(int(n) for n in rng.integers(1, 200, 2))
+        flip = bool(rng.integers(2))
+        crop = (top, left, height, width)
+        expected = reference.crop_resize(image, (*crop, flip), size, method)
+        result = resize(image, crop, size, flip=flip, method=method)
+        difference = np.abs(result.astype(int) - expected)
+        assert difference.max() <= 1, (crop, size)
+        different += (difference > 0).mean()
+    assert different / 150 < 0.2  # most pixels are equal, not merely close
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flip_is_a_mirror_and_twice_is_nothing(method):
+    image = noise(50, 40)
+    plain = resize(image, (3, 4, 30, 31), (24, 33), method=method)
+    flipped = resize(image, (3, 4, 30, 31), (24, 33), flip=True, method=method)
+    np.testing.assert_array_equal(flipped, plain[:, ::-1])
+    assert (flipped != plain).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_size_changes_nothing(method):
+    image = noise(45, 67)
+    np.testing.assert_array_equal(
+        resize(image, (5, 6, 30, 41), (30, 41), method=method), image[5:35, 6:47]
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("level", [0, 1, 127, 255])
+def test_constant_stays_constant(method, level):
+    image = np.full((61, 47, 3), level, np.uint8)
+    for size in ((13, 200), (61, 11), (1, 1)):
+        assert (resize(image, (0, 0, 61, 47), size, method=method) == level).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_never_reads_beside_the_box(method):
+    """Whatever surrounds the box, the result is the same."""
+    image, other = noise(60, 60), noise(60, 60, seed=9)
+    other[20:45, 10:50] = image[20:45, 10:50]
+    for size in ((11, 13), (90, 80)):
+        both = [resize(i, (20, 10, 25, 40), size, method=method) for i in (image, other)]
+        np.testing.assert_array_equal(*both)
+
+
+def test_writes_only_its_own_bytes():
+    """The last pixel of a picture must not spill: three channels are written as four bytes."""
+    from fast_imagenet.ops.resize import resize_box
+
+    image = noise(20, 30)
+    for method in METHODS.values():
+        out = np.full(7 * 9 * 3 + 8, 77, np.uint8)
+        source, target = np.uintp(image.ctypes.data), np.uintp(out.ctypes.data)
+        box = (0.0, 0.0, 20.0, 30.0)
+        resize_box(source, 90, (0, 20), (0, 30), box, target, 7, 9, False, method)
+        assert (out[-8:] == 77).all()
+
+
+def test_taps_sum_to_one_and_stay_inside():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        low = int(rng.integers(0, 50))
+        high = low + int(rng.integers(1, 90))
+        start = low + rng.random()
+        length = max(0.2, (high - start) * rng.random())
+        out, method = int(rng.integers(1, 80)), int(rng.integers(2))
+        first, counts, weights = filter_taps(start, length, out, low, high, method)
+        assert (first >= low).all()
+        assert (first + counts <= high).all()
+        assert (counts >= 1).all()
+        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
+        beyond = np.arange(weights.shape[1]) >= counts[:, None]
+        assert not weights[beyond].any()
+
+
+def test_noncontiguous_picture():
+    image = ops_data.picture(80, 90)[::2, ::3]
+    expected = resize(np.ascontiguousarray(image), (0, 0, 40, 30), (16, 16))
+    np.testing.assert_array_equal(resize(image, (0, 0, 40, 30), (16, 16)), expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "size", "method", "text"),
+    [
+        ((0, 0, 21, 30), (8, 8), "bilinear", "box"),
+        ((-1, 0, 20, 30), (8, 8), "bilinear", "box"),
+        ((0, 0, 0, 30), (8, 8), "bilinear", "box"),
+        ((0, 0, 20, 30), (0, 8), "bilinear", "size"),
+        ((0, 0, 20, 30), (8, 8), "nearest", "nearest"),
+    ],
+)
+def test_wrong_arguments_are_refused(box, size, method, text):
+    with pytest.raises(ValueError, match=text):
+        resize(noise(20, 30), box, size, method=method)
+
+
+def test_wrong_picture_is_refused():
+    with pytest.raises(ValueError, match="float64"):
+        resize(np.zeros((4, 4, 3)), (0, 0, 4, 4), (2, 2))
