@@ -1,0 +1,497 @@
+"""The training data on torchvision v2 and a DataLoader: the control experiment, and the fallback.
+
+Same interface as loader.py and the same order of samples, without FFCV: it reads .beton files and
+image folders, runs wherever torch does, and is what the FFCV loader is compared to. Every draw is
+keyed by (seed, epoch, sample), so the pixels are the same for any number of workers or ranks, and
+after a resume.
+
+    transforms="cpu": workers decode, crop, resize and flip; ready batches go to the device
+    transforms="gpu": workers read and draw; the device decodes, crops, resizes and flips
+
+Arrays: images_bhwc and rgb_hwc uint8 in 0..255, RGB; image_chw the same as torch sees it;
+labels_b int64.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.order import epoch_order, rank_batches
+from fast_imagenet.sources import open_source
+from fast_imagenet.sources.decode import decode_rgb
+
+ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
+TIMEOUT_SECONDS = 300  # without a batch for so long, something hangs: better an error
+
+
+class SampleError(ValueError):
+    """A picture cannot be read or decoded. The message names it in one sentence."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Loaders
+# ------------------------------------------------------------------------------------------------
+
+
+class TorchTrainLoader:
+    """Random resized crops and flips; order and draws are set by (seed, epoch, sample) alone.
+
+    Args:
+        path: .beton file; or folder train/ of an image folder, or the folder that has train/ in it.
+        global_batch: images per optimizer step over all ranks; must divide by `world_size`.
+        seed: of order, crops and flips, >= 0.
+        rank, world_size: which slice of every global batch this process gets.
+        num_workers: processes that prepare batches; 0 = none, this process does it.
+        device: where the batches end up.
+        crop_area: smallest and largest share of the picture that a crop covers, 0 < lo <= hi <= 1.
+        flip: probability of a horizontal flip, 0 to 1.
+        transforms: 'cpu' or 'gpu', where pictures are decoded and resized. JPEG decoders differ by
+            a few levels between the two.
+
+    Attributes:
+        num_samples, num_classes: counts.
+        classes: class identifiers in the order of the labels; None for a .beton without its JSON.
+
+    Raises:
+        BetonError, SourceError: the data is missing or damaged.
+        ValueError: fewer images than one batch, a batch that does not divide, or 'gpu' without one.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        crop_area: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        transforms: str = "cpu",
+    ) -> None:
+        self._device = torch.device(device)
+        check_transforms(transforms, self._device)
+        source = open_pictures(path, "train")
+        self.num_samples, self.classes = len(source), source.classes
+        self.num_classes = count_classes(source)
+        self._batch, self._seed = (global_batch, rank, world_size), seed
+        if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
+            raise ValueError(
+                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
+                f"lower training.batch_size"
+            )
+        region = RandomRegion(seed, tuple(crop_area), flip)
+        self._pipeline = _Pipeline(source, region, transforms, num_workers, self._device)
+
+    def __len__(self) -> int:
+        """Optimizer steps of an epoch; the last, incomplete batch is left out."""
+        return self.num_samples // self._batch[0]
+
+    def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]).
+
+        Args:
+            epoch: chooses order and draws together with the seed, >= 0.
+            resolution: side r in pixels.
+            start_step: steps to leave out at the beginning.
+
+        Workers start at once. An epoch may be left early; asking for the next one ends it.
+
+        Raises:
+            SampleError: a picture is damaged.
+            RuntimeError: a worker died, or none delivered a batch for TIMEOUT_SECONDS.
+        """
+        mine = rank_batches(epoch_order(self.num_samples, self._seed, epoch), *self._batch)
+        return self._pipeline.run(list(mine[start_step:]), resolution, epoch)
+
+    def close(self) -> None:
+        """End the workers; a later epoch starts new ones."""
+        self._pipeline.close()
+
+
+class TorchEvalLoader:
+    """Centre crops; over all ranks every image comes exactly once.
+
+    Args:
+        path: .beton file; or folder val/ of an image folder, or the folder that has val/ in it.
+        batch_size: images per batch and rank; the last batch may be smaller.
+        rank, world_size, num_workers, device, transforms: as TorchTrainLoader.
+
+    Attributes, Raises: as TorchTrainLoader.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        transforms: str = "cpu",
+    ) -> None:
+        device = torch.device(device)
+        check_transforms(transforms, device)
+        source = open_pictures(path, "val")
+        self.num_samples, self.classes = len(source), source.classes
+        self.num_classes = count_classes(source)
+        mine = np.arange(rank, self.num_samples, world_size)
+        self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        self._pipeline = _Pipeline(source, CentreRegion(), transforms, num_workers, device)
+
+    def batches(self, resolution: int, crop_ratio: float) -> Iterator:
+        """Batches (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]) in the order of the file.
+
+        Args:
+            resolution: side r in pixels.
+            crop_ratio: side of the central square as a share of the picture's shorter side; 0.875
+                is torchvision's Resize(256), CenterCrop(224), up to rounding.
+        Raises:
+            SampleError, RuntimeError: as TorchTrainLoader.epoch.
+        """
+        return self._pipeline.run(self._batches, resolution, crop_ratio)
+
+    def close(self) -> None:
+        """End the workers; a later call of `batches` starts new ones."""
+        self._pipeline.close()
+
+
+def check_transforms(transforms: str, device: torch.device) -> None:
+    """Refuse a place for the transforms that is unknown or not there.
+
+    Raises:
+        ValueError: the name is none of cpu and gpu, or it is gpu and the device is none.
+    """
+    if transforms not in ("cpu", "gpu"):
+        raise ValueError(f"data.transforms={transforms} is unknown; use cpu or gpu")
+    if transforms == "gpu" and device.type == "cpu":
+        raise ValueError("data.transforms=gpu needs a GPU, and there is none; use cpu")
+
+
+def open_pictures(path: str | Path, split: str):
+    """The BetonFile, or the Source of one split of an image folder; both have labels and classes.
+
+    Raises:
+        BetonError, SourceError: nothing usable is there.
+        ValueError: a folder of another split.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return BetonFile(path)
+    if (path / split).is_dir():
+        return open_source("image_folder", path, split)
+    if path.name not in ("train", "val"):
+        raise ValueError(
+            f"{path} is neither a folder train/ or val/ of class folders nor one that has {split}/ "
+            f"in it; name one of these, or a .beton file"
+        )
+    # labels come from the class folders of train/, so that both splits number the classes alike
+    return open_source("image_folder", path.parent, path.name)
+
+
+def count_classes(source) -> int:
+    """Number of classes of what `open_pictures` returns."""
+    return source.num_classes if isinstance(source, BetonFile) else len(source.classes)
+
+
+# ------------------------------------------------------------------------------------------------
+# What to cut out of a picture: draw
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a picture in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class RandomRegion:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip, drawn by key.
+
+    Args:
+        seed: of the run.
+        crop_area: smallest and largest share of the picture.
+        flip: probability.
+    """
+
+    seed: int
+    crop_area: tuple[float, float]
+    flip: float
+
+    def __call__(self, height: int, width: int, index: int, epoch: int) -> Region:
+        """The region of sample `index` in `epoch`: nothing else changes it."""
+        key = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
+        shape = torch.empty((3, height, width), device="meta")
+        # torchvision draws from the process's generator: set it for these draws, then put it back.
+        # Not torch.manual_seed: it also queues a call for every GPU, 0.4 ms and never freed.
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int(key))
+        try:
+            crop = RandomResizedCrop.get_params(shape, list(self.crop_area), list(ASPECT_RATIO))
+            flip = torch.rand(1).item() < self.flip
+        finally:
+            torch.set_rng_state(state)
+        return Region(*crop, flip)
+
+
+@dataclass(frozen=True)
+class CentreRegion:
+    """The central square, placed as FFCV's CenterCropRGBImageDecoder does."""
+
+    def __call__(self, height: int, width: int, index: int, crop_ratio: float) -> Region:
+        """A square with side crop_ratio * min(height, width), rounded down, 1 px at least."""
+        side = max(1, int(crop_ratio * min(height, width)))
+        return Region((height - side) // 2, (width - side) // 2, side, side, False)
+
+
+# ------------------------------------------------------------------------------------------------
+# Cut it out: apply
+# ------------------------------------------------------------------------------------------------
+
+
+def crop_and_resize(image_chw: torch.Tensor, region: Region, resolution: int) -> torch.Tensor:
+    """The region of a picture at another size, antialiased bilinear.
+
+    Args:
+        image_chw: uint8 (3, H, W), on any device.
+        region: inside the picture.
+        resolution: side r in pixels.
+    Returns:
+        uint8 (r, r, 3), contiguous.
+    """
+    side = [resolution, resolution]
+    crop = (region.top, region.left, region.height, region.width)
+    out_chw = F.resized_crop(image_chw, *crop, size=side, antialias=True)
+    if region.flip:
+        out_chw = F.horizontal_flip(out_chw)
+    return out_chw.permute(1, 2, 0).contiguous()
+
+
+class Pictures(Dataset):
+    """Samples by key (index, resolution, argument of the region).
+
+    Args:
+        source: BetonFile or Source.
+        region: RandomRegion (argument: epoch) or CentreRegion (argument: crop ratio).
+        finish: True: uint8 images (r, r, 3). False: (uint8 JPEG bytes [n] or pixels (H, W, 3),
+            region, resolution).
+    """
+
+    def __init__(self, source, region: RandomRegion | CentreRegion, finish: bool) -> None:
+        self.source, self.region, self.finish = source, region, finish
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int, int | float]):
+        """One sample and its label; whatever goes wrong is reported with the sample's name."""
+        index, resolution, argument = key
+        try:
+            stored, label = read_stored(self.source, index), int(self.source.labels[index])
+            if not self.finish:
+                return (*self._unfinished(stored, index, argument), resolution, index), label
+            image_chw = to_chw(stored)
+            region = self.region(*image_chw.shape[1:], index, argument)
+            return crop_and_resize(image_chw, region, resolution), label
+        except Exception as error:
+            raise SampleError(describe(self.source, index, error)) from error
+
+    def _unfinished(self, stored: bytes | np.ndarray, index: int, argument: int | float):
+        size = plain_jpeg_size(stored)
+        if size is None:  # the device decodes JPEG only: the rare rest is decoded here
+            rgb_hwc = stored if isinstance(stored, np.ndarray) else decode_rgb(stored)[0]
+            region = self.region(*rgb_hwc.shape[:2], index, argument)
+            return torch.tensor(rgb_hwc), region
+        data = np.frombuffer(stored, np.uint8)
+        return torch.tensor(data), self.region(*size, index, argument)
+
+
+def read_stored(source, index: int) -> bytes | np.ndarray:
+    """Encoded bytes of a picture, or uint8 (H, W, 3) where the file holds raw pixels."""
+    return source.read(index)[0] if isinstance(source, BetonFile) else source.read(index)
+
+
+def describe(source, index: int, error: Exception) -> str:
+    """A sentence that names the sample of an error."""
+    where = f"of {source.path}" if isinstance(source, BetonFile) else f"({source.name(index)})"
+    reason = " ".join(str(error).split())  # one line
+    return f"sample {index} {where} cannot be used: {type(error).__name__}: {reason}"
+
+
+def to_chw(stored: bytes | np.ndarray) -> torch.Tensor:
+    """uint8 (3, H, W), channels last in memory: torch resizes these fastest on a CPU."""
+    rgb_hwc = stored if isinstance(stored, np.ndarray) else decode_rgb(stored)[0]
+    with warnings.catch_warnings():
+        # a picture of the decoder may be read-only; it is only read here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(rgb_hwc).permute(2, 0, 1)
+
+
+def plain_jpeg_size(stored: bytes | np.ndarray) -> tuple[int, int] | None:
+    """(height, width) of a gray or color JPEG from its header; None for everything else."""
+    if isinstance(stored, np.ndarray) or stored[:2] != b"\xff\xd8":
+        return None
+    with Image.open(io.BytesIO(stored), formats=["JPEG"]) as image:
+        return (image.height, image.width) if image.mode in ("RGB", "L") else None
+
+
+def finish_on_device(samples: list[tuple], device: torch.device, source) -> torch.Tensor:
+    """Decode, cut out and resize a batch where the network is.
+
+    Args:
+        samples: (JPEG bytes or pixels, region, resolution, index), from Pictures(finish=False).
+        device: GPU, or CPU in tests.
+        source: for the names of damaged samples.
+    Returns:
+        images_bhwc on `device`.
+    Raises:
+        SampleError: a JPEG is damaged.
+    """
+    images_chw = _decode_all([sample[0] for sample in samples], device)
+    finished = []
+    for image_chw, (data, region, resolution, index) in zip(images_chw, samples, strict=True):
+        if image_chw is None:  # the fast decoder refused the batch: this one may not be to blame
+            try:
+                image_chw = to_chw(decode_rgb(data.numpy().tobytes())[0]).to(device)
+            except Exception as error:
+                raise SampleError(describe(source, index, error)) from error
+        finished.append(crop_and_resize(image_chw, region, resolution))
+    return torch.stack(finished)
+
+
+def _decode_all(data: list[torch.Tensor], device: torch.device) -> list[torch.Tensor | None]:
+    """uint8 (3, H, W) on the device for each; None for JPEGs when the decoder refused them."""
+    images = [None if d.ndim == 1 else d.to(device).permute(2, 0, 1) for d in data]
+    jpegs = [i for i, image in enumerate(images) if image is None]
+    try:
+        decoded = _decode_jpegs([data[i] for i in jpegs], device) if jpegs else []
+    except RuntimeError:
+        return images
+    for i, image in zip(jpegs, decoded, strict=True):
+        images[i] = image
+    return images
+
+
+def _decode_jpegs(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """One call for a batch: nvJPEG decodes its pictures in parallel."""
+    # imported here: torchvision 0.29 announces that a later version will have no decoders, and the
+    # CPU path shall not end with them
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
+        return decode_jpeg(jpegs, ImageReadMode.RGB, device)
+
+
+# ------------------------------------------------------------------------------------------------
+# Worker processes
+# ------------------------------------------------------------------------------------------------
+
+
+class _Batches(Sampler):
+    """The keys of the coming batches; set before each pass, so that workers outlive an epoch."""
+
+    def __init__(self) -> None:
+        self.keys: list[list[tuple]] = []
+
+    def __iter__(self) -> Iterator[list[tuple]]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Pipeline:
+    """One DataLoader whose workers stay, fed with the keys of one pass after the other."""
+
+    def __init__(self, source, region, transforms: str, num_workers: int, device) -> None:
+        self._source, self._device = source, device
+        self._finish = transforms == "cpu"
+        self._batches = _Batches()
+        workers = {}
+        if num_workers:
+            workers = dict(
+                multiprocessing_context=_start_method(),
+                persistent_workers=True,  # a new process imports torch: seconds, every epoch
+                prefetch_factor=2,  # batches a worker, in /dev/shm: 38 MB each at 256 x 224 px
+                timeout=TIMEOUT_SECONDS,
+            )
+        self._loader = DataLoader(
+            Pictures(source, region, self._finish),
+            batch_sampler=self._batches,
+            num_workers=num_workers,
+            collate_fn=_stack if self._finish else _list,
+            pin_memory=device.type == "cuda" and self._finish,
+            # of its own: else every pass would take a number from the run's generator
+            generator=torch.Generator(),
+            **workers,
+        )
+
+    def run(self, batches: list[np.ndarray], resolution: int, argument: int | float) -> Iterator:
+        """Start a pass over batches of sample numbers."""
+        self._batches.keys = [[(int(i), resolution, argument) for i in b] for b in batches]
+        return self._deliver(iter(self._loader))
+
+    def _deliver(self, prepared: Iterator) -> Iterator:
+        try:
+            for images, labels_b in prepared:
+                if not self._finish:
+                    images = finish_on_device(images, self._device, self._source)
+                yield (
+                    images.to(self._device, non_blocking=True),
+                    labels_b.to(self._device, non_blocking=True),
+                )
+        except SampleError as error:
+            # a worker's error arrives as the text of its traceback, which ends with the sentence
+            raise SampleError(str(error).split("SampleError: ")[-1].strip()) from error
+        except (OSError, EOFError) as error:  # the other end of a pipe is gone
+            raise RuntimeError(
+                "a data worker died (memory or /dev/shm full?); lower data.num_workers if so"
+            ) from error
+
+    def close(self) -> None:
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+
+def _start_method():
+    """Workers fork from a server that has imported torch and nothing has run in.
+
+    fork would copy this process with its OpenMP threads (numba's and torch's libgomp abort or hang
+    in such a child), its CUDA context and its logging threads; spawn imports torch once a worker.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _stack(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*samples, strict=True)
+    return torch.utils.data.default_collate(list(images)), torch.tensor(labels)
+
+
+def _list(samples: list[tuple[tuple, int]]) -> tuple[list[tuple], torch.Tensor]:
+    images, labels = zip(*samples, strict=True)
+    return list(images), torch.tensor(labels)
