@@ -29,10 +29,27 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Accuracies in percent, losses in nats; ema_: of the averaged weights; plain_: 224 px, one crop, no
 # flip; without plain_: size, crop and flip as configured; seconds: of this epoch's training.
-LOG_KEYS = tuple(
-    """epoch train_loss val_loss val_loss_ema plain_top1 plain_top5 top1 top5 ema_plain_top1
-    ema_plain_top5 ema_top1 ema_top5 lr resolution images_per_second data_wait_share memory_gb
-    seconds eval_seconds total_seconds""".split()
+LOG_KEYS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_loss_ema",
+    "plain_top1",
+    "plain_top5",
+    "top1",
+    "top5",
+    "ema_plain_top1",
+    "ema_plain_top5",
+    "ema_top1",
+    "ema_top5",
+    "lr",
+    "resolution",
+    "images_per_second",
+    "data_wait_share",
+    "memory_gb",
+    "seconds",
+    "eval_seconds",
+    "total_seconds",
 )
 
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "timm", "numpy", "pillow", "safetensors")
@@ -432,7 +449,7 @@ def _draw_schedule(axes, log: dict, key: str, title: str, drawstyle: str = "defa
 
 def _dots(x: list) -> dict:
     """A short run is drawn with its points: one epoch alone would be invisible as a line."""
-    return dict(linewidth=1.6, marker="o" if len(x) <= 30 else "", markersize=3.5)
+    return {"linewidth": 1.6, "marker": "o" if len(x) <= 30 else "", "markersize": 3.5}
 
 
 def _decorate(axes, title: str, xlabel: str) -> None:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.order import epoch_order, rank_batches
@@ -282,9 +282,9 @@ def crop_and_resize(image_chw: torch.Tensor, region: Region, resolution: int) ->
     """
     side = [resolution, resolution]
     crop = (region.top, region.left, region.height, region.width)
-    out_chw = F.resized_crop(image_chw, *crop, size=side, antialias=True)
+    out_chw = functional.resized_crop(image_chw, *crop, size=side, antialias=True)
     if region.flip:
-        out_chw = F.horizontal_flip(out_chw)
+        out_chw = functional.horizontal_flip(out_chw)
     return out_chw.permute(1, 2, 0).contiguous()
 
 
@@ -431,12 +431,12 @@ class _Pipeline:
         self._batches = _Batches()
         workers = {}
         if num_workers:
-            workers = dict(
-                multiprocessing_context=_start_method(),
-                persistent_workers=True,  # a new process imports torch: seconds, every epoch
-                prefetch_factor=2,  # batches a worker, in /dev/shm: 38 MB each at 256 x 224 px
-                timeout=TIMEOUT_SECONDS,
-            )
+            workers = {
+                "multiprocessing_context": _start_method(),
+                "persistent_workers": True,  # a new process imports torch: seconds, every epoch
+                "prefetch_factor": 2,  # batches a worker, in /dev/shm: 38 MB each at 256 x 224 px
+                "timeout": TIMEOUT_SECONDS,
+            }
         self._loader = DataLoader(
             Pictures(source, region, self._finish),
             batch_sampler=self._batches,

@@ -63,7 +63,8 @@ def test_round_trip(tmp_path):
     state = small_state()
     save_checkpoint(tmp_path / "sub" / "last.pt", state)
     back = load_checkpoint(tmp_path / "sub" / "last.pt")
-    assert same(back["model"], state["model"]) and same(back["ema"], state["ema"])
+    assert same(back["model"], state["model"])
+    assert same(back["ema"], state["ema"])
     assert back["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
     moments = [s["optimizer"]["state"] for s in (back, state)]
     assert all(torch.equal(moments[0][i]["exp_avg"], moments[1][i]["exp_avg"]) for i in moments[1])
@@ -77,11 +78,12 @@ def test_tensors_become_their_own_plain_copies(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"view": big[0], "parameter": nn.Parameter(torch.ones(2))})
     back = load_checkpoint(tmp_path / "a.pt")
     assert (tmp_path / "a.pt").stat().st_size < 20_000  # not the 4 MB behind the view
-    assert type(back["parameter"]) is torch.Tensor and not back["parameter"].requires_grad
+    assert type(back["parameter"]) is torch.Tensor
+    assert not back["parameter"].requires_grad
 
 
 @pytest.mark.parametrize(
-    "bad, where",
+    ("bad", "where"),
     [
         ({"a": {"b": [1, np.float64(2)]}}, r"state\['a'\]\['b'\]\[1\] is a numpy.float64"),
         ({"args": argparse.Namespace(x=1)}, r"state\['args'\] is a argparse.Namespace"),
@@ -122,7 +124,7 @@ def test_malicious_pickle_is_refused_and_does_nothing(tmp_path, load, zipped):
 
 def test_raw_pickle_is_refused(tmp_path):
     (tmp_path / "a.pt").write_bytes(pickle.dumps(Payload(str(tmp_path / "trap")), 2))
-    with pytest.raises(CheckpointError, match="a.pt"):
+    with pytest.raises(CheckpointError, match=r"a.pt"):
         load_checkpoint(tmp_path / "a.pt")
     assert not (tmp_path / "trap").exists()
 
@@ -132,7 +134,7 @@ def test_every_truncation_is_one_clear_sentence(tmp_path):
     whole = (tmp_path / "a.pt").read_bytes()
     for size in range(0, len(whole), 37):
         (tmp_path / "b.pt").write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="b.pt is (cut off|damaged)") as caught:
+        with pytest.raises(CheckpointError, match=r"b.pt is (cut off|damaged)") as caught:
             load_checkpoint(tmp_path / "b.pt")
         assert "\n" not in str(caught.value)
 
@@ -150,15 +152,15 @@ def test_a_flipped_bit_in_a_weight_is_noticed(tmp_path):
 
 
 def test_missing_file_and_wrong_content(tmp_path):
-    with pytest.raises(CheckpointError, match="none.pt does not exist"):
+    with pytest.raises(CheckpointError, match=r"none.pt does not exist"):
         load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="none.safetensors do not exist"):
+    with pytest.raises(CheckpointError, match=r"none.safetensors do not exist"):
         load_weights(tmp_path / "none.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds a list"):
         load_checkpoint(tmp_path / "list.pt")
     save_checkpoint(tmp_path / "log.pt", {"epoch": 3})
-    with pytest.raises(CheckpointError, match="holds no weights.*found epoch"):
+    with pytest.raises(CheckpointError, match=r"holds no weights.*found epoch"):
         load_weights(tmp_path / "log.pt")
     (tmp_path / "a.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(CheckpointError, match="cut off, damaged or not safetensors"):
@@ -173,7 +175,7 @@ def disk_full(*_):
 def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, broken):
     save_checkpoint(tmp_path / "last.pt", {"epoch": 1})
     monkeypatch.setattr(f"fast_imagenet.checkpoint.{broken}", disk_full)
-    with pytest.raises(CheckpointError, match="No space left.*previous one is untouched"):
+    with pytest.raises(CheckpointError, match=r"No space left.*previous one is untouched"):
         save_checkpoint(tmp_path / "last.pt", {"epoch": 2})
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "last.pt") == {"epoch": 1}
@@ -210,7 +212,8 @@ def test_weights_and_their_json(tmp_path):
     save_weights(tmp_path / "weights.safetensors", state, info)
     assert sorted(os.listdir(tmp_path)) == ["weights.json", "weights.safetensors"]
     back, back_info = load_weights(tmp_path / "weights.safetensors")
-    assert all(torch.equal(back[name], state[name]) for name in state) and len(back) == len(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert len(back) == len(state)
     assert info.items() <= back_info.items()
     assert info.items() <= json.loads((tmp_path / "weights.json").read_text()).items()
 
@@ -234,7 +237,7 @@ def test_bad_info_or_name_writes_nothing(tmp_path):
     for info in ({"top1": float("nan")}, {"config": object()}):
         with pytest.raises((TypeError, ValueError)):
             save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)}, info)
-    with pytest.raises(ValueError, match="must end in .safetensors"):
+    with pytest.raises(ValueError, match=r"must end in .safetensors"):
         save_weights(tmp_path / "w.pt", {"a": torch.ones(1)}, {})
     assert os.listdir(tmp_path) == []
 
@@ -242,10 +245,10 @@ def test_bad_info_or_name_writes_nothing(tmp_path):
 def test_weights_with_the_json_of_another_file(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)}, {"arch": "x"})
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="not the file that w.json describes"):
+    with pytest.raises(CheckpointError, match=r"not the file that w.json describes"):
         load_weights(tmp_path / "w.safetensors")
     (tmp_path / "w.json").write_text("{")
-    with pytest.raises(CheckpointError, match="w.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"w.json is not JSON"):
         load_weights(tmp_path / "w.safetensors")
     (tmp_path / "w.json").unlink()
     assert load_weights(tmp_path / "w.safetensors")[0] == {"a": torch.zeros(1)}
@@ -256,11 +259,14 @@ def test_raw_or_average_from_our_checkpoint(tmp_path):
     save_checkpoint(tmp_path / "last.pt", state)
     raw, raw_info = load_weights(tmp_path / "last.pt")
     average, average_info = load_weights(tmp_path / "last.pt", ema=True)
-    assert same(raw, state["model"]) and raw_info == {"arch": "small", "ema": False}
-    assert same(average, state["ema"]) and average_info == {"arch": "small", "ema": True}
+    assert same(raw, state["model"])
+    assert raw_info == {"arch": "small", "ema": False}
+    assert same(average, state["ema"])
+    assert average_info == {"arch": "small", "ema": True}
     save_checkpoint(tmp_path / "last.pt", state | {"ema": None})
     without, info = load_weights(tmp_path / "last.pt", ema=True)
-    assert same(without, state["model"]) and info["ema"] is False
+    assert same(without, state["model"])
+    assert info["ema"] is False
 
 
 def foreign_files():
@@ -316,7 +322,8 @@ def test_load_into_names_what_does_not_fit():
     with pytest.raises(CheckpointError) as caught:
         load_into(network, state)
     message = str(caught.value)
-    assert "1 missing (conv.bias)" in message and "1 unexpected (extra.a)" in message
+    assert "1 missing (conv.bias)" in message
+    assert "1 unexpected (extra.a)" in message
     assert "fc.weight (5, 4) in the file, (3, 4) in the model" in message
     assert "\n" not in message
     assert same(network.state_dict(), before)

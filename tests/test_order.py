@@ -15,7 +15,7 @@ def test_is_a_permutation(n):
 
 def test_depends_on_seed_and_epoch_and_nothing_else():
     base = epoch_order(200, seed=0, epoch=0)
-    np.random.seed(123)  # the global generator must play no part
+    np.random.seed(123)  # noqa: NPY002  the global generator must play no part
     assert np.array_equal(base, epoch_order(200, seed=0, epoch=0))
     assert not np.array_equal(base, epoch_order(200, seed=1, epoch=0))
     assert not np.array_equal(base, epoch_order(200, seed=0, epoch=1))
@@ -48,7 +48,7 @@ def test_fewer_samples_than_a_batch_is_no_step():
 
 
 @pytest.mark.parametrize(
-    "call, words",
+    ("call", "words"),
     [
         (lambda: epoch_order(-1, 0, 0), "n = -1"),
         (lambda: epoch_order(4, -1, 0), "seed = -1"),

@@ -61,7 +61,8 @@ def test_each_line_is_on_disk_at_once(tmp_path, monkeypatch):
     real = runlog.os.fsync
     monkeypatch.setattr(runlog.os, "fsync", lambda fd: synced.append(real(fd)))
     log.write(**record(1))
-    assert synced and lines_of(tmp_path) == [record(1)]
+    assert synced
+    assert lines_of(tmp_path) == [record(1)]
 
 
 def test_numbers_of_numpy_and_torch_become_plain(tmp_path):
@@ -102,7 +103,7 @@ def test_every_line_has_the_same_keys(tmp_path):
 def test_a_folder_with_a_run_is_refused_unless_resumed(tmp_path):
     open_log(tmp_path).write(**record(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(RunLogError, match="already holds a run.*training.resume=auto.*folder"):
+    with pytest.raises(RunLogError, match=r"already holds a run.*training.resume=auto.*folder"):
         open_log(tmp_path, config={})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     open_log(tmp_path, resume=True).write(**record(2))
@@ -133,7 +134,7 @@ def test_a_torn_last_line_is_dropped_with_a_warning(tmp_path, cut):
     log.write(**record(2))
     content = (tmp_path / "log.jsonl").read_bytes()
     (tmp_path / "log.jsonl").write_bytes(content[:-cut])
-    with pytest.warns(UserWarning, match="last line of .*log.jsonl is incomplete"):
+    with pytest.warns(UserWarning, match=r"last line of .*log.jsonl is incomplete"):
         log = open_log(tmp_path, resume=True)
     log.write(**record(2, lr=7.0))
     assert lines_of(tmp_path) == [record(1), record(2, lr=7.0)]
@@ -143,7 +144,7 @@ def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     log = open_log(tmp_path)
     log.write(**record(1))
     (tmp_path / "log.jsonl").write_text("{oops\n" + (tmp_path / "log.jsonl").read_text())
-    with pytest.raises(RunLogError, match="line 1 of .*log.jsonl is damaged"):
+    with pytest.raises(RunLogError, match=r"line 1 of .*log.jsonl is damaged"):
         open_log(tmp_path, resume=True).truncate_after(0)
 
 
@@ -183,8 +184,11 @@ def test_environment_has_what_is_needed_and_nothing_private(tmp_path):
     open_log(tmp_path)
     text = (tmp_path / "environment.json").read_text()
     where = json.loads(text)
-    assert where["torch"] and where["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert where["cores"] >= 1 and where["ram_gb"] > 0 and where["device"]
+    assert where["torch"]
+    assert where["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert where["cores"] >= 1
+    assert where["ram_gb"] > 0
+    assert where["device"]
     assert None not in where.values()
     words = set(text.replace('"', " ").replace(",", " ").split())
     assert not {socket.gethostname(), getpass.getuser()} & words
@@ -205,7 +209,8 @@ def test_commit_and_dirty_flag_are_gits(tmp_path, monkeypatch):
     git("add", "a.py")
     git("commit", "-q", "-m", "a")
     where = runlog.environment()
-    assert where["commit"] == git("rev-parse", "HEAD") and where["dirty"] is False
+    assert where["commit"] == git("rev-parse", "HEAD")
+    assert where["dirty"] is False
     (tmp_path / "a.py").write_text("2")
     assert runlog.environment()["dirty"] is True
 
@@ -261,7 +266,7 @@ def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
 
 def test_wandb_absent_is_said_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(RunLogError, match="logging.wandb=imagenet needs the package wandb"):
+    with pytest.raises(RunLogError, match=r"logging.wandb=imagenet needs the package wandb"):
         open_log(tmp_path, wandb_project="imagenet")
 
 
@@ -280,11 +285,13 @@ def test_wandb_gets_the_record_and_goes_on_with_the_same_run(tmp_path, monkeypat
         log.write(**record(epoch))
         log.close()
     assert [start["project"] for start in starts] == ["p", "p"]
-    assert starts[0]["id"] == starts[1]["id"] and starts[0]["id"]
-    assert [step for step, _ in logged] == [1, 2] and logged[1][1]["top1"] == record(2)["top1"]
+    assert starts[0]["id"] == starts[1]["id"]
+    assert starts[0]["id"]
+    assert [step for step, _ in logged] == [1, 2]
+    assert logged[1][1]["top1"] == record(2)["top1"]
 
 
-@pytest.mark.parametrize("epochs, ema", [(1, False), (40, True)])
+@pytest.mark.parametrize(("epochs", "ema"), [(1, False), (40, True)])
 def test_curves_are_drawn(tmp_path, epochs, ema):
     log = open_log(tmp_path)
     for epoch in range(1, epochs + 1):
@@ -294,7 +301,8 @@ def test_curves_are_drawn(tmp_path, epochs, ema):
         log.write(**(values if ema else values | same))
     plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as picture:
-        assert picture.width > 1000 and picture.height > 1000
+        assert picture.width > 1000
+        assert picture.height > 1000
         colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
     assert {(31, 95, 168), (217, 100, 30), (47, 143, 91)} <= colors
 
