@@ -199,3 +199,68 @@ def shuffle(indices: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.nda
         return shuffled
     turn = rng.permutation(int(blocks.max()) + 1)
     return shuffled[np.argsort(turn[blocks[shuffled]], kind="stable")]
+
+
+class WnidVotes:
+    """Which wnid each label means, learnt from the names of pictures until two disagree."""
+
+    def __init__(self):
+        self._wnid_of_label = {}
+        self._agree = True
+
+    def add(self, label: int, text: str) -> None:
+        """Take the last wnid in `text`, as in 'ILSVRC2012_val_00000293_n01440764.JPEG'."""
+        found = WNID.findall(text)
+        if found:
+            self._agree &= self._wnid_of_label.setdefault(label, found[-1]) == found[-1]
+
+    def classes(self, count: int) -> list[str] | None:
+        """The wnids of labels 0 to `count` - 1; None unless all are known and different."""
+        wnids = [self._wnid_of_label.get(label) for label in range(count)]
+        known = self._agree and None not in wnids and len(set(wnids)) == count
+        return wnids if known else None
+
+
+def name_classes(
+    labels: np.ndarray, votes: WnidVotes, names: Sequence[str] | None, where: str
+) -> tuple[np.ndarray, list[str], list[str] | None]:
+    """Labels, classes and class names of data that stores numbers: wnids if known, else `names`.
+
+    Args:
+        labels: int64 [n], as stored.
+        votes: wnids met in the names of pictures.
+        names: class names in the order of the stored labels, or None.
+        where: the data, for the message.
+
+    Raises:
+        SourceError: no pictures, or a label that is negative or has no name.
+    """
+    if not len(labels):
+        raise SourceError(f"{where} holds no pictures")
+    count = len(names) if names else int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= count:
+        raise SourceError(
+            f"{where} has labels from {labels.min()} to {labels.max()}, but {count} class names:"
+            " a label of -1 marks a test split, otherwise give the names with --source.classes"
+        )
+    wnids = votes.classes(count)
+    if wnids:
+        return sort_wnids(labels, wnids, names)
+    return sort_wnids(labels, names or [str(label) for label in range(count)], None)
+
+
+def split_files(path: Path, suffix: str, split: str) -> list[Path]:
+    """Files below `path` with this suffix whose name, or folder, says that they belong to `split`.
+
+    Raises:
+        SourceError: there are none.
+    """
+    word = re.compile(rf"(^|[^a-z]){'train' if split == 'train' else 'val(id(ation)?)?'}([^a-z]|$)")
+    found = sorted(path.rglob(f"*{suffix}"))
+    chosen = [file for file in found if word.search(str(file.relative_to(path)).lower())]
+    if not chosen:
+        raise SourceError(
+            f"{path} holds {len(found)} *{suffix} files, none of them named after the split"
+            f" {split!r}: names must contain 'train' or 'val', as in train-00000{suffix}"
+        )
+    return chosen

@@ -124,6 +124,7 @@ def _exif_kinds(image: Image.Image, caught: list[warnings.WarningMessage]) -> tu
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF says nothing about the pixels
         return ("broken_exif",)
-    if any("EXIF" in str(warning.message) for warning in caught):
+    # Pillow only warns, in several wordings, when the directory of tags is damaged.
+    if any("TiffImagePlugin" in warning.filename for warning in caught):
         return ("broken_exif",)
     return ("exif_orientation",) if orientation != 1 else ()

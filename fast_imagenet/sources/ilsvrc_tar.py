@@ -1,0 +1,149 @@
+"""The official archives of ILSVRC2012, read in place: no extraction, no million files on the disk.
+
+    ILSVRC2012_img_train.tar        1,000 tars n01440764.tar ..., each of pictures
+    ILSVRC2012_img_val.tar          50,000 pictures, labels in the devkit
+    ILSVRC2012_devkit_t12.tar.gz    ground truth by ILSVRC2012_ID, and the table of ids and wnids
+
+Only members with the expected names are accepted.
+"""
+
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from fast_imagenet.sources.base import SourceError
+from fast_imagenet.sources.matfile import MatError, read_struct_array
+from fast_imagenet.sources.tar import TarSource, check_member, list_members
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+META = "data/meta.mat"
+MAX_DEVKIT_BYTES = 64 << 20
+
+_CLASS_TAR = re.compile(r"(?:\./)?(n\d{8})\.tar")
+_TRAIN_IMAGE = re.compile(r"(?:\./)?n\d{8}_\d+\.JPEG")
+_VAL_IMAGE = re.compile(r"(?:\./)?(?:val/)?ILSVRC2012_val_(\d{8})\.JPEG")
+
+
+def open_ilsvrc_tar(path: Path, split: str, **_) -> TarSource:
+    """One split out of the official archives in the folder `path`.
+
+    Raises:
+        SourceError: an archive is missing, truncated or holds something unexpected.
+    """
+    return _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
+
+
+def _need(path: Path) -> Path:
+    if not path.is_file():
+        raise SourceError(f"{path.parent} lacks {path.name}: put the official archive there")
+    return path
+
+
+def _match(pattern: re.Pattern, name: str, path: Path) -> re.Match:
+    match = pattern.fullmatch(name)
+    if match is None:
+        raise SourceError(
+            f"{path} holds {name!r}, which is not in the official archive: fetch it again"
+        )
+    return match
+
+
+def _open_train(path: Path) -> TarSource:
+    inner = {}
+    for member in list_members(_need(path)):
+        wnid = _match(_CLASS_TAR, member.name, path).group(1)
+        if wnid in inner:
+            raise SourceError(f"{path} holds {member.name!r} twice: fetch it again")
+        inner[wnid] = member
+    classes = sorted(inner)
+    found, labels = [], []
+    for label, wnid in enumerate(classes):
+        tar = inner[wnid]
+        for member in list_members(path, tar.offset, tar.offset + tar.size):
+            _match(_TRAIN_IMAGE, member.name, path)
+            found.append(check_member(member, path))
+            labels.append(label)
+    missing = sorted(set(range(len(classes))) - set(labels))
+    if missing or not found:
+        which = classes[missing[0]] if missing else "train"
+        raise SourceError(f"{path} has no pictures of {which}: fetch it again")
+    return _source(path, found, labels, classes, None)
+
+
+def _open_val(folder: Path) -> TarSource:
+    path, devkit = _need(folder / VAL_TAR), _need(folder / DEVKIT)
+    truth, wnid_of_id, name_of_wnid = read_devkit(devkit)
+    classes = sorted(wnid_of_id.values())
+    label_of_id = {key: classes.index(wnid) for key, wnid in wnid_of_id.items()}
+    found, labels = [], []
+    for member in list_members(path):
+        number = int(_match(_VAL_IMAGE, member.name, path).group(1))
+        if not 1 <= number <= len(truth) or truth[number - 1] not in label_of_id:
+            raise SourceError(f"{devkit} has no label for {member.name!r}: fetch both again")
+        found.append(check_member(member, path))
+        labels.append(label_of_id[truth[number - 1]])
+    if not found:
+        raise SourceError(f"{path} holds no pictures: fetch it again")
+    return _source(path, found, labels, classes, [name_of_wnid[wnid] for wnid in classes])
+
+
+def _source(
+    path: Path, found: list, labels: list[int], classes: list[str], class_names
+) -> TarSource:
+    return TarSource(
+        "ilsvrc_tar",
+        [path],
+        np.zeros(len(found), np.int64),
+        [member.offset for member in found],
+        [member.size for member in found],
+        [member.name for member in found],
+        labels,
+        classes,
+        class_names,
+    )
+
+
+def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
+    """Labels and class tables out of ILSVRC2012_devkit_t12.tar.gz.
+
+    Returns:
+        The ILSVRC2012_ID of every val picture in the order of their numbers; the wnid of every id
+        that occurs as a class of the challenge; the readable name of every such wnid.
+
+    Raises:
+        SourceError: the devkit is damaged or lacks a file.
+    """
+    files = _devkit_files(path)
+    try:
+        truth = [int(word) for word in files[GROUND_TRUTH].split()]
+        rows = read_struct_array(files[META], "synsets")
+        leaves = [row for row in rows if int(row["num_children"][0]) == 0]
+        wnids = {int(row["ILSVRC2012_ID"][0]): row["WNID"] for row in leaves}
+        names = {row["WNID"]: row["words"] for row in leaves}
+    except (MatError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise SourceError(f"{path} cannot be understood ({error}): fetch it again") from error
+    return truth, wnids, names
+
+
+def _devkit_files(path: Path) -> dict[str, bytes]:
+    """The two files that we need, by the end of their names."""
+    found = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for info in archive:
+                wanted = next(
+                    (end for end in (GROUND_TRUTH, META) if info.name.endswith(end)), None
+                )
+                if wanted and info.isreg() and info.size <= MAX_DEVKIT_BYTES:
+                    found[wanted] = archive.extractfile(info).read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SourceError(f"{path} is no complete tar.gz ({error}): fetch it again") from error
+    missing = {GROUND_TRUTH, META} - found.keys()
+    if missing:
+        raise SourceError(f"{path} lacks {min(missing)}: it must be the official {DEVKIT}")
+    return found

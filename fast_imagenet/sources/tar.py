@@ -1,0 +1,104 @@
+"""Pictures read in place inside uncompressed tar files: an index of offsets, no extraction."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fast_imagenet.sources.base import (
+    MAX_IMAGE_BYTES,
+    FileHandles,
+    PackedNames,
+    Source,
+    SourceError,
+)
+
+
+class Member(NamedTuple):
+    """A regular file inside a tar: its name, and where its bytes lie in the tar."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]:
+    """Regular files of the tar that lies at bytes `start` to `end` of the file `path`.
+
+    Folders are passed over.
+
+    Raises:
+        SourceError: no tar, a compressed or truncated one, or one with links or devices in it.
+    """
+    where = f"{path}, byte {start:,}" if start else str(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                yield from _regular_files(archive, where, size if end is None else end)
+    except (tarfile.TarError, OSError) as error:
+        raise SourceError(
+            f"{where} is no complete, uncompressed tar ({error}): fetch it again, or unpack its"
+            " compression"
+        ) from error
+
+
+def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[Member]:
+    while (info := archive.next()) is not None:
+        archive.members = []  # tarfile keeps every member it has seen: a million of them are 1 GB
+        if info.isdir():
+            continue
+        if not info.isreg():
+            raise SourceError(
+                f"{where} holds {info.name!r}, a link or device: it must hold files only"
+            )
+        if info.offset_data + info.size > end:
+            raise SourceError(f"{where} is truncated inside {info.name!r}: fetch it again")
+        yield Member(info.name, info.offset_data, info.size)
+    if archive.fileobj.tell() - archive.offset < tarfile.BLOCKSIZE:
+        raise SourceError(f"{where} has no end mark, so its end is missing: fetch it again")
+
+
+class TarSource(Source):
+    """Pictures at known places of a few large files.
+
+    Args:
+        kind: name of the source kind.
+        paths: the files.
+        files: int64 [n], which of `paths` holds a picture.
+        offsets, sizes: int64 [n], bytes.
+        names: name of each picture inside its file.
+        labels, classes, class_names: see Source.
+    """
+
+    def __init__(
+        self, kind, paths, files, offsets, sizes, names, labels, classes, class_names=None
+    ):
+        super().__init__(labels, classes, class_names)
+        self.kind = kind
+        self._handles = FileHandles(paths)
+        self._files = np.asarray(files, np.int64)
+        self._offsets = np.asarray(offsets, np.int64)
+        self._sizes = np.asarray(sizes, np.int64)
+        self._names = PackedNames(names)
+
+    def name(self, index: int) -> str:
+        return f"{self._handles.paths[self._files[index]]}/{self._names[index]}"
+
+    def read(self, index: int) -> bytes:
+        return self._handles.read_at(
+            int(self._files[index]), int(self._offsets[index]), int(self._sizes[index])
+        )
+
+
+def check_member(member: Member, path: Path) -> Member:
+    """Refuse a picture whose size makes no sense, before anybody reads it."""
+    if member.size > MAX_IMAGE_BYTES:
+        raise SourceError(
+            f"{path} holds {member.name!r} of {member.size:,} bytes: a picture may have"
+            f" {MAX_IMAGE_BYTES:,} at most"
+        )
+    return member
