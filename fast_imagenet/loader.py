@@ -5,7 +5,10 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 - an exception in its loader thread blocks the training loop for ever: `_Epoch` hands it over;
 - leaving an epoch early leaks its thread: `_Epoch.close` ends and joins it;
 - its distributed order repeats samples and depends on the number of ranks: order.py decides;
-- every Loader calls torch.set_num_threads for the whole process: `_set_numba_threads` does not;
+- importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
+  torch's number is put back, and `_set_numba_threads` leaves it alone;
+- its page-cache reader marks numba's shared uint8[::1] type read-only, for all code of the process:
+  `_compile_reader` does not;
 - numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
 
 Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64.
@@ -23,6 +26,7 @@ import torch
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     numba.config.THREADING_LAYER = "omp"
+_TORCH_THREADS = torch.get_num_threads()
 
 from ffcv.fields.basics import IntDecoder  # noqa: E402  (numba's threads are chosen first)
 from ffcv.fields.rgb_image import (  # noqa: E402
@@ -31,6 +35,7 @@ from ffcv.fields.rgb_image import (  # noqa: E402
 )
 from ffcv.loader import Loader, OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor  # noqa: E402
 
@@ -284,4 +289,14 @@ def _set_numba_threads(cls, count: int) -> None:
     numba.set_num_threads(count)
 
 
+def _compile_reader(self):
+    def read(address, state):
+        file_bytes, starts, sizes = state
+        return file_bytes[address : address + sizes[np.searchsorted(starts, address)]]
+
+    return Compiler.compile(read)
+
+
 Compiler.set_num_threads = classmethod(_set_numba_threads)
+OSCacheManager.compile_reader = _compile_reader
+torch.set_num_threads(_TORCH_THREADS)

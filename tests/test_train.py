@@ -324,7 +324,8 @@ def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
     flags = [
         f"--config={SMOKE}", "--data.backend=torchvision", "--training.max_steps=0",
         "--training.epochs=2", "--lr.lr_peak_epoch=0.5", "--training.micro_batch_size=8",
-        f"--data.train_dataset={tiny_beton}/train.beton", f"--data.val_dataset={tiny_beton}/val.beton",
+        f"--data.train_dataset={tiny_beton}/train.beton", "--model.arch=resnet18",
+        f"--data.val_dataset={tiny_beton}/val.beton",
     ]  # fmt: skip
     launch = {
         1: [sys.executable],

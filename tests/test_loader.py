@@ -1,0 +1,196 @@
+"""The FFCV loader: which samples come, in which order, how errors arrive and what an early end leaves."""
+
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from fast_imagenet.beton.writer import EncodeSettings, write_beton
+from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches
+from fast_imagenet.sources.base import Source
+from tests.conftest import ROOT
+
+loader = pytest.importorskip("fast_imagenet.loader")
+
+COUNT = 45
+
+
+class Numbered(Source):
+    """Pictures whose label is their number and whose colour is twice that."""
+
+    kind = "test"
+    draws_pixels = True
+
+    def __init__(self):
+        super().__init__(np.arange(COUNT), [f"c{i:02}" for i in range(COUNT)])
+
+    def name(self, index):
+        return f"picture {index}"
+
+    def pixels(self, index):
+        return np.full((40 + index % 3, 50, 3), 2 * index, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("numbered") / "numbered.beton"
+    write_beton(path, Numbered(), EncodeSettings(mode="proportion", quality=100))
+    return path
+
+
+@pytest.fixture(scope="module")
+def labels(path):
+    return loader.BetonFile(path).labels
+
+
+def train_loader(path, **options):
+    options = dict(global_batch=8, seed=3, num_workers=1) | options
+    return loader.TrainLoader(path, **options)
+
+
+def labels_of(batches):
+    return [labels_b.tolist() for _, labels_b in batches]
+
+
+@pytest.fixture(scope="module")
+def one_rank(path):
+    return train_loader(path)
+
+
+def test_order_is_the_shared_one_and_pictures_belong_to_labels(one_rank, labels):
+    assert len(one_rank) == COUNT // 8 and one_rank.num_classes == COUNT
+    for epoch in (0, 1):
+        expected = labels[rank_batches(epoch_order(COUNT, 3, epoch), 8, 0, 1)]
+        seen = []
+        for images_bhwc, labels_b in one_rank.epoch(epoch, 32):
+            assert images_bhwc.shape == (8, 32, 32, 3) and images_bhwc.dtype == torch.uint8
+            colour = images_bhwc.float().mean((1, 2, 3))
+            assert (colour - 2 * labels_b).abs().max() < 2
+            seen.append(labels_b.tolist())
+        assert seen == expected.tolist()
+
+
+def test_resolution_changes_between_epochs(one_rank):
+    assert {tuple(images.shape) for images, _ in one_rank.epoch(0, 64)} == {(8, 64, 64, 3)}
+    assert {tuple(images.shape) for images, _ in one_rank.epoch(0, 32)} == {(8, 32, 32, 3)}
+
+
+def test_start_step_leaves_out_the_first_batches(one_rank):
+    assert labels_of(one_rank.epoch(4, 32, start_step=3)) == labels_of(one_rank.epoch(4, 32))[3:]
+
+
+def test_ranks_share_the_batches_of_one_rank(path, one_rank):
+    parts = [labels_of(train_loader(path, rank=r, world_size=2).epoch(2, 32)) for r in (0, 1)]
+    joined = [first + second for first, second in zip(*parts, strict=True)]
+    assert joined == labels_of(one_rank.epoch(2, 32))
+
+
+def test_every_validation_image_comes_once_whatever_the_ranks(path):
+    for world_size in (1, 2):
+        seen = []
+        for rank in range(world_size):
+            part = loader.EvalLoader(path, batch_size=16, rank=rank, world_size=world_size)
+            batches = labels_of(part.batches(32, 0.875))
+            assert all(len(batch) == 16 for batch in batches[:-1])
+            seen += sum(batches, [])
+        assert sorted(seen) == list(range(COUNT))
+
+
+def test_centre_crop_keeps_its_share_of_the_shorter_side(tmp_path):
+    class Framed(Numbered):
+        def pixels(self, index):
+            image = np.zeros((80, 120, 3), np.uint8)
+            image[20:60, 40:80] = 255  # the central square of half the shorter side
+            return image
+
+    write_beton(tmp_path / "framed.beton", Framed(), EncodeSettings(mode="raw"))
+    framed = loader.EvalLoader(tmp_path / "framed.beton", batch_size=COUNT)
+    ((inner, _),) = framed.batches(32, 0.5)
+    assert (inner == 255).all()
+    ((outer, _),) = framed.batches(32, 1.0)
+    assert outer[:, 0].max() == 0 and outer[:, 16, 16].min() == 255
+
+
+def test_an_error_in_the_loader_thread_reaches_the_caller(path):
+    broken = train_loader(path)
+
+    def code(**arguments):
+        raise MemoryError("no memory for the batch")
+
+    broken._loader.code = ([(code, [0])], broken._loader.code[1])
+    with pytest.raises(RuntimeError, match="data loader failed: no memory for the batch") as raised:
+        list(broken.epoch(0, 32))
+    assert isinstance(raised.value.__cause__, MemoryError)
+
+
+def test_leaving_an_epoch_early_ends_its_thread(one_rank):
+    for taken in (0, 1, 3):
+        batches = one_rank.epoch(0, 32)
+        for _ in range(taken):
+            next(batches)
+        batches.close()
+    assert not [t for t in threading.enumerate() if isinstance(t, loader._Epoch)]
+    assert len(labels_of(one_rank.epoch(0, 32))) == COUNT // 8
+
+
+def test_quasi_random_order_visits_everything_once_a_few_pages_at_a_time():
+    pages = np.repeat(np.arange(20), 7)
+    order = paged_epoch_order(pages, window=4, seed=1, epoch=0)
+    assert sorted(order) == list(range(140))
+    for start in range(0, 140, 28):
+        assert len(set(pages[order[start : start + 28]])) == 4
+    assert not np.array_equal(order, paged_epoch_order(pages, 4, seed=1, epoch=1))
+    assert np.array_equal(order, paged_epoch_order(pages, 4, seed=1, epoch=0))
+    within = pages[order[:28]]
+    assert len(set(within[:4])) > 1  # pages are mixed, not read one after the other
+
+
+def test_quasi_random_loader_reads_through_the_process_cache(path, labels):
+    quasi = train_loader(path, in_memory=False)
+    seen = labels_of(quasi.epoch(0, 32))
+    expected = paged_epoch_order(np.zeros(COUNT, int), 1, 3, 0)
+    assert sum(seen, []) == labels[expected[:40]].tolist()
+
+
+def test_torch_keeps_its_threads(path):
+    """In a process of its own: importing FFCV alone leaves torch with one thread."""
+    code = f"""
+import torch
+torch.set_num_threads(3)
+from fast_imagenet.loader import TrainLoader
+assert torch.get_num_threads() == 3
+list(TrainLoader({str(path)!r}, global_batch=8, seed=0, num_workers=1).epoch(0, 32))
+assert torch.get_num_threads() == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_numba_still_writes_to_one_dimensional_bytes(one_rank):
+    """FFCV marks numba's shared type read-only, and then no such function can be typed any more."""
+
+    @numba.njit
+    def fill(array):
+        array[:] = 7
+
+    bytes_1d = np.zeros(3, np.uint8)
+    fill(bytes_1d)
+    assert bytes_1d.tolist() == [7, 7, 7]
+
+
+def test_bad_requests_are_refused_with_the_fix(path, tmp_path):
+    with pytest.raises(ValueError, match="holds 45 images, fewer than one batch of 64.*lower"):
+        train_loader(path, global_batch=64)
+    with pytest.raises(ValueError, match="cannot be shared equally by 3 ranks"):
+        train_loader(path, world_size=3).epoch(0, 32)
+    with pytest.raises(ValueError, match="data.num_workers=999 but this process may use"):
+        train_loader(path, num_workers=999)
+    with pytest.raises(ValueError, match="does not exist"):
+        train_loader(tmp_path / "none.beton")
+    (tmp_path / "text.beton").write_text("not a data file" * 100)
+    with pytest.raises(ValueError, match="text.beton"):
+        train_loader(tmp_path / "text.beton")
