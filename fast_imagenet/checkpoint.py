@@ -108,10 +108,12 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     plain = _to_plain(state, "state")
     try:
         write_atomically(path, lambda file: torch.save(plain, file), _check_sums)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as an error of its zip writer, with the reason behind it
+        reason = error if isinstance(error, OSError) else error.__context__ or error
         raise CheckpointError(
-            f"cannot write checkpoint {path} ({error.strerror}); the previous one is untouched, "
-            f"make room or choose another logging.folder"
+            f"cannot write checkpoint {path} ({_first_line(reason)}); the previous one is "
+            f"untouched, make room or choose another logging.folder"
         ) from error
 
 

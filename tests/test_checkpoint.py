@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import resource
 from collections import OrderedDict
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_a_failing_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, br
     with pytest.raises(CheckpointError, match=r"No space left.*previous one is untouched"):
         save_checkpoint(tmp_path / "last.pt", {"epoch": 2})
     monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "last.pt") == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"File too large.*previous one is untouched"):
+            save_checkpoint(tmp_path / "last.pt", {"epoch": 2, "w": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(tmp_path / "last.pt") == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.pt"]
 
