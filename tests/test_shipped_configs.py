@@ -1,0 +1,157 @@
+"""Every YAML file that we ship: it loads, says what to expect, and differs from its family as told.
+
+That each of them also trains a step is tested in test_smoke.py.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fast_imagenet.config import read_config, to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("rn50_configs", "rn18_configs", "imagenette_configs")
+SHIPPED = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml"))
+NAMES = [path.name for path in SHIPPED]
+
+BUDGET = {"training.epochs", "logging.folder"}
+FAMILIES = {
+    r"rn50_\d+_epochs\.yaml": (
+        ["rn50_16", "rn50_24", "rn50_32", "rn50_40", "rn50_56", "rn50_88"],
+        BUDGET | {"resolution.start_ramp", "resolution.end_ramp"},
+    ),
+    r"rn18_\d+_epochs\.yaml": (
+        ["rn18_16", "rn18_24", "rn18_32", "rn18_40", "rn18_56", "rn18_88"],
+        BUDGET | {"resolution.start_ramp", "resolution.end_ramp"},
+    ),
+    r"rn50_128px_\d+_epochs\.yaml": (
+        ["rn50_128px_5", "rn50_128px_20", "rn50_128px_80", "rn50_128px_200"],
+        BUDGET,
+    ),
+}
+BY_ANOTHER_RECIPE = {"rn50_300_epochs.yaml"}  # its name looks like one of the rn50 family
+
+
+def read(path: Path) -> dict:
+    """The resolved settings of one file, flat: {'training.epochs': 16, ...}."""
+    from train_imagenet import SETTINGS
+
+    words = ["--config", str(path)]
+    tree = to_dict(read_config(SETTINGS, words, prog="train_imagenet.py", description=""))
+    return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
+
+
+def header(path: Path) -> str:
+    """The comment block at the head of a file, `#` and line ends removed."""
+    lines = path.read_text().split("\n\n")[0].splitlines()
+    assert all(line.startswith("#") for line in lines), f"{path.name} does not begin with a header"
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
+def test_all_of_them_are_here():
+    assert len(SHIPPED) == 22
+    assert len(set(NAMES)) == 22, "a bare name would be found twice"
+
+
+def test_no_yaml_of_a_run_lies_elsewhere():
+    known = {*SHIPPED, ROOT / "environment.yml", ROOT / "tests" / "smoke.yaml"}
+    skip = {".venv", "data", "runs", "records", ".git"}
+    found = {p for end in ("yaml", "yml") for p in ROOT.rglob(f"*.{end}")
+             if not skip & set(p.relative_to(ROOT).parts)}  # fmt: skip
+    assert found - known == set()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_it_loads_and_every_value_is_its_own(path):
+    cfg = read(path)
+    given = yaml.safe_load(path.read_text())
+    assert cfg["logging.folder"] in (f"runs/{path.stem}", "runs/demo")
+    assert set(given) <= {key.partition(".")[0] for key in cfg}
+    assert cfg["resolution.min_res"] <= cfg["resolution.max_res"]
+    assert cfg["lr.lr_peak_epoch"] < cfg["training.epochs"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_the_name_tells_the_network_and_the_epochs(path):
+    cfg = read(path)
+    if path.name == "demo.yaml":
+        return
+    depth, epochs = re.match(r"rn(\d+)_(?:\d+px_)?(\d+)_epochs", path.stem).groups()
+    assert cfg["model.arch"].rpartition("/")[2] == f"resnet{depth}"
+    assert cfg["training.epochs"] == int(epochs)
+    if size := re.search(r"_(\d+)px_", path.stem):
+        keys = ("min_res", "max_res")
+        assert {cfg[f"resolution.{key}"] for key in keys} == {int(size[1])}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_its_header_says_what_to_expect_and_how_to_launch(path):
+    text = header(path)
+    launch = f"python train_imagenet.py --config {path.name}"
+    assert launch in text
+    assert re.findall(r"--config (\S+)", text) == [path.name]
+    for word in ("Expected: ", "Hardware: ", "Time: "):
+        assert text.count(word) == 1, f"{path.name} has no `{word}`"
+    expected, time = text.split("Expected: ")[1].split("Hardware: ")[0], text.split("Time: ")[1]
+    assert re.search(r"top-1|unknown", expected)
+    assert f"{read(path)['training.epochs']} epochs" in text
+    if "estimate" in time:
+        assert re.search(r"(nobody has|was not|not) measured", time), "an estimate must say so"
+    if "5060" in time:
+        assert "estimate" in time, "nobody has timed it on that card"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_it_fits_one_consumer_gpu(path):
+    cfg = read(path)
+    assert cfg["training.batch_size"] <= 256
+    assert cfg["training.micro_batch_size"] == 0
+    assert cfg["resolution.max_res"] <= 224
+
+
+@pytest.mark.parametrize(("pattern", "expected"), FAMILIES.items(), ids=FAMILIES)
+def test_members_of_a_family_differ_only_in_their_budget(pattern, expected):
+    names, budget = expected
+    family = [p for p in SHIPPED if re.fullmatch(pattern, p.name)]
+    family = [p for p in family if p.name not in BY_ANOTHER_RECIPE]
+    assert sorted(p.name for p in family) == sorted(f"{name}_epochs.yaml" for name in names)
+    configs = [read(path) for path in family]
+    differing = {key for key in configs[0] if len({str(cfg[key]) for cfg in configs}) > 1}
+    assert differing <= budget
+    assert {"training.epochs", "logging.folder"} <= differing
+    layouts = {
+        str({k: sorted(v) for k, v in yaml.safe_load(p.read_text()).items()}) for p in family
+    }
+    assert len(layouts) == 1, "the files do not list the same keys"
+
+
+def test_the_reported_runs_stand_in_their_files():
+    """Learning rates and ramps of ffcv-imagenet, whose 8-GPU rate belongs to a batch of 4096."""
+    ramps = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+    for depth, rate, decay in ((50, 1.7 / 4096, 1e-4), (18, 0.5 / 1024, 5e-5)):
+        for epochs, ramp in ramps.items():
+            cfg = read(ROOT / f"rn{depth}_configs" / f"rn{depth}_{epochs}_epochs.yaml")
+            assert cfg["lr.lr"] == pytest.approx(256 * rate)
+            assert (cfg["resolution.start_ramp"], cfg["resolution.end_ramp"]) == ramp
+            assert cfg["training.weight_decay"] == decay
+            assert (cfg["validation.resolution"], cfg["validation.lr_tta"]) == (256, True)
+
+
+def test_the_mild_translation_is_the_arithmetic_of_its_header():
+    cfg = read(ROOT / "rn50_configs" / "rn50_32_epochs_mild.yaml")
+    assert cfg["lr.lr"] == pytest.approx(2.048 * 256 / 2048)
+    assert cfg["training.weight_decay"] == pytest.approx(5e-4 * (1 - 0.875) / 2.048, rel=1e-3)
+    assert cfg["ema.decay"] == pytest.approx(0.5 ** (1 / 800), abs=1e-5)
+    assert cfg["lr.lr_peak_epoch"] == pytest.approx(8 * 32 / 90, abs=0.01)
+    assert cfg["validation.crop_ratio"] == pytest.approx(224 / 232, abs=1e-4)
+
+
+def test_imagenette_rules_hold_for_the_plain_protocol():
+    for path in SHIPPED:
+        if "128px" in path.name:
+            cfg = read(path)
+            assert cfg["validation.plain_resolution"] <= cfg["resolution.max_res"] == 128
