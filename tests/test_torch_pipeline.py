@@ -209,7 +209,7 @@ def test_seed_and_epoch_change_the_pixels(root):
 
 
 def numpy_state():
-    return np.random.get_state()[1].copy()  # noqa: NPY002  (timm's Mixup draws from this one)
+    return np.random.get_state()[1].copy()  # timm's Mixup draws from this one
 
 
 def test_the_runs_generators_are_left_alone(root):
