@@ -84,6 +84,10 @@ class FileHandles:
     def __getstate__(self) -> dict:
         return {"paths": self.paths, "_open": {}}
 
+    def __del__(self):
+        for handle in self._open.values():
+            handle.close()
+
     def read_at(self, file_index: int, offset: int, size: int) -> bytes:
         """`size` bytes at `offset` of file `file_index`.
 

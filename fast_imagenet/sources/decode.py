@@ -74,19 +74,30 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Pixels of a complete JPEG with one or three components, None for everything else.
+    """Pixels of a sound baseline JPEG with one or three components, None for everything else.
 
-    OpenCV fills what a truncated file lacks with gray and says nothing, so a file that does not end
-    with the end-of-image marker is left to Pillow, which refuses it.
+    OpenCV fills what a damaged file lacks with gray and says nothing; Pillow refuses such a file.
+    So whatever is not plainly sound is left to Pillow.
     """
     plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if not plain or data[-2:] != b"\xff\xd9":
+    if not plain or "progressive" in image.info or not _is_sound_scan(data):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     rgb_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if rgb_hwc is None or rgb_hwc.shape != (image.height, image.width, 3):
         return None
     return rgb_hwc
+
+
+def _is_sound_scan(data: bytes) -> bool:
+    """Whether nothing but stuffed bytes and restart markers stands between the last SOS and EOI."""
+    stored = np.frombuffer(data, np.uint8)
+    markers = stored[np.flatnonzero(stored[:-1] == 0xFF) + 1]
+    scans = np.flatnonzero(markers == 0xDA)
+    if not len(scans) or not data.endswith(b"\xff\xd9"):
+        return False
+    inside = markers[scans[-1] + 1 : -1]
+    return bool(((inside == 0) | (inside & 0xF8 == 0xD0)).all())
 
 
 def _convert(image: Image.Image) -> np.ndarray:

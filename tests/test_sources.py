@@ -1,0 +1,435 @@
+"""Every source kind holds the same pictures; odd files decode as in Pillow; wrong layouts."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fast_imagenet.sources import KINDS, SourceError, open_source, use_classes
+from fast_imagenet.sources import decode as decode_module
+from fast_imagenet.sources.base import PackedNames, choose, shuffle
+from fast_imagenet.sources.decode import ImageError, decode_rgb
+from fast_imagenet.sources.matfile import MatError, read_struct_array
+from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_picture
+from tests import make_sources as make
+from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, scene
+
+MAKERS = {
+    "image_folder": make.make_image_folder,
+    "ilsvrc_tar": make.make_ilsvrc_tar,
+    "kaggle": make.make_kaggle,
+    "parquet": make.make_parquet,
+    "webdataset": make.make_webdataset,
+}
+
+# ------------------------------------------------------------------------------------------------
+# Decoding
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_odd_pictures_decode_as_in_pillow(name):
+    data, kinds = odd_images()[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about broken EXIF
+        expected = pillow_rgb(data)
+    rgb_hwc, found = decode_rgb(data, name)
+    assert rgb_hwc.dtype == np.uint8
+    np.testing.assert_array_equal(rgb_hwc, expected)
+    assert set(found) == kinds
+
+
+@pytest.mark.parametrize("name", broken_images())
+def test_broken_pictures_are_refused(name):
+    data, words = broken_images()[name]
+    with pytest.raises(ImageError, match=words):
+        decode_rgb(data, name)
+
+
+def test_deep_gray_is_clipped_or_scaled_as_pillow_does():
+    """Pillow 12 cuts 16-bit gray off at 255, Pillow 13 scales it; the report names such files."""
+    data, _ = odd_images()["sixteen_bit.png"]
+    rgb_hwc, kinds = decode_rgb(data)
+    deep_hw = scene()[..., 1].astype(np.uint16) * 200
+    clipped, scaled = np.minimum(deep_hw, 255), deep_hw >> 8
+    assert any(np.array_equal(rgb_hwc[..., 0], expected) for expected in (clipped, scaled))
+    assert "16bit" in kinds
+
+
+def test_size_is_checked_before_pixels(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 60 * 80 - 1)
+    with pytest.raises(ImageError, match="80 x 60 pixels"):
+        decode_rgb(as_jpeg(scene()))
+
+
+def test_damaged_jpegs_are_treated_as_pillow_does():
+    """300 files with flipped bytes: refused if Pillow refuses, otherwise the same pixels."""
+    rng = np.random.default_rng(0)
+    originals = [as_jpeg(scene()), as_jpeg(scene(), progressive=True), as_jpeg(scene(90, 70, 2))]
+    refused = 0
+    for turn in range(300):
+        data = bytearray(originals[turn % 3])
+        for position in rng.integers(0, len(data), 2):
+            data[position] = rng.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = _pillow_or_none(bytes(data))
+        if expected is None:
+            refused += 1
+            with pytest.raises(ImageError):
+                decode_rgb(bytes(data))
+        else:
+            np.testing.assert_array_equal(decode_rgb(bytes(data))[0], expected)
+    assert 10 < refused < 200
+
+
+def _pillow_or_none(data: bytes) -> np.ndarray | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pillow_rgb(data)
+    except Exception:
+        return None
+
+
+def test_real_photographs_decode_as_in_pillow(photos):
+    files = sorted((photos / "imagenet_samples").iterdir())
+    assert len(files) == 200
+    for file in files[::4]:
+        data = file.read_bytes()
+        np.testing.assert_array_equal(decode_rgb(data)[0], pillow_rgb(data), err_msg=file.name)
+
+
+# ------------------------------------------------------------------------------------------------
+# Source kinds
+# ------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_is_tested():
+    assert set(KINDS) == set(MAKERS) | {"imagenette", "synthetic"}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_kind_gives_the_pictures_in_wnid_order(kind, split, tmp_path):
+    MAKERS[kind](tmp_path)
+    source = pickle.loads(pickle.dumps(open_source(kind, tmp_path, split)))
+    assert source.classes == make.WNIDS
+    assert source.labels.dtype == np.int64
+    held = [(source.classes[label], source.read(i)) for i, label in enumerate(source.labels)]
+    assert sorted(held) == make.by_wnid(split)
+    assert len({source.name(i) for i in range(len(source))}) == len(source)
+    assert source.kind == kind
+
+
+@pytest.mark.parametrize("kind", ["ilsvrc_tar", "kaggle", "parquet"])
+def test_readable_class_names(kind, tmp_path):
+    MAKERS[kind](tmp_path)
+    assert open_source(kind, tmp_path, "val").class_names == make.NAMES
+
+
+def test_sources_survive_pickling_after_use(tmp_path):
+    """A worker gets a copy: open files and loaded row groups must not travel with it."""
+    for kind in ("ilsvrc_tar", "parquet", "webdataset"):
+        MAKERS[kind](tmp_path / kind)
+        source = open_source(kind, tmp_path / kind, "val")
+        first = source.read(0)
+        assert pickle.loads(pickle.dumps(source)).read(0) == first
+
+
+def test_nothing_is_extracted(tmp_path):
+    make.make_ilsvrc_tar(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    source = open_source("ilsvrc_tar", tmp_path, "train")
+    source.read(len(source) - 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_val_labels_follow_train_when_classes_are_missing(tmp_path):
+    make.make_image_folder(tmp_path)
+    for file in (tmp_path / "val" / make.WNIDS[0]).iterdir():
+        file.unlink()
+    (tmp_path / "val" / make.WNIDS[0]).rmdir()
+    source = open_source("image_folder", tmp_path, "val")
+    assert source.classes == make.WNIDS
+    assert set(source.labels.tolist()) == {1, 2}
+
+
+def test_use_classes_renumbers_and_refuses(tmp_path):
+    make.make_parquet(tmp_path)
+    source = open_source("parquet", tmp_path, "val")
+    wnids = [source.classes[label] for label in source.labels]
+    wider = ["n00000001", *make.WNIDS]
+    use_classes(source, wider)
+    assert [wider[label] for label in source.labels] == wnids
+    with pytest.raises(SourceError, match="n02102040"):
+        use_classes(source, ["n00000001", make.WNIDS[0], make.WNIDS[2]])
+
+
+def test_labels_without_wnids_keep_their_numbers(tmp_path):
+    members = []
+    for i, label in enumerate([2, 0, 1, 2]):
+        members += [(f"{i:03d}.png", b"picture %d" % i), (f"{i:03d}.cls", b"%d" % label)]
+    (tmp_path / "train-0.tar").write_bytes(make.tar_bytes(members))
+    source = open_source("webdataset", tmp_path, "train")
+    assert source.classes == ["0", "1", "2"]
+    assert source.labels.tolist() == [2, 0, 1, 2]
+    (tmp_path / "classes.txt").write_text("zebra\nant\nmole\n")
+    assert open_source("webdataset", tmp_path, "train").classes == ["zebra", "ant", "mole"]
+    (tmp_path / "wnids.txt").write_text("n3\nn2\nn2\n")
+    with pytest.raises(SourceError, match="2 of them different"):
+        open_source("webdataset", tmp_path, "train", classes=tmp_path / "wnids.txt")
+
+
+def test_class_file_of_unsorted_wnids_is_sorted(tmp_path):
+    members = []
+    for i, label in enumerate([0, 1]):
+        members += [(f"{i}.jpg", b"x"), (f"{i}.cls", b"%d" % label)]
+    (tmp_path / "train-0.tar").write_bytes(make.tar_bytes(members))
+    (tmp_path / "classes.txt").write_text("n00000009\nn00000002\n")
+    source = open_source("webdataset", tmp_path, "train")
+    assert source.classes == ["n00000002", "n00000009"]
+    assert source.labels.tolist() == [1, 0]
+
+
+def test_parquet_of_sorted_rows_is_noted(tmp_path):
+    make.make_parquet(tmp_path / "mixed", group_rows=8)
+    assert open_source("parquet", tmp_path / "mixed", "train").notes == ()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = np.repeat(np.arange(10), 20)
+    image_type = pa.struct([("bytes", pa.binary())])
+    images = pa.array([{"bytes": b"x"}] * 200, image_type)
+    table = pa.table({"image": images, "label": labels})
+    (tmp_path / "sorted").mkdir()
+    pq.write_table(table, tmp_path / "sorted/train-0.parquet", row_group_size=20)
+    (note,) = open_source("parquet", tmp_path / "sorted", "train").notes
+    assert "1.0 classes on average" in note
+
+
+# ------------------------------------------------------------------------------------------------
+# Wrong layouts, one sentence each
+# ------------------------------------------------------------------------------------------------
+
+
+def _refused(kind, path, split, *words):
+    with pytest.raises(SourceError) as caught:
+        open_source(kind, path, split)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_flat_val_is_explained(tmp_path):
+    make.make_kaggle(tmp_path / "download")
+    (tmp_path / "download/ILSVRC/Data/CLS-LOC").rename(tmp_path / "flat")
+    _refused("image_folder", tmp_path / "flat", "val", "flat: 7 files", "kaggle", "ilsvrc_tar")
+
+
+def test_unknown_val_class_is_refused(tmp_path):
+    make.make_image_folder(tmp_path)
+    (tmp_path / "val/n99999999").mkdir()
+    _refused("image_folder", tmp_path, "val", "1 classes that train/ lacks", "n99999999")
+
+
+def test_empty_class_folder_is_refused(tmp_path):
+    make.make_image_folder(tmp_path)
+    (tmp_path / "train/n99999999").mkdir()
+    _refused("image_folder", tmp_path, "train", "n99999999", "no pictures")
+
+
+def test_missing_folder_suggests_the_right_kind(tmp_path):
+    make.make_kaggle(tmp_path / "kaggle")
+    make.make_ilsvrc_tar(tmp_path / "tars")
+    _refused("image_folder", tmp_path / "kaggle", "train", "--source.kind=kaggle")
+    _refused("image_folder", tmp_path / "tars", "train", "--source.kind=ilsvrc_tar")
+    _refused("image_folder", tmp_path / "none", "train", "has train/ and val/")
+
+
+def test_ilsvrc_tar_missing_or_truncated(tmp_path):
+    make.make_ilsvrc_tar(tmp_path)
+    train = tmp_path / "ILSVRC2012_img_train.tar"
+    whole = train.read_bytes()
+    train.write_bytes(whole[: len(whole) * 2 // 3])
+    _refused("ilsvrc_tar", tmp_path, "train", "truncated")
+    train.unlink()
+    _refused("ilsvrc_tar", tmp_path, "train", "lacks ILSVRC2012_img_train.tar")
+    devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    devkit.write_bytes(devkit.read_bytes()[:200])
+    _refused("ilsvrc_tar", tmp_path, "val", "tar.gz")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "n01440764_1.exe", "/abs/n01440764_1.JPEG"])
+def test_ilsvrc_tar_with_foreign_members_is_refused(name, tmp_path):
+    inner = make.tar_bytes([(name, b"x")])
+    outer = make.tar_bytes([("n01440764.tar", inner)])
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(outer)
+    _refused("ilsvrc_tar", tmp_path, "train", repr(name), "not in the official archive")
+
+
+def test_links_in_tars_are_refused(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "train-0.tar", "w:") as archive:
+        link = tarfile.TarInfo("1.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    _refused("webdataset", tmp_path, "train", "link or device")
+
+
+def test_webdataset_faults(tmp_path):
+    whole = make.tar_bytes(
+        [("1.jpg", b"x" * 600), ("1.cls", b"0"), ("2.jpg", b"y"), ("2.cls", b"1")]
+    )
+    shard = tmp_path / "train-0.tar"
+    shard.write_bytes(whole[: 512 + 1024 + 1024])
+    _refused("webdataset", tmp_path, "train", "no end mark")
+    shard.write_bytes(whole[:700])
+    _refused("webdataset", tmp_path, "train", "truncated")
+    shard.write_bytes(b"\x1f\x8b" + bytes(600))
+    _refused("webdataset", tmp_path, "train", "uncompressed tar")
+    shard.write_bytes(make.tar_bytes([("1.jpg", b"x")]))
+    _refused("webdataset", tmp_path, "train", "no label for the sample '1'")
+    shard.write_bytes(make.tar_bytes([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")]))
+    _refused("webdataset", tmp_path, "train", "2 pictures for the sample '1'")
+    shard.rename(tmp_path / "shard-0.tar")
+    _refused("webdataset", tmp_path, "train", "none of them named after the split")
+
+
+def test_kaggle_faults(tmp_path):
+    make.make_kaggle(tmp_path)
+    solution = tmp_path / "LOC_val_solution.csv"
+    lines = solution.read_text().splitlines()
+    solution.write_text("\n".join(lines[:-1]))
+    _refused("kaggle", tmp_path, "val", "no line for", "ILSVRC2012_val_")
+    solution.write_text("\n".join([*lines[:-1], "ILSVRC2012_val_00000007,tench 1 2 3 4"]))
+    _refused("kaggle", tmp_path, "val", "line 8")
+    solution.unlink()
+    _refused("kaggle", tmp_path, "val", "is missing")
+
+
+def test_parquet_faults(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "train-0.parquet"
+    pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), path)
+    _refused("parquet", tmp_path, "train", "columns picture, label")
+    make.make_parquet(tmp_path)
+    path.write_bytes((tmp_path / "data/train-00000-of-00002.parquet").read_bytes()[:-50])
+    _refused("parquet", tmp_path, "train", "no complete parquet file")
+
+
+def test_imagenette_offline_is_one_sentence(tmp_path, monkeypatch):
+    """No network: torchvision's download fails with URLError."""
+    import urllib.error
+    import urllib.request
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    _refused("imagenette", tmp_path, "train", "cannot be downloaded", "image_folder")
+
+
+def test_imagenette_that_is_there_is_not_downloaded(tmp_path):
+    make.make_image_folder(tmp_path / "imagenette2-160")
+    source = open_source("imagenette", tmp_path, "val", download="160px")
+    assert (source.kind, len(source)) == ("imagenette", 7)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_matlab_table(compress):
+    rows = [(1, "n01440764", "tench", 0), (300, "n02102040", "Löwe", 3)]
+    table = read_struct_array(make.meta_mat(rows, compress), "synsets")
+    assert [int(row["ILSVRC2012_ID"][0]) for row in table] == [1, 300]
+    assert [row["WNID"] for row in table] == ["n01440764", "n02102040"]
+    assert table[1]["words"] == "Löwe"
+
+
+def test_matlab_file_cut_anywhere_is_refused():
+    data = make.meta_mat([(1, "n01440764", "tench", 0)])
+    for length in range(0, len(data), 7):
+        with pytest.raises(MatError):
+            read_struct_array(data[:length], "synsets")
+
+
+# ------------------------------------------------------------------------------------------------
+# Drawn pictures, order, limits
+# ------------------------------------------------------------------------------------------------
+
+
+def test_drawn_pictures_depend_on_the_key_only():
+    source = open_source("synthetic", "", "train", seed=5, size=40)
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(source.pixels(13), again.pixels(13))
+    np.testing.assert_array_equal(source.pixels(13), draw_picture(3, (5, 0, 13)))
+    others = [open_source("synthetic", "", "val", seed=5), open_source("synthetic", "", "train")]
+    for other in others:
+        assert not np.array_equal(other.pixels(13), source.pixels(13))
+    assert np.array_equal(pillow_rgb(source.read(2)), source.pixels(2))
+
+
+def test_drawn_pictures_vary_in_size_and_are_balanced():
+    source = open_source("synthetic", "", "val")
+    assert len(source) == 1000
+    assert len(open_source("synthetic", "", "train")) == 4000
+    assert source.classes == CLASSES == sorted(CLASSES)
+    assert np.bincount(source.labels).tolist() == [100] * 10
+    shapes = np.array([source.pixels(i).shape for i in range(60)])
+    assert shapes[:, :2].min() >= SIDES[0]
+    assert shapes[:, :2].max() <= SIDES[1]
+    ratios = shapes[:, 0] / shapes[:, 1]
+    assert ratios.min() < 0.75
+    assert ratios.max() > 1.3
+
+
+def test_colour_and_brightness_do_not_tell_the_class():
+    """Nearest class mean of the average colour, on held-out pictures: chance is 10 %."""
+    source = open_source("synthetic", "", "train", size=600)
+    means = np.array([source.pixels(i).mean((0, 1)) for i in range(600)])
+    train, test = slice(0, 400), slice(400, 600)
+    centres = np.array([means[train][source.labels[train] == k].mean(0) for k in range(10)])
+    distances = ((means[test, None] - centres) ** 2).sum(-1)
+    accuracy = (distances.argmin(1) == source.labels[test]).mean()
+    assert accuracy < 0.2
+
+
+def test_choose_is_even_over_classes():
+    labels = np.repeat([0, 1, 2], [100, 3, 50])
+    chosen = choose(labels, 30, seed=1)
+    assert np.bincount(labels[chosen]).tolist() in ([14, 3, 13], [13, 3, 14])
+    assert (np.diff(chosen) > 0).all()
+    assert choose(labels, 0, 1).tolist() == list(range(153))
+    assert choose(labels, 999, 1).tolist() == list(range(153))
+    assert choose(labels, 30, seed=2).tolist() != chosen.tolist()
+    assert len(choose(np.arange(1000), 7, 0)) == 7
+
+
+def test_shuffle_keeps_blocks_together():
+    blocks = np.repeat(np.arange(20), 5)
+    order = shuffle(np.arange(100), blocks, seed=3)
+    assert sorted(order.tolist()) == list(range(100))
+    runs = blocks[order].reshape(20, 5)
+    assert (runs == runs[:, :1]).all()
+    assert runs[:, 0].tolist() != list(range(20))
+    free = shuffle(np.arange(100), None, seed=3)
+    assert sorted(free.tolist()) == list(range(100))
+    assert not (blocks[free].reshape(20, 5) == blocks[free].reshape(20, 5)[:, :1]).all()
+
+
+def test_packed_names():
+    names = ["", "a", "träin/é.JPEG", "odd\udcff.JPEG"]
+    packed = pickle.loads(pickle.dumps(PackedNames(names)))
+    assert [packed[i] for i in range(4)] == names
+
+
+def test_truncated_file_loading_is_off():
+    from PIL import ImageFile
+
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert Image.MAX_IMAGE_PIXELS
