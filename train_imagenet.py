@@ -144,7 +144,7 @@ from fast_imagenet.metrics import Score  # noqa: E402
 from fast_imagenet.models import create_model, last_linear, warm_up, zero_init_residual  # noqa: E402
 from fast_imagenet.progress import Progress, peak_memory_gb  # noqa: E402
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks  # noqa: E402
-from fast_imagenet.runlog import RunLog  # noqa: E402
+from fast_imagenet.runlog import RunLog, shareable  # noqa: E402
 from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
@@ -504,7 +504,7 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
     state = restore(cfg, t, model)
     epochs, steps = range(state["epoch"], cfg.training.epochs), len(loader)
     if not epochs:
-        print(f"{cfg.logging.folder} is finished after {state['epoch']} epochs: nothing to do")
+        print(f"{cfg.logging.folder} is finished, epoch {state['epoch']}: nothing to do")
         return
     log.truncate_after(state["epoch"])
     sides = {resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs}
@@ -527,7 +527,8 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
             save_state(cfg, t, model, loader.classes, state, better)
         if 0 < cfg.training.max_steps <= (epoch + 1) * steps:
             break
-    bar.close()
+    for part in (bar, loader, val_loader):
+        part.close()
     if ranks.is_main:
         finish(cfg, log, t, model, loader.classes, record)
 
@@ -563,12 +564,12 @@ def finish(cfg, log: RunLog, t: Training, model: nn.Module, classes, record: dic
         "classes": classes,
         "use_blurpool": cfg.training.use_blurpool,
         "weights": "moving average" if cfg.ema.decay else "raw",
-        "config": to_dict(cfg),
+        "config": shareable(to_dict(cfg)),
         "record": record,
     }
     save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.average.state_dict(), info)
     log.finish(record)
-    end = f"{record['epoch']} epochs in {record['total_seconds'] / 60:.1f} min"
+    end = f"epoch {record['epoch']} after {record['total_seconds'] / 60:.1f} min"
     print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")
 
 

@@ -95,7 +95,8 @@ def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
         )
         for key, path in datasets.items()
     ]
-    return rules + [
+    return [
+        *rules,
         (
             bool(cfg.model.checkpoint) and not Path(cfg.model.checkpoint).is_file(),
             f"model.checkpoint={cfg.model.checkpoint} is not a file: check the path",

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from queue import Empty
+from contextlib import suppress
+from queue import Empty, Full
 
 import numba
 import numpy as np
@@ -258,7 +259,7 @@ class _Epoch(EpochIterator):
             try:
                 self.output_queue.put(None, timeout=0.5)
                 return
-            except Exception:  # noqa: S112  (queue.Full: the caller has not fetched a batch yet)
+            except Full:  # the caller has not fetched a batch yet
                 continue
 
     def __next__(self):
@@ -276,10 +277,9 @@ class _Epoch(EpochIterator):
         super().close()
         self.closed = True
         while self.is_alive():
-            try:  # a thread that waits for a place in the queue sees the end only when it gets one
+            # a thread that waits for a place in the queue sees the end only when it gets one
+            with suppress(Empty):
                 self.output_queue.get(timeout=0.1)
-            except Empty:
-                pass
             self.join(timeout=0.1)
         self.memory_allocations = None
 

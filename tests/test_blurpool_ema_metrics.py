@@ -90,7 +90,7 @@ def test_applied_swaps_and_restores_even_after_an_error():
     average = WeightAverage(model)
     start = model.weight.detach().clone()
     nn.init.ones_(model.weight)
-    with pytest.raises(RuntimeError, match="inside"), average.applied():
+    with pytest.raises(RuntimeError, match="inside"), average.applied():  # noqa: PT012
         assert torch.equal(model.weight, start)
         raise RuntimeError("inside")
     assert torch.equal(model.weight, torch.ones(2, 2))

@@ -1,8 +1,9 @@
-"""The FFCV loader: which samples come, in which order, how errors arrive and what an early end leaves."""
+"""The FFCV loader: which samples come in which order, how errors arrive, what an end leaves."""
 
 import subprocess
 import sys
 import threading
+from itertools import chain
 
 import numba
 import numpy as np
@@ -96,7 +97,7 @@ def test_every_validation_image_comes_once_whatever_the_ranks(path):
             part = loader.EvalLoader(path, batch_size=16, rank=rank, world_size=world_size)
             batches = labels_of(part.batches(32, 0.875))
             assert all(len(batch) == 16 for batch in batches[:-1])
-            seen += sum(batches, [])
+            seen += chain.from_iterable(batches)
         assert sorted(seen) == list(range(COUNT))
 
 
@@ -153,7 +154,7 @@ def test_quasi_random_loader_reads_through_the_process_cache(path, labels):
     quasi = train_loader(path, in_memory=False)
     seen = labels_of(quasi.epoch(0, 32))
     expected = paged_epoch_order(np.zeros(COUNT, int), 1, 3, 0)
-    assert sum(seen, []) == labels[expected[:40]].tolist()
+    assert list(chain.from_iterable(seen)) == labels[expected[:40]].tolist()
 
 
 def test_torch_keeps_its_threads(path):

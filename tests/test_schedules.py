@@ -1,6 +1,7 @@
 """Schedules against named cases, torch's own schedulers, and properties that hold everywhere."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_lr_stays_between_zero_and_the_peak_and_reaches_it(kind):
     ]
     assert min(rates) >= 0 and max(rates) == pytest.approx(0.7)
     after_peak = rates[30:]
-    assert all(a >= b - 1e-12 for a, b in zip(after_peak, after_peak[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(after_peak))
 
 
 def test_linear_is_the_interpolation_of_ffcv_imagenet():
@@ -111,7 +112,9 @@ RESOLUTION_CASES = [
 ]
 
 
-@pytest.mark.parametrize("name, ramp, sides", RESOLUTION_CASES, ids=[c[0] for c in RESOLUTION_CASES])
+@pytest.mark.parametrize(
+    "name, ramp, sides", RESOLUTION_CASES, ids=[case[0] for case in RESOLUTION_CASES]
+)
 def test_resolution_at_named_cases(name, ramp, sides):
     keys = dict(zip(("min_res", "max_res", "start_ramp", "end_ramp"), ramp, strict=True))
     for epoch, side in sides.items():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torchvision.transforms import v2
 
 import train_imagenet
 from fast_imagenet.checkpoint import load_checkpoint, load_weights
@@ -132,7 +133,6 @@ def test_losses_against_slow_versions():
 
 def test_normalize_equals_torchvision():
     images_bhwc = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8)
-    v2 = torchvision.transforms.v2
     expected = v2.Compose(
         [
             v2.ToDtype(torch.float32, scale=True),
@@ -289,7 +289,7 @@ def test_a_finished_run_says_so(quick_run, capsys):
     folder = quick_run(*flags, "--training.max_steps=0")
     before = (folder / "log.jsonl").read_bytes()
     quick_run(*flags, "--training.max_steps=0", "--training.resume=auto", folder=folder)
-    assert "finished after 1 epochs: nothing to do" in capsys.readouterr().out
+    assert "is finished, epoch 1: nothing to do" in capsys.readouterr().out
     assert (folder / "log.jsonl").read_bytes() == before
 
 
