@@ -127,6 +127,16 @@ def test_what_cannot_be_cut_is_decoded_in_full(progressive, interval):
     np.testing.assert_array_equal(pixels, reference.decode_jpeg(data)[5:45, 6:56])
 
 
+@pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
+def test_the_last_columns_of_a_narrow_tile_are_interpolated(width):
+    """Chroma of a picture of 4 columns is repeated: such a tile must not be cut out alone."""
+    data = encode(ops_data.picture(64, width), 1)
+    full = reference.decode_jpeg(data)
+    for left in range(32, width):
+        pixels, _ = decode(data, (64, width), (20, left, 30, width - left))
+        np.testing.assert_array_equal(pixels, full[20:50, left:])
+
+
 def test_misnumbered_or_missing_markers_are_not_trusted():
     """Counting tiles would go wrong, so what lies behind the damage is left to a full decode."""
     image = ops_data.picture(64, 64)

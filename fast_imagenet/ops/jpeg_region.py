@@ -19,6 +19,8 @@ from .native import load_byte, memchr, memcpy, store_byte
 
 # Chroma at half resolution is interpolated from the neighbouring chroma sample: two pixels away.
 CONTEXT = 2
+# A picture of up to 4 columns gets its chroma repeated, not interpolated: never cut one so narrow.
+NARROW = 4
 END_OF_IMAGE = 0xD9
 RESTART = 0xD0
 
@@ -171,6 +173,8 @@ def cut_region(address, size, header, crop, target):
     column_0 = max(0, left - CONTEXT) // tile_width
     row_1 = min(rows, -(-(top + height + CONTEXT) // tile_height))
     column_1 = min(columns, -(-(left + width + CONTEXT) // tile_width))
+    if header[WIDTH] - column_0 * tile_width <= NARROW and column_0 > 0:
+        column_0 -= 1
     wanted = (row_0, row_1, column_0, column_1)
     body = target + np.uintp(header[SCAN_AT])
     memcpy(target, address, np.uint64(header[SCAN_AT]))

@@ -1,0 +1,101 @@
+"""What every benchmark shares: pinning, interleaved rounds, machine description, result file."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
+
+
+def pin_to_cores(count: int) -> list[int]:
+    """Restrict this process to the last `count` usable cores. Call before numba is imported.
+
+    Raises: SystemExit when fewer cores are usable.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    if count > len(usable):
+        raise SystemExit(f"--cores {count}: only {len(usable)} cores are usable; give fewer")
+    os.sched_setaffinity(0, usable[-count:])
+    return usable[-count:]
+
+
+def fail_with_threads() -> None:
+    """End the process when a thread fails: FFCV's loader would wait for its thread for ever."""
+
+    def end(failure):
+        threading.__excepthook__(failure)
+        os._exit(1)
+
+    threading.excepthook = end
+
+
+def interleave(functions: dict, rounds: int) -> dict:
+    """Call every function once per round, in turn, after one call each to warm up.
+
+    Args: functions: name -> function returning a rate. rounds: >= 1.
+    Returns: name -> {"median", "min", "max", "rounds"}. Interleaved, because a machine that slows
+        down in the middle must not slow down one contestant only.
+    """
+    for function in functions.values():
+        function()
+    rates = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            rates[name].append(function())
+    return {name: summary(values) for name, values in rates.items()}
+
+
+def summary(values: list[float]) -> dict:
+    """Median, extremes and all values, rounded to 4 significant digits."""
+    short = [float(f"{value:.4g}") for value in values]
+    median = float(f"{statistics.median(values):.4g}")
+    return {"median": median, "min": min(short), "max": max(short), "rounds": short}
+
+
+def describe_machine(cores: list[int]) -> dict:
+    """Processor, cores, memory, load, versions, commit: what a rate means nothing without."""
+    processor = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.split(":", 1)[1].strip()
+            break
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "processor": processor,
+        "cores_used": len(cores),
+        "cores_of_machine": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "load_before": [round(value, 2) for value in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "opencv": _version("opencv-python-headless") or _version("opencv-python"),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(path: str | None, result: dict) -> None:
+    """Write the result file, keys in the order given; nothing without a path."""
+    if path:
+        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        print(f"wrote {path}")
