@@ -128,7 +128,7 @@ def open_sources(cfg: SimpleNamespace) -> dict:
             size=sizes[split],
         )
     if len(sources) == 2:
-        use_classes(sources["val"], sources["train"].classes)
+        use_classes(sources["val"], sources["train"])
     return sources
 
 

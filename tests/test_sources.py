@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fast_imagenet.sources import KINDS, SourceError, open_source, use_classes
+from fast_imagenet.sources import KINDS, Source, SourceError, open_source, use_classes
 from fast_imagenet.sources import decode as decode_module
 from fast_imagenet.sources.base import PackedNames, choose, shuffle
 from fast_imagenet.sources.decode import ImageError, decode_rgb
@@ -161,11 +161,19 @@ def test_use_classes_renumbers_and_refuses(tmp_path):
     make.make_parquet(tmp_path)
     source = open_source("parquet", tmp_path, "val")
     wnids = [source.classes[label] for label in source.labels]
-    wider = ["n00000001", *make.WNIDS]
+    wider = Source([], ["n00000001", *make.WNIDS])
     use_classes(source, wider)
-    assert [wider[label] for label in source.labels] == wnids
+    assert [wider.classes[label] for label in source.labels] == wnids
     with pytest.raises(SourceError, match="n02102040"):
-        use_classes(source, ["n00000001", make.WNIDS[0], make.WNIDS[2]])
+        use_classes(source, Source([], ["n00000001", make.WNIDS[0], make.WNIDS[2]]))
+
+
+def test_use_classes_matches_names(tmp_path):
+    """Too few pictures to learn every wnid: the split is known by class names only."""
+    wnids = ["n00000007", "n00000009"]
+    source, train = Source([1, 1], ["cat", "dog"]), Source([0, 1], wnids, ["cat", "dog"])
+    use_classes(source, train)
+    assert (source.labels.tolist(), source.classes) == ([1, 1], wnids)
 
 
 def test_labels_without_wnids_keep_their_numbers(tmp_path):

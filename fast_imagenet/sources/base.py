@@ -140,28 +140,28 @@ def sort_wnids(
     return new_of_old[labels], [classes[old] for old in order], sorted_names
 
 
-def use_classes(source: Source, classes: Sequence[str]) -> None:
-    """Renumber the labels of `source` after the class list of another split, in place.
+def use_classes(source: Source, train: Source) -> None:
+    """Renumber the labels of `source` after the class list of the train split, in place.
+
+    Classes are matched by identifier or, where a split was too small to learn all wnids, by name.
 
     Raises:
-        SourceError: it has pictures of a class that is not in `classes`.
+        SourceError: it has pictures of a class that `train` does not know.
     """
-    if source.classes == list(classes):
+    if source.classes == train.classes:
         return
-    known = {name: label for label, name in enumerate(classes)}
-    used = np.unique(source.labels).tolist()
-    unknown = [source.classes[label] for label in used if source.classes[label] not in known]
+    label_of = {name: label for label, name in enumerate(train.class_names or [])}
+    label_of |= {name: label for label, name in enumerate(train.classes)}
+    new_labels = np.array([label_of.get(name, -1) for name in source.classes])
+    used = np.unique(source.labels)
+    unknown = [source.classes[label] for label in used[new_labels[used] < 0]]
     if unknown:
         raise SourceError(
             f"the val split has {len(unknown)} classes that train lacks ({', '.join(unknown[:5])}):"
             " both must come from the same data set"
         )
-    names = dict(zip(source.classes, source.class_names or source.classes, strict=True))
-    new_label = np.array([known.get(name, -1) for name in source.classes])
-    source.labels = new_label[source.labels]
-    source.classes = list(classes)
-    if source.class_names is not None:
-        source.class_names = [names.get(name, name) for name in classes]
+    source.labels = new_labels[source.labels]
+    source.classes, source.class_names = train.classes, train.class_names
 
 
 def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:

@@ -1,0 +1,451 @@
+"""write_dataset.py as a user runs it: what it writes, refuses and leaves behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import write_dataset
+from fast_imagenet.beton import encode
+from fast_imagenet.beton.encode import ConversionError, EncodeSettings
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.beton.writer import write_beton
+from fast_imagenet.sources import open_source
+from tests import make_sources as make
+from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, scene
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE_KEYS = {
+    *("sidecar_version", "file", "format", "num_samples", "num_classes", "classes", "class_names"),
+    *("counts", "source", "settings", "file_bytes", "image_bytes", "page_size", "modes", "notes"),
+    *("max_height", "max_width", "odd", "skipped", "labels_crc32", "seconds", "images_per_second"),
+}
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command with these flags, without IMAGENET_DIR unless given."""
+    env = {key: value for key, value in os.environ.items() if key != "IMAGENET_DIR"}
+    command = [sys.executable, str(ROOT / "write_dataset.py"), *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**env, **environment}
+    )
+
+
+def call(*flags: str) -> int:
+    """The same in this process, which is quicker; settings errors end in SystemExit."""
+    old = signal.getsignal(signal.SIGTERM)
+    try:
+        return write_dataset.main(list(flags))
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An image folder of the odd pictures (train, 26) and plain ones (val, 7)."""
+    make.make_image_folder(tmp_path / "images")
+    return tmp_path / "images"
+
+
+def files_in(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------
+# What it writes
+# ------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_dir_alone_is_enough(folder, tmp_path):
+    """`python write_dataset.py` in the default folder: data/train.beton and data/val.beton."""
+    env = {**os.environ, "IMAGENET_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "write_dataset.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["train.beton", "train.beton.json", "val.beton", "val.beton.json"]
+    assert files_in(tmp_path / "data") == names
+    assert "26 pictures of 3 classes" in done.stdout
+    assert "images" in done.stderr  # the progress bar
+    assert "MB" in done.stderr
+    assert BetonFile(tmp_path / "data/val.beton").classes == make.WNIDS
+
+
+KINDS = ["image_folder", "ilsvrc_tar", "kaggle", "parquet", "webdataset"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_becomes_the_same_pictures(kind, tmp_path):
+    """Stored raw, so that the pixels in the file are exactly Pillow's."""
+    getattr(make, f"make_{kind}")(tmp_path / "in")
+    flags = [f"--source.kind={kind}", f"--source.path={tmp_path / 'in'}", "--write.mode=raw"]
+    assert call(*flags, f"--write.folder={tmp_path / 'out'}", "--write.workers=1") == 0
+    for split in ("train", "val"):
+        file = BetonFile(tmp_path / "out" / f"{split}.beton")
+        held = [
+            (file.classes[file.labels[i]], file.image(i).shape, file.image(i).tobytes())
+            for i in range(len(file))
+        ]
+        expected = []
+        for wnid, data in make.by_wnid(split):
+            rgb_hwc = _pillow(data)
+            expected.append((wnid, rgb_hwc.shape, rgb_hwc.tobytes()))
+        assert sorted(held) == sorted(expected)
+
+
+def _pillow(data: bytes) -> np.ndarray:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pillow_rgb(data)
+
+
+def test_synthetic_needs_no_path(tmp_path):
+    flags = ["--source.kind=synthetic", "--source.synthetic_train=50", "--source.synthetic_val=20"]
+    assert call(*flags, f"--write.folder={tmp_path}", "--write.workers=1") == 0
+    assert len(BetonFile(tmp_path / "train.beton")) == 50
+    assert len(BetonFile(tmp_path / "val.beton")) == 20
+
+
+def test_summary_on_screen_and_beside_the_file(folder, tmp_path, capsys):
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
+    assert call(*flags, "--source.split=train", "--write.max_side=64") == 0
+    summary = json.loads((tmp_path / "train.beton.json").read_text())
+    assert set(summary) == SIDE_KEYS
+    expected = {}
+    for _, kinds in odd_images().values():
+        # names promise JPEG in this layout, so that other kinds of files are misnamed
+        for kind in kinds - {"misnamed"}:
+            expected[kind] = expected.get(kind, 0) + 1
+    found = {kind: odd["count"] for kind, odd in summary["odd"].items() if kind != "misnamed"}
+    assert found == expected
+    assert all(Path(name).exists() for name in summary["odd"]["cmyk"]["files"])
+    assert summary["classes"] == make.WNIDS
+    assert sum(summary["counts"]) == summary["num_samples"] == 26
+    assert summary["modes"] == {"jpg": 26, "raw": 0}
+    assert max(summary["max_height"], summary["max_width"]) == 64
+    assert summary["file"] == "train.beton"
+    assert summary["file_bytes"] == (tmp_path / "train.beton").stat().st_size
+    assert summary["settings"]["max_side"] == 64
+    screen = capsys.readouterr().out
+    for word in ("26 pictures of 3 classes", "26 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
+        assert word in screen
+
+
+def test_bytes_do_not_depend_on_workers(folder, tmp_path):
+    source = open_source("image_folder", folder, "train")
+    settings = EncodeSettings(mode="proportion", max_side=70, seed=5)
+    digests = set()
+    for workers in (0, 1, 2, 3):
+        path = tmp_path / f"{workers}.beton"
+        write_beton(path, source, settings, workers=workers)
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+    modes = BetonFile(path).modes.tolist()
+    assert 4 < modes.count("jpg") < 22
+    write_beton(tmp_path / "other.beton", source, EncodeSettings(max_side=70, seed=6))
+    assert BetonFile(tmp_path / "other.beton").labels.tolist() != BetonFile(path).labels.tolist()
+
+
+def test_limit_is_even_over_classes(folder, tmp_path):
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
+    assert call(*flags, "--write.limit=6") == 0
+    for split in ("train", "val"):
+        assert np.bincount(BetonFile(tmp_path / f"{split}.beton").labels).tolist() == [2, 2, 2]
+
+
+def test_val_keeps_the_class_list_of_train(tmp_path):
+    """A val split with one class only has that class's number in train, not zero."""
+    make.make_parquet(tmp_path / "in")
+    import pyarrow.parquet as pq
+
+    path = next((tmp_path / "in/data").glob("validation*"))
+    table = pq.read_table(path)
+    pq.write_table(table.filter([label == 2 for label in table["label"].to_pylist()]), path)
+    flags = ["--source.kind=parquet", f"--source.path={tmp_path / 'in'}", "--write.workers=1"]
+    assert call(*flags, f"--write.folder={tmp_path}") == 0
+    file = BetonFile(tmp_path / "val.beton")
+    assert set(file.labels.tolist()) == {2}
+    assert file.classes == BetonFile(tmp_path / "train.beton").classes
+
+
+def test_real_photographs(photos, tmp_path):
+    """100 Imagenette pictures: within JPEG's loss of Pillow's pixels, and labelled by folder."""
+    source = open_source("image_folder", photos / "imagenette", "val")
+    assert len(source) == 3925
+    write_beton(tmp_path / "val.beton", source, EncodeSettings(max_side=224), limit=100, workers=2)
+    file = BetonFile(tmp_path / "val.beton")
+    assert np.bincount(file.labels).tolist() == [10] * 10
+    assert len(open_source("image_folder", photos / "imagenette", "train")) == 9469
+
+
+# ------------------------------------------------------------------------------------------------
+# What it refuses before anything is written (exit 2)
+# ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_given_is_one_sentence(tmp_path):
+    done = run(f"--write.folder={tmp_path}")
+    assert done.returncode == 2
+    assert "set the environment variable IMAGENET_DIR" in done.stderr
+    assert files_in(tmp_path) == []
+
+
+SETTINGS_ERRORS = {
+    "--write.qualitty=90": "did you mean write.quality",
+    "--write.quality=0": "1 to 100",
+    "--write.mode=png": "jpg, raw, proportion, smart",
+    "--write.jpeg_share=1.5": "from 0 to 1",
+    "--source.kind=tfds": "image_folder",
+    "--source.path=nowhere": "source folder nowhere does not exist",
+}
+
+
+def test_wrong_settings_are_told_together(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(*list(SETTINGS_ERRORS)[:5], f"--write.folder={tmp_path}")
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    for words in list(SETTINGS_ERRORS.values())[:5]:
+        assert words in told
+
+
+def test_missing_source_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call("--source.path=nowhere", f"--write.folder={tmp_path}")
+    assert stopped.value.code == 2
+    assert SETTINGS_ERRORS["--source.path=nowhere"] in capsys.readouterr().err
+
+
+def test_layout_problems_exit_2_before_writing(folder, tmp_path, capsys):
+    (folder / "val/n99999999").mkdir()
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}"]
+    assert call(*flags) == 2
+    assert "n99999999" in capsys.readouterr().err
+    assert files_in(tmp_path / "out") == []
+
+
+def test_existing_file_is_kept_unless_told(folder, tmp_path, capsys):
+    target = tmp_path / "val.beton"
+    target.write_bytes(b"precious")
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
+    with pytest.raises(SystemExit) as stopped:
+        call(*flags)
+    assert stopped.value.code == 2
+    assert "val.beton exist" in capsys.readouterr().err
+    assert target.read_bytes() == b"precious"
+    assert files_in(tmp_path) == ["images", "val.beton"]
+    assert call(*flags, "--source.split=val", "--write.overwrite=true") == 0
+    assert len(BetonFile(target)) == 7
+    with pytest.raises(FileExistsError):
+        write_beton(target, open_source("synthetic", "", "val", size=10))
+
+
+# ------------------------------------------------------------------------------------------------
+# What goes wrong on the way (exit 1): nothing is left behind
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["truncated.JPEG", "empty.JPEG", "text.JPEG", "huge.png"])
+def test_broken_file_stops_with_its_path(name, folder, tmp_path):
+    data, words = broken_images()[name]
+    bad = folder / "train" / make.WNIDS[1] / name
+    bad.write_bytes(data)
+    started = time.monotonic()
+    done = run(f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}", "--write.workers=2")
+    assert done.returncode == 1
+    assert str(bad) in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files_in(tmp_path / "out") == []
+    assert time.monotonic() - started < 30
+
+
+def test_broken_files_can_be_skipped(folder, tmp_path, capsys):
+    for name, (data, _) in broken_images().items():
+        (folder / "train" / make.WNIDS[0] / name).write_bytes(data)
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
+    assert call(*flags, "--write.workers=2") == 0
+    file = BetonFile(tmp_path / "train.beton")
+    assert len(file) == 26
+    skipped = {Path(skip["file"]).name: skip["reason"] for skip in file.sidecar["skipped"]}
+    assert set(skipped) == set(broken_images())
+    for name, (_, words) in broken_images().items():
+        assert words in skipped[name]
+    assert "truncated.JPEG" in capsys.readouterr().out
+
+
+def test_nothing_but_broken_files(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "in" / split / "a").mkdir(parents=True)
+        (tmp_path / "in" / split / "a" / "1.JPEG").write_bytes(b"text")
+    flags = [f"--source.path={tmp_path / 'in'}", f"--write.folder={tmp_path / 'out'}"]
+    assert call(*flags, "--source.on_error=skip", "--write.workers=1") == 1
+    assert files_in(tmp_path / "out") == []
+
+
+class Faulty:
+    """Eighty pictures, one of which does `fault`; picklable, as workers need it."""
+
+    kind, blocks, notes, draws_pixels = "test", None, (), False
+    classes, class_names = ["a", "b"], None
+
+    def __init__(self, fault: str = "", note: str = ""):
+        self.fault, self.note = fault, note
+        self.labels = np.arange(80) % 2
+
+    def __len__(self):
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"faulty/{index}.JPEG"
+
+    def read(self, index: int) -> bytes:
+        if index == 17:
+            if self.fault == "raise":
+                raise ZeroDivisionError("of the test")
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "exit":
+                os._exit(3)
+        if self.fault == "slow":
+            Path(f"{self.note}.{os.getpid()}").touch()
+            time.sleep(0.2)
+        return as_jpeg(scene(20, 24, seed=index))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("fault", ["raise", "kill", "exit"])
+def test_worker_that_raises_or_dies_ends_the_command(fault, workers, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(ConversionError, match=r"faulty/17\.JPEG") as caught:
+        write_beton(tmp_path / "x.beton", Faulty(fault), workers=workers)
+    assert time.monotonic() - started < 10
+    assert ("of the test" in str(caught.value)) == (fault == "raise")
+    assert files_in(tmp_path) == []
+    assert not _children()
+
+
+def _children() -> list[str]:
+    """Command lines of this process's living worker processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+            line = path.with_name("cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and fields[0] != "Z" and "spawn_main" in line:
+            found.append(line)
+    return found
+
+
+def test_failure_in_this_process(tmp_path):
+    with pytest.raises(ConversionError, match=r"faulty/17\.JPEG: ZeroDivisionError"):
+        write_beton(tmp_path / "x.beton", Faulty("raise"), workers=0)
+    assert files_in(tmp_path) == []
+
+
+def test_failed_replacement_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.beton"
+    write_beton(path, Faulty())
+    before = path.read_bytes(), (tmp_path / "x.beton.json").read_bytes()
+    with pytest.raises(ConversionError):
+        write_beton(path, Faulty("raise"), overwrite=True)
+    assert (path.read_bytes(), (tmp_path / "x.beton.json").read_bytes()) == before
+
+
+def test_full_disk_removes_the_partial_file(tmp_path, monkeypatch):
+    from fast_imagenet.beton import writer
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_beton(tmp_path / "x.beton", Faulty())
+    assert files_in(tmp_path) == []
+
+
+SLOW = """
+import sys
+sys.path.insert(0, {root!r})
+import write_dataset
+from fast_imagenet import sources
+from tests.test_write_dataset import Faulty
+if __name__ == "__main__":
+    sources.open_source = lambda *_, **__: Faulty("slow", {note!r})
+    sys.exit(write_dataset.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+)
+def test_interrupted_command_leaves_nothing_running(number, status, tmp_path):
+    """Ctrl-C reaches the whole group; SIGTERM and SIGKILL only the command itself."""
+    script, out, note = tmp_path / "slow.py", tmp_path / "out", str(tmp_path / "worker")
+    script.write_text(SLOW.format(root=str(ROOT), note=note))
+    command = [sys.executable, str(script), "--source.kind=synthetic", "--source.split=train"]
+    process = subprocess.Popen(
+        [*command, f"--write.folder={out}", "--write.workers=2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("worker.*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(path.suffix[1:]) for path in tmp_path.glob("worker.*")]
+    assert len(pids) == 2
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(10) == status
+    message = process.stderr.read()
+    process.stderr.close()
+    _wait_for_end_of(pids, 10)
+    finished = [name for name in files_in(out) if "partial" not in name]
+    assert finished == []
+    if number != signal.SIGKILL:
+        assert files_in(out) == []
+        assert "interrupted" in message
+        assert "Traceback" not in message
+
+
+def _wait_for_end_of(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"worker processes {pids} still run"
+        time.sleep(0.1)
+
+
+def test_oversized_side_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "MAX_SIDE", 22)
+    with pytest.raises(ConversionError, match=r"24 x 20 pixels.*max_side"):
+        write_beton(tmp_path / "x.beton", Faulty())
+
+
+def test_oversized_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(ConversionError, match="more than the allowed 100"):
+        write_beton(tmp_path / "x.beton", Faulty())
+
+
+def test_vanished_file_is_named(folder, tmp_path):
+    source = open_source("image_folder", folder, "val")
+    gone = Path(source.name(3))
+    gone.unlink()
+    with pytest.raises(ConversionError, match="No such file"):
+        write_beton(tmp_path / "x.beton", source)
