@@ -66,8 +66,7 @@ def write_beton(
     page_size: int = PAGE_SIZE,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Write `source` to `path` in an order drawn from `settings.seed`, and its summary to
-    `<path>.json`.
+    """Write `source` to `path` in an order drawn from `settings.seed`; summary in `<path>.json`.
 
     Equal source, settings and limit give equal bytes, whatever `workers` is.
 
@@ -77,51 +76,65 @@ def write_beton(
         settings: how pictures are stored; None = the defaults of EncodeSettings.
         limit: largest number of samples, drawn evenly over the classes; 0 = all.
         workers: processes that decode and encode; 0 = do it in this process.
-        overwrite: replace an existing file; the old one stays in place until the new one is
-            complete.
-        page_size: bytes, a power of two from 2 MiB up; doubled as often as the largest picture
-            needs.
+        overwrite: replace an existing file, which stays in place until the new one is complete.
+        page_size: bytes, a power of two from 2 MiB up; doubled until the largest picture fits.
         progress: called after every chunk with the numbers of new samples and of new bytes.
 
     Returns:
         The summary: see `summarise`.
 
     Raises:
-        ConversionError: a picture failed (the message begins with its path), or nothing is left to
-            write.
+        ConversionError: a picture failed (the message begins with its path), or none is left.
         FileExistsError: `path` exists and `overwrite` is off.
         OSError: the disk refuses, for instance because it is full.
     """
-    path, settings = Path(path), settings or EncodeSettings()
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another folder or allow it to be replaced")
-    started = time.perf_counter()
-    chosen = choose(source.labels, limit, settings.seed)
-    indices = shuffle(chosen, source.blocks, settings.seed)
+    path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
+    _keep_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    totals = Totals()
+    chosen = choose(source.labels, limit, settings.seed)
+    indices = shuffle(chosen, source.blocks, settings.seed)
     try:
-        with (
-            open(partial, "wb", buffering=1 << 20) as file,
-            closing(_encoded(source, indices, settings, workers)) as chunks,
-        ):
-            pages = PageFile(file, len(indices), page_size)
-            for chunk in chunks:
-                pages.append(chunk)
-                totals.add(chunk)
-                if progress:
-                    progress(len(chunk.sizes) + len(chunk.skipped), len(chunk.payload))
-            pages.finish(source.classes)
+        with closing(_encoded(source, indices, settings, workers)) as chunks:
+            totals = _write_pages(
+                partial, chunks, len(indices), source.classes, page_size, progress
+            )
         seconds = time.perf_counter() - started
         summary = summarise(BetonFile(partial), source, settings, totals, seconds)
         summary["file"] = path.name
+        _keep_existing(path, overwrite)
         _publish(partial, path, summary)
     finally:
         for leftover in (partial, sidecar_path(partial)):
             with suppress(FileNotFoundError):
                 leftover.unlink()
     return summary
+
+
+def _keep_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another folder or allow it to be replaced")
+
+
+def _write_pages(
+    partial: Path,
+    chunks: Iterator[Chunk],
+    capacity: int,
+    classes: list[str],
+    page_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> "Totals":
+    """Write the whole file under its partial name; returns what the chunks reported."""
+    totals = Totals()
+    with open(partial, "wb", buffering=1 << 20) as file:
+        pages = PageFile(file, capacity, page_size)
+        for chunk in chunks:
+            pages.append(chunk)
+            totals.add(chunk)
+            if progress:
+                progress(len(chunk.sizes) + len(chunk.skipped), len(chunk.payload))
+        pages.finish(classes)
+    return totals
 
 
 # ------------------------------------------------------------------------------------------------

@@ -132,15 +132,15 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
 
 def _devkit_files(path: Path) -> dict[str, bytes]:
     """The two files that we need, by the end of their names."""
-    found = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
-            for info in archive:
-                wanted = next(
-                    (end for end in (GROUND_TRUTH, META) if info.name.endswith(end)), None
-                )
-                if wanted and info.isreg() and info.size <= MAX_DEVKIT_BYTES:
-                    found[wanted] = archive.extractfile(info).read()
+            members = [info for info in archive if info.isreg() and info.size <= MAX_DEVKIT_BYTES]
+            found = {
+                wanted: archive.extractfile(info).read()
+                for info in members
+                for wanted in (GROUND_TRUTH, META)
+                if info.name.endswith(wanted)
+            }
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SourceError(f"{path} is no complete tar.gz ({error}): fetch it again") from error
     missing = {GROUND_TRUTH, META} - found.keys()

@@ -81,26 +81,32 @@ def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSourc
     """
     paths = split_files(path, ".parquet", split)
     names = read_class_file(Path(classes)) if classes else None
-    votes, groups, labels, sizes = WnidVotes(), [], [], []
+    votes, groups, labels = WnidVotes(), [], []
     for number, file in enumerate(paths):
-        try:
-            with pq.ParquetFile(file) as parquet:
-                _check_columns(parquet.schema_arrow, file)
-                names = names or _names_in(parquet.schema_arrow)
-                for group in range(parquet.num_row_groups):
-                    labels.append(_read_labels(parquet, group, votes))
-                    groups.append((number, group))
-                    sizes.append(len(labels[-1]))
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(
-                f"{file} is no complete parquet file ({error}): fetch it again"
-            ) from error
+        names_here, labels_here = _scan(file, votes)
+        names = names or names_here
+        groups += [(number, group) for group in range(len(labels_here))]
+        labels += labels_here
     stored = np.concatenate(labels) if labels else np.zeros(0, np.int64)
     found = name_classes(stored, votes, names, f"{path} ({split})")
-    blocks = np.repeat(np.arange(len(groups)), sizes)
+    blocks = np.repeat(np.arange(len(groups)), [len(part) for part in labels])
     source = ParquetSource(paths, groups, blocks, *found)
     source.notes = _order_note(source.labels, blocks)
     return source
+
+
+def _scan(file: Path, votes: WnidVotes) -> tuple[list[str] | None, list[np.ndarray]]:
+    """Class names in the metadata of a file, and the labels of each of its row groups."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            _check_columns(parquet.schema_arrow, file)
+            groups = range(parquet.num_row_groups)
+            labels = [_read_labels(parquet, group, votes) for group in groups]
+            return _names_in(parquet.schema_arrow), labels
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{file} is no complete parquet file ({error}): fetch it again"
+        ) from error
 
 
 def _check_columns(schema: pa.Schema, file: Path) -> None:
