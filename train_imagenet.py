@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastargs import Config, Param, Section
 
-from fast_imagenet.checks import differences, impossible
+from fast_imagenet.checks import impossible
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
 from fast_imagenet.schedules import SCHEDULES
 
@@ -120,32 +120,27 @@ def read_settings(argv: list[str] | None = None):
 if __name__ == "__main__":
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
 
-import time  # noqa: E402
-from contextlib import nullcontext  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from functools import partial  # noqa: E402
-from itertools import islice  # noqa: E402
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-from fast_imagenet.blurpool import apply_blurpool  # noqa: E402
-from fast_imagenet.checkpoint import (  # noqa: E402
-    load_checkpoint,
-    load_into,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
-from fast_imagenet.ema import WeightAverage  # noqa: E402
-from fast_imagenet.metrics import Score  # noqa: E402
-from fast_imagenet.models import create_model, last_linear, warm_up, zero_init_residual  # noqa: E402
-from fast_imagenet.progress import Progress, peak_memory_gb  # noqa: E402
-from fast_imagenet.ranks import Ranks, choose_precision, start_ranks  # noqa: E402
-from fast_imagenet.runlog import RunLog, shareable  # noqa: E402
-from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at  # noqa: E402
+from fast_imagenet.blurpool import apply_blurpool
+from fast_imagenet.checkpoint import load_into, load_weights, save_weights
+from fast_imagenet.ema import WeightAverage
+from fast_imagenet.metrics import Score
+from fast_imagenet.models import create_model, last_linear, warm_up, zero_init_residual
+from fast_imagenet.progress import Progress, peak_memory_gb
+from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
+from fast_imagenet.runlog import RunLog, shareable
+from fast_imagenet.runstate import restore_run, save_run
+from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -317,7 +312,7 @@ class Training:
     model: nn.Module  # as called: distributed, compiled
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: WeightAverage
+    ema: WeightAverage
     loss: object  # (logits, targets) -> mean loss
     mix: object  # (images_bchw, labels_b, step) -> (images_bchw, targets)
     autocast: object  # () -> context
@@ -349,7 +344,7 @@ def train_epoch(
         t.scaler.step(t.optimizer)
         t.scaler.update()
         t.optimizer.zero_grad(set_to_none=True)
-        t.average.update(t.decay_at_step(step + 1))
+        t.ema.update(t.decay_at_step(step + 1))
         seen += len(labels_b)
         show(step, losses[-1], lr, seen, waited)
     return losses, waited, seen
@@ -429,7 +424,7 @@ def build_training(cfg, model: nn.Module, called: nn.Module, ranks: Ranks) -> Tr
         model=called,
         optimizer=build_optimizer(cfg, model),
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
-        average=WeightAverage(model),
+        ema=WeightAverage(model),
         loss=build_loss(cfg.training.loss, num_classes, cfg.training.label_smoothing),
         mix=build_mixer(cfg, num_classes),
         autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
@@ -450,33 +445,13 @@ def build_training(cfg, model: nn.Module, called: nn.Module, ranks: Ranks) -> Tr
     )
 
 
-def restore(cfg, t: Training, model: nn.Module) -> dict:
-    """The run so far as its checkpoint tells, tensors loaded; a fresh state without one."""
-    fresh = {"epoch": 0, "best": -1.0, "seconds": 0.0}
-    last = Path(cfg.logging.folder, "last.pt")
-    path = last if cfg.training.resume == "auto" else Path(cfg.training.resume)
-    if cfg.training.resume == "none" or (path == last and not last.exists()):
-        return fresh
-    state = load_checkpoint(path)
-    if changed := differences(state["config"], to_dict(cfg)):
-        raise ValueError(
-            f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
-            f"afresh in another logging.folder"
-        )
-    load_into(model, state["model"])
-    t.average.load_state_dict(state["ema"])
-    t.optimizer.load_state_dict(state["optimizer"])
-    t.scaler.load_state_dict(state["scaler"])
-    return {key: state[key] for key in fresh}
-
-
 def run_epoch(cfg, t: Training, loader, epoch: int, ranks: Ranks, bar: Progress) -> dict:
     """Train one epoch; the log's training keys, and `losses`, the loss of every step."""
     steps, resolution = len(loader), resolution_at(epoch, **vars(cfg.resolution))
     torch.manual_seed(cfg.training.seed + 1_000_003 * epoch + ranks.rank)  # stochastic depth
     bar.epoch(epoch, cfg.training.epochs, resolution)
     start = time.perf_counter()
-    limit = min(steps, cfg.training.max_steps - epoch * steps) if cfg.training.max_steps else steps
+    limit = cfg.training.max_steps - epoch * steps if cfg.training.max_steps else steps
     batches = islice(loader.epoch(epoch, resolution), limit)
     losses, waited, seen = train_epoch(t, batches, epoch * steps, steps, bar.step)
     losses = torch.stack(losses)
@@ -501,10 +476,12 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
     model = build_model(cfg, loader.num_classes, ranks.device)
     called, called_eval = wrap_model(model, cfg, ranks)
     t = build_training(cfg, model, called, ranks)
-    state = restore(cfg, t, model)
-    epochs, steps = range(state["epoch"], cfg.training.epochs), len(loader)
+    folder, settings = cfg.logging.folder, to_dict(cfg)
+    state = restore_run(cfg.training.resume, folder, model, t, settings)
+    steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
+    epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
     if not epochs:
-        print(f"{cfg.logging.folder} is finished, epoch {state['epoch']}: nothing to do")
+        print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
         return
     log.truncate_after(state["epoch"])
     sides = {resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs}
@@ -516,7 +493,7 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
         record = run_epoch(cfg, t, loader, epoch, ranks, bar)
         log.write_steps(epoch * steps, record.pop("losses"))
         start = time.perf_counter()
-        record |= evaluate_both(called_eval, model, t.average, val_loader, cfg, t.autocast, ranks)
+        record |= evaluate_both(called_eval, model, t.ema, val_loader, cfg, t.autocast, ranks)
         record["eval_seconds"] = time.perf_counter() - start
         state["seconds"] += record["seconds"] + record["eval_seconds"]
         record |= {"total_seconds": state["seconds"], "memory_gb": peak_memory_gb(ranks.device)}
@@ -524,9 +501,7 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
         better = record["ema_top1"] > state["best"]
         state |= {"epoch": epoch + 1, "best": max(state["best"], record["ema_top1"])}
         if ranks.is_main:
-            save_state(cfg, t, model, loader.classes, state, better)
-        if 0 < cfg.training.max_steps <= (epoch + 1) * steps:
-            break
+            save_run(folder, model, t, settings, loader.classes, state, best=better)
     for part in (bar, loader, val_loader):
         part.close()
     if ranks.is_main:
@@ -541,21 +516,6 @@ def blank_step(t: Training, device: torch.device, side: int) -> None:
     forward_backward(t, noise, labels, step=0)
 
 
-def save_state(cfg, t: Training, model: nn.Module, classes, state: dict, better: bool) -> None:
-    """last.pt, and best.pt when this epoch is the best so far."""
-    whole = {
-        "model": model.state_dict(),
-        "ema": t.average.state_dict(),
-        "optimizer": t.optimizer.state_dict(),
-        "scaler": t.scaler.state_dict(),
-        "config": to_dict(cfg),
-        "classes": classes,
-        **state,
-    }
-    for name in ["last.pt", "best.pt"] if better else ["last.pt"]:
-        save_checkpoint(Path(cfg.logging.folder, name), whole)
-
-
 def finish(cfg, log: RunLog, t: Training, model: nn.Module, classes, record: dict) -> None:
     """Final weights with what made them, curves and the summary line."""
     info = {
@@ -567,7 +527,7 @@ def finish(cfg, log: RunLog, t: Training, model: nn.Module, classes, record: dic
         "config": shareable(to_dict(cfg)),
         "record": record,
     }
-    save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.average.state_dict(), info)
+    save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.ema.state_dict(), info)
     log.finish(record)
     end = f"epoch {record['epoch']} after {record['total_seconds'] / 60:.1f} min"
     print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")

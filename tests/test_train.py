@@ -183,7 +183,7 @@ def training_of(model, micro):
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        average=train_imagenet.WeightAverage(model),
+        ema=train_imagenet.WeightAverage(model),
         loss=F.cross_entropy,
         mix=lambda images, labels, step: (images, labels),
         autocast=lambda: torch.autocast("cpu", enabled=False),
