@@ -90,6 +90,7 @@ def odd_images() -> dict[str, tuple[bytes, set[str]]]:
         "cmyk.JPEG": (saved(image.convert("CMYK"), "JPEG"), {"cmyk"}),
         "big_profile.JPEG": (as_jpeg(rgb, icc_profile=bytes(1_500_000)), set()),
         "turned.JPEG": (as_jpeg(rgb, exif=_exif(6)), {"exif_orientation"}),
+        "upside_down.JPEG": (as_jpeg(rgb, exif=_exif(3)), {"exif_orientation"}),
         "broken_exif.JPEG": (as_jpeg(rgb, exif=_broken_exif()), {"broken_exif"}),
         "really_a_png.JPEG": (saved(rgba, "PNG"), {"alpha", "misnamed"}),
         "really_a_jpeg.png": (as_jpeg(rgb), {"misnamed"}),

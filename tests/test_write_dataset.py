@@ -18,6 +18,7 @@ from fast_imagenet.beton.encode import ConversionError, EncodeSettings
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
+from fast_imagenet.sources.base import shuffle
 from tests import make_sources as make
 from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, scene
 
@@ -49,7 +50,7 @@ def call(*flags: str) -> int:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An image folder of the odd pictures (train, 26) and plain ones (val, 7)."""
+    """An image folder of the odd pictures (train, 27) and plain ones (val, 7)."""
     make.make_image_folder(tmp_path / "images")
     return tmp_path / "images"
 
@@ -73,7 +74,7 @@ def test_imagenet_dir_alone_is_enough(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     names = ["train.beton", "train.beton.json", "val.beton", "val.beton.json"]
     assert files_in(tmp_path / "data") == names
-    assert "26 pictures of 3 classes" in done.stdout
+    assert "27 pictures of 3 classes" in done.stdout
     assert "images" in done.stderr  # the progress bar
     assert "MB" in done.stderr
     assert BetonFile(tmp_path / "data/val.beton").classes == make.WNIDS
@@ -130,14 +131,14 @@ def test_summary_on_screen_and_beside_the_file(folder, tmp_path, capsys):
     assert found == expected
     assert all(Path(name).exists() for name in summary["odd"]["cmyk"]["files"])
     assert summary["classes"] == make.WNIDS
-    assert sum(summary["counts"]) == summary["num_samples"] == 26
-    assert summary["modes"] == {"jpg": 26, "raw": 0}
+    assert sum(summary["counts"]) == summary["num_samples"] == 27
+    assert summary["modes"] == {"jpg": 27, "raw": 0}
     assert max(summary["max_height"], summary["max_width"]) == 64
     assert summary["file"] == "train.beton"
     assert summary["file_bytes"] == (tmp_path / "train.beton").stat().st_size
     assert summary["settings"]["max_side"] == 64
     screen = capsys.readouterr().out
-    for word in ("26 pictures of 3 classes", "26 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
+    for word in ("27 pictures of 3 classes", "27 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
         assert word in screen
 
 
@@ -276,7 +277,7 @@ def test_broken_files_can_be_skipped(folder, tmp_path, capsys):
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
     assert call(*flags, "--write.workers=2") == 0
     file = BetonFile(tmp_path / "train.beton")
-    assert len(file) == 26
+    assert len(file) == 27
     skipped = {Path(skip["file"]).name: skip["reason"] for skip in file.sidecar["skipped"]}
     assert set(skipped) == set(broken_images())
     for name, (_, words) in broken_images().items():
@@ -299,8 +300,8 @@ class Faulty:
     kind, blocks, notes, draws_pixels = "test", None, (), False
     classes, class_names = ["a", "b"], None
 
-    def __init__(self, fault: str = "", note: str = ""):
-        self.fault, self.note = fault, note
+    def __init__(self, fault: str = "", note: str = "", bad: int = 17, sleepy: int = -1):
+        self.fault, self.note, self.bad, self.sleepy = fault, note, bad, sleepy
         self.labels = np.arange(80) % 2
 
     def __len__(self):
@@ -310,7 +311,9 @@ class Faulty:
         return f"faulty/{index}.JPEG"
 
     def read(self, index: int) -> bytes:
-        if index == 17:
+        if index == self.sleepy:
+            time.sleep(100)
+        if index == self.bad:
             if self.fault == "raise":
                 raise ZeroDivisionError("of the test")
             if self.fault == "kill":
@@ -333,6 +336,27 @@ def test_worker_that_raises_or_dies_ends_the_command(fault, workers, tmp_path):
     assert ("of the test" in str(caught.value)) == (fault == "raise")
     assert files_in(tmp_path) == []
     assert not _children()
+
+
+def test_failure_does_not_wait_for_a_worker_that_hangs(tmp_path):
+    """The first chunk fails while the second hangs, say on a file server."""
+    order = shuffle(np.arange(80), None, seed=0).tolist()
+    source = Faulty("raise", bad=order[3], sleepy=order[20])
+    started = time.monotonic()
+    with pytest.raises(ConversionError, match=rf"faulty/{order[3]}\.JPEG"):
+        write_beton(tmp_path / "x.beton", source, workers=2)
+    assert time.monotonic() - started < 30
+    assert not _children()
+
+
+def test_storage_that_hangs_is_reported(tmp_path, monkeypatch):
+    from fast_imagenet.beton import writer
+
+    monkeypatch.setattr(writer, "STALL_SECONDS", 4)
+    with pytest.raises(ConversionError, match=r"faulty/30\.JPEG: nothing was finished for 4 s"):
+        write_beton(tmp_path / "x.beton", Faulty(sleepy=30), workers=1)
+    assert not _children()
+    assert files_in(tmp_path) == []
 
 
 def _children() -> list[str]:
