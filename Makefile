@@ -6,7 +6,8 @@ PY := .venv/bin/python
 setup:  ## system packages where permitted, .venv from requirements.txt; nothing when up to date
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 
-demo: setup  ## write the embedded data set, train a small network on it, evaluate
+demo: setup  ## write the embedded data set, train a small network on it afresh, evaluate
+	rm -rf runs/demo
 	$(PY) write_dataset.py --source.kind=synthetic --write.folder=data/demo --write.overwrite=true
 	$(PY) train_imagenet.py --config demo.yaml
 

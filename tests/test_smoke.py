@@ -27,4 +27,4 @@ def test_one_step(quick_run, path):
         assert arch.endswith("resnet50")
     elif path.stem.startswith("rn18"):
         assert arch.endswith("resnet18")
-    assert (folder / "weights.safetensors").stat().st_size > 1e7 / 4
+    assert (folder / "weights.safetensors").stat().st_size > 1e6
