@@ -1,0 +1,78 @@
+"""What README.md names exists, and what it says was measured stands in the record it points to."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+RESULTS = README.split("<!-- results:")[1].split("<!-- end of results -->")[0]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in RESULTS.splitlines()
+    if line.startswith("| [")
+]
+COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+LINKS = re.findall(r"\]\(([^)#]+)\)", README)
+
+
+def test_results_table_has_its_rows():
+    assert len(ROWS) == 9 and all(len(row) == 7 for row in ROWS)
+    assert sum(row[6] != "" for row in ROWS) == 1
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0].split("]")[0][1:] for row in ROWS])
+def test_row_agrees_with_its_record(row):
+    config = ROOT / re.search(r"\((.*)\)", row[0])[1]
+    assert config.is_file()
+    if not row[6]:
+        assert row[2] == row[3] == "not measured here"
+        return
+    record = ROOT / re.search(r"\((.*)\)", row[6])[1]
+    log = [json.loads(line) for line in (record / "log.jsonl").read_text().splitlines()]
+    settings = json.loads((record / "config.json").read_text())
+    assert config.stem == record.parent.name and len(log) == settings["training"]["epochs"]
+    last = log[-1]
+    assert row[2].startswith(f"**{last['plain_top1']:.1f}**")
+    assert row[3].startswith(f"**{last['top1']:.1f}**")
+
+
+@pytest.mark.parametrize("link", [link for link in LINKS if "://" not in link])
+def test_link_leads_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_commands_name_targets_scripts_and_configs_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    lines = [line for block in COMMANDS for line in block.splitlines() if line.strip()]
+    assert len(lines) == 4
+    for line in lines:
+        if target := re.match(r"make (\w+)", line):
+            assert re.search(rf"^{target[1]}:", makefile, flags=re.M), line
+        for script in re.findall(r"\b(\w+\.py)\b", line):
+            assert (ROOT / script).is_file(), line
+        for config in re.findall(r"--config (\S+\.yaml)", line):
+            assert len(list(ROOT.glob(f"*_configs/{config}"))) == 1, line
+
+
+def test_settings_named_in_the_text_exist():
+    named = re.findall(r"`(?:--)?((?:data|model|logging|training|augment|lr)\.\w+)", README)
+    assert len(named) >= 5
+    command = [sys.executable, "train_imagenet.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [name for name in named if f"--{name} " not in done.stdout] == []
+
+
+def test_file_tree_names_what_is_there():
+    tree = README.split("```\ntrain_imagenet.py")[1].split("```")[0]
+    tree = "train_imagenet.py" + tree
+    folder = ROOT
+    for line in tree.splitlines():
+        folder = ROOT / "fast_imagenet" if line.startswith("  ") else ROOT
+        names = re.split(r" {2,}", line.strip())[0].split()
+        for name in names:
+            assert (folder / name).exists(), line
