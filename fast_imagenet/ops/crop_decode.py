@@ -22,6 +22,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 
 from .. import rng
 from . import native
+from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
 from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
 from .kernel import kernel
 from .precompiled import enable_precompiled, run_threads
@@ -37,6 +38,8 @@ REASONS = {
     OUTSIDE: "its bytes do not lie inside the file",
     WRONG_SIZE: "its size differs from the size the file states for it",
 }
+# Our own decoder has no reduced transform; at 1/2 it is faster without than libturbojpeg with one.
+OWN_REDUCES = 4
 # Space behind the last pixel: the resize reads up to 4 bytes beyond, the cutter nothing.
 SLACK = 64
 
@@ -139,14 +142,25 @@ def apply_crop_jpeg(address, size, height, width, crop, out, out_size, options, 
     handle, bytes_at, pixels_at = workspace[0], workspace[1], workspace[2]
     box = (crop[0], crop[1], crop[2], crop[3])
     header = parse_header(address, size)
+    reduce = decode_denominator(crop[2], crop[3], *out_size) if options[1] else 1
     region = (np.int64(0), np.int64(0), np.int64(0), height, width)
     if header[HEIGHT] == height and header[WIDTH] == width:
+        if options[2] and reduce < OWN_REDUCES:
+            pitch, left = decode_crop(
+                address, size, header, box, bytes_at, workspace[3], workspace[4], pixels_at
+            )
+            if pitch > 0:
+                resize_box(
+                    *(pixels_at, pitch, (0, crop[2]), (left, left + crop[3])),
+                    *((0.0, float(left), float(crop[2]), float(crop[3])), out),
+                    *(out_size[0], out_size[1], crop[4] != 0, options[0]),
+                )
+                return GOOD
         cut = cut_region(address, size, header, box, bytes_at)
         if cut[0] > 0:
             address, size, region = bytes_at, cut[0], cut
     elif header[HEIGHT] > 0:
         return WRONG_SIZE
-    reduce = decode_denominator(crop[2], crop[3], *out_size) if options[1] else 1
     rows, columns = -(-region[3] // reduce), -(-region[4] // reduce)
     status = _decode(handle, address, size, pixels_at, rows, columns)
     if status == FAILED:
@@ -172,9 +186,10 @@ def apply_crops(first, step, samples, crops, out, out_size, options, workspace, 
             width. Address 0 marks a sample whose bytes lie outside the file.
         crops: int64 [b, 5] from a draw, boxes inside the pictures.
         out: address of the batch, uint8 [b, h, w, 3] contiguous. out_size: (h, w).
-        options: (method, whether JPEG may be decoded at 1/2, 1/4, 1/8).
-        workspace: uint64 [3] of this thread: decoder handle, address of a buffer for the largest
-            sample's bytes, address of a buffer for the largest picture's pixels + SLACK.
+        options: (method, whether JPEG may be decoded at 1/2, 1/4, 1/8, whether our own decoder
+            goes first).
+        workspace: uint64 [5] of this thread: decoder handle, addresses of buffers for the largest
+            sample's bytes, for RGB pixels, planes and tables, see `_Workspace`.
         status: int64 [b], written: GOOD or what went wrong; failed samples become black.
     """
     for b in range(first, len(samples), step):
@@ -206,15 +221,16 @@ def apply_crops(first, step, samples, crops, out, out_size, options, workspace, 
 class _Workspace:
     """Decoder and buffers of one thread."""
 
-    most_bytes: int
-    most_pixels: int
+    sizes: tuple[int, int, int]  # bytes of the largest JPEG, of its pixels, of its planes
 
     def __post_init__(self):
-        self.bytes = np.empty(self.most_bytes + SLACK, np.uint8)
-        self.pixels = np.empty(self.most_pixels * 3 + SLACK, np.uint8)
+        room = (OVERREAD + SLACK, SLACK, SLACK)
+        sizes = [size + more for size, more in zip(self.sizes, room, strict=True)]
+        sizes.append(TABLE_BYTES)
+        self.buffers = [np.empty(size, np.uint8) for size in sizes]
         handle = native.new_decoder()
         weakref.finalize(self, native.free_decoder, handle)
-        places = [handle, self.bytes.ctypes.data, self.pixels.ctypes.data]
+        places = [handle, *(buffer.ctypes.data for buffer in self.buffers)]
         self.addresses = np.array(places, np.uint64)
 
 
@@ -260,6 +276,7 @@ class _CropOperation(SimpleRGBImageDecoder):
             raise ValueError(f"on_error is {on_error!r}; give 'raise' or 'count'")
         self.output_size = output_size
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
+        self._own_decoder = True  # tests compare the two
         self.error_count = 0
         self.errors: list[tuple[int, str]] = []
         self._workspaces: list[_Workspace] = []
@@ -304,7 +321,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         threads = min(numba.get_num_threads(), max(1, len(samples)))
         self._grow_workspaces(threads, samples)
         status = np.zeros(len(samples), np.int64)
-        options = (METHODS[self.method], bool(self.reduced_decode))
+        options = (METHODS[self.method], bool(self.reduced_decode), bool(self._own_decoder))
         out, size = np.uintp(images_bhwc.ctypes.data), images_bhwc.shape[1:3]
 
         def work(thread):
@@ -317,15 +334,19 @@ class _CropOperation(SimpleRGBImageDecoder):
     def _grow_workspaces(self, threads, samples) -> None:
         """At least `threads` workspaces, each large enough for the largest sample of the batch."""
         jpegs = samples[samples[:, 2] != RAW_MODE]
-        most_bytes = int(jpegs[:, 1].max(initial=0))
-        most_pixels = int((jpegs[:, 3] * jpegs[:, 4]).max(initial=0))
+        needs = (
+            jpegs[:, 1],
+            pixel_bytes(jpegs[:, 3], jpegs[:, 4]),
+            plane_bytes(jpegs[:, 3], jpegs[:, 4]),
+        )
+        sizes = tuple(int(need.max(initial=0)) for need in needs)
         for thread in range(threads):
             if thread == len(self._workspaces):
-                self._workspaces.append(_Workspace(most_bytes, most_pixels))
-            old = self._workspaces[thread]
-            if old.most_bytes < most_bytes or old.most_pixels < most_pixels:
-                larger = max(old.most_bytes, most_bytes), max(old.most_pixels, most_pixels)
-                self._workspaces[thread] = _Workspace(*larger)
+                self._workspaces.append(_Workspace(sizes))
+            old = self._workspaces[thread].sizes
+            if any(a < b for a, b in zip(old, sizes, strict=True)):
+                larger = tuple(max(pair) for pair in zip(old, sizes, strict=True))
+                self._workspaces[thread] = _Workspace(larger)
 
     def _report(self, indices, status, memory) -> None:
         file = getattr(memory, "filename", None) or "the data file"
@@ -354,8 +375,8 @@ class CropDecode(_CropOperation):
         flip: probability of a mirror image.
         seed: of this run; with the epoch and the sample index it decides every draw.
         method: 'bilinear' (antialiased, Pillow's within 1 level) or 'bicubic'.
-        reduced_decode: decode at 1/2, 1/4, 1/8 where the crop is at least that many times the
-            output; off, pixels come from an exact decode always.
+        reduced_decode: decode at 1/4 or 1/8 (files without markers: at 1/2 too) where the crop is
+            at least that many times the output; off, pixels come from an exact decode always.
         on_error: 'raise' a DecodeError naming file and sample, or 'count' in `error_count` and
             `errors` and give a black picture.
     Shape: uint8 [b, height, width, 3], RGB.

@@ -126,6 +126,40 @@ def store_byte(typing_context, address, value):
 
 
 @intrinsic
+def load_bits(typing_context, address):
+    """Eight bytes at any address (uintp) as a uint64, the first byte highest."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.bswap(builder.load(place, align=1))
+
+    return types.uint64(types.uintp), generate
+
+
+@intrinsic
+def load_int32(typing_context, address):
+    """int32 at an address (uintp), as int64."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        return builder.sext(builder.load(place), ir.IntType(64))
+
+    return types.int64(types.uintp), generate
+
+
+@intrinsic
+def store_int32(typing_context, address, value):
+    """Write an int64's low half to an address (uintp)."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        builder.store(builder.trunc(arguments[1], ir.IntType(32)), place)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.int64), generate
+
+
+@intrinsic
 def as_pointer(typing_context, address):
     """An address (uintp) as a void pointer, for `numba.carray`."""
 
@@ -135,29 +169,28 @@ def as_pointer(typing_context, address):
     return types.voidptr(types.uintp), generate
 
 
-@intrinsic
-def weigh_pixel(typing_context, row, weights, pairs, pixel):
-    """Write one RGB pixel, the weighted sum of 2 * `pairs` neighbouring pixels of a float32 row.
-
-    Args: row: address of the first neighbour, three float32 each, readable four bytes beyond the
-        last. weights: address of 2 * `pairs` float32. pixel: address of the result, three uint8,
-        rounded to nearest and clipped; a fourth byte behind it is overwritten.
-    Source of the shape: the four-lane inner loop of SIMD image resizers; written as LLVM vectors,
-        because the compiler does not find it in scalar code.
-    """
-
-    def generate(context, builder, signature, arguments):
-        row, weights, pairs, pixel = arguments
-        sums = _weighted_sum(builder, row, weights, pairs)
-        byte_vector = _to_bytes(builder, sums)
-        target = builder.inttoptr(pixel, byte_vector.type.as_pointer())
-        builder.store(byte_vector, target, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uintp, types.int64, types.uintp), generate
-
-
 _FLOAT, _LANES = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
+
+
+def _product(builder, row, weights, step):
+    """Neighbour `step` (an integer value) of the row times its weight."""
+    pixel = builder.add(row, builder.mul(step, step.type(12)))
+    tap = builder.add(weights, builder.mul(step, step.type(4)))
+    colors = builder.load(builder.inttoptr(pixel, _LANES.as_pointer()), align=4)
+    weight = builder.load(builder.inttoptr(tap, _FLOAT.as_pointer()), align=4)
+    return builder.fmul(colors, _splat(builder, weight), flags=("contract",))
+
+
+def _unrolled_sum(builder, row, weights, taps):
+    """The sum over a fixed number of taps, in two chains that do not wait for each other."""
+    totals = []
+    for k in range(taps):
+        product = _product(builder, row, weights, row.type(k))
+        if k < 2:
+            totals.append(product)
+        else:
+            totals[k % 2] = builder.fadd(totals[k % 2], product, flags=("contract",))
+    return builder.fadd(*totals)
 
 
 def _weighted_sum(builder, row, weights, pairs):
@@ -168,11 +201,7 @@ def _weighted_sum(builder, row, weights, pairs):
     with cgutils.for_range(builder, pairs) as loop:
         for k, total in enumerate(totals):
             step = builder.add(builder.mul(loop.index, loop.index.type(2)), loop.index.type(k))
-            pixel = builder.add(row, builder.mul(step, step.type(12)))
-            tap = builder.add(weights, builder.mul(step, step.type(4)))
-            colors = builder.load(builder.inttoptr(pixel, _LANES.as_pointer()), align=4)
-            weight = builder.load(builder.inttoptr(tap, _FLOAT.as_pointer()), align=4)
-            product = builder.fmul(colors, _splat(builder, weight), flags=("contract",))
+            product = _product(builder, row, weights, step)
             new = builder.fadd(builder.load(total), product, flags=("contract",))
             builder.store(new, total)
     return builder.fadd(*[builder.load(total) for total in totals])
@@ -194,3 +223,36 @@ def _to_bytes(builder, sums):
     whole = builder.select(builder.icmp_signed("<", whole, low), low, whole)
     whole = builder.select(builder.icmp_signed(">", whole, high), high, whole)
     return builder.trunc(whole, ir.VectorType(ir.IntType(8), 4))
+
+
+def _weigher(taps):
+    """An intrinsic that weighs a fixed number of taps (0: any even number), unrolled."""
+
+    @intrinsic
+    def weigh_pixel(typing_context, row, weights, pairs, pixel):
+        """Write one RGB pixel, the weighted sum of 2 * `pairs` neighbouring pixels of a row.
+
+        Args: row: address of the first neighbour, three float32 each, readable four bytes beyond
+            the last. weights: address of 2 * `pairs` float32. pixel: address of the result, three
+            uint8, rounded to nearest and clipped; a fourth byte behind it is overwritten.
+        Source of the shape: the four-lane inner loop of SIMD image resizers; written as LLVM
+            vectors, because the compiler does not find it in scalar code.
+        """
+
+        def generate(context, builder, signature, arguments):
+            row, weights, pairs, pixel = arguments
+            if taps:
+                sums = _unrolled_sum(builder, row, weights, taps)
+            else:
+                sums = _weighted_sum(builder, row, weights, pairs)
+            byte_vector = _to_bytes(builder, sums)
+            target = builder.inttoptr(pixel, byte_vector.type.as_pointer())
+            builder.store(byte_vector, target, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.uintp, types.uintp, types.int64, types.uintp), generate
+
+    return weigh_pixel
+
+
+weigh_2, weigh_4, weigh_6, weigh_any = _weigher(2), _weigher(4), _weigher(6), _weigher(0)

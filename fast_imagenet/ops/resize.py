@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray
 
 from .kernel import kernel
-from .native import as_pointer, store_byte, weigh_pixel
+from .native import as_pointer, store_byte, weigh_2, weigh_4, weigh_6, weigh_any
 
 BILINEAR = 0
 BICUBIC = 1
@@ -105,14 +105,23 @@ def _weigh_rows(source, pitch, first, count, weights, row):
 def _weigh_columns(row, origin, first, weights, flip, out):
     """One output row (uint8 RGB at address `out`) from a float32 row that begins at `origin`."""
     width, taps = weights.shape
-    base = np.uintp(weights.ctypes.data)
     spare = np.empty(1, np.uint32)  # the last pixel must not write a fourth byte behind the row
-    spill = np.uintp(spare.ctypes.data)
+    last = np.uintp(width - 1)
+    step = np.uintp(4 * taps)
+    base = np.uintp(weights.ctypes.data)
+    row -= np.uintp(12 * origin)
     for x in range(width):
-        tap = np.uintp(width - 1 - x if flip else x)
-        pixel = spill if x == width - 1 else out + np.uintp(3 * x)
-        begin = row + np.uintp(12 * (first[tap] - origin))
-        weigh_pixel(begin, base + np.uintp(4) * tap * np.uintp(taps), taps // 2, pixel)
+        tap = last - np.uintp(x) if flip else np.uintp(x)
+        pixel = np.uintp(spare.ctypes.data) if x == width - 1 else out + np.uintp(3 * x)
+        begin = row + np.uintp(12 * first[tap])
+        if taps == 2:
+            weigh_2(begin, base + step * tap, 1, pixel)
+        elif taps == 4:
+            weigh_4(begin, base + step * tap, 2, pixel)
+        elif taps == 6:
+            weigh_6(begin, base + step * tap, 3, pixel)
+        else:
+            weigh_any(begin, base + step * tap, taps // 2, pixel)
     for channel in range(3):
         value = np.uint8((spare[0] >> np.uint32(8 * channel)) & np.uint32(255))
         store_byte(out + np.uintp(3 * (width - 1) + channel), value)

@@ -1,0 +1,202 @@
+"""Vector kernels of the JPEG decoder, written as LLVM vectors: inverse transform and colour.
+
+The compiler does not find these in scalar loops. Nothing here is tied to one processor: LLVM
+translates the vectors for whatever it compiles for. Results are bit-identical to libjpeg's accurate
+integer transform (jidctint), its "fancy" chroma interpolation and its colour conversion.
+
+Source: libjpeg-turbo, jidctint.c, jdsample.c (h2v2_fancy_upsample), jdcolor.c; the transform is
+Loeffler, Ligtenberg and Moschytz, ICASSP 1989.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+class Lanes:
+    """A vector value with arithmetic, so that a kernel reads like its formula. int32 lanes."""
+
+    def __init__(self, builder, value):
+        self.builder, self.value = builder, value
+
+    def _other(self, other):
+        if isinstance(other, Lanes):
+            return other.value
+        return ir.Constant(self.value.type, [other] * self.value.type.count)
+
+    def __add__(self, other):
+        return Lanes(self.builder, self.builder.add(self.value, self._other(other)))
+
+    def __sub__(self, other):
+        return Lanes(self.builder, self.builder.sub(self.value, self._other(other)))
+
+    def __mul__(self, other):
+        return Lanes(self.builder, self.builder.mul(self.value, self._other(other)))
+
+    def __lshift__(self, count):
+        return Lanes(self.builder, self.builder.shl(self.value, self._other(count)))
+
+    def __rshift__(self, count):
+        return Lanes(self.builder, self.builder.ashr(self.value, self._other(count)))
+
+    def shuffle(self, other, order):
+        """Lanes of self and other, numbered one after the other, in the order given."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
+        return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, mask))
+
+    def to_bytes(self):
+        """Clipped to 0..255, as uint8 lanes."""
+        value, builder = self.value, self.builder
+        for limit, sign in ((0, "<"), (255, ">")):
+            bound = ir.Constant(value.type, [limit] * value.type.count)
+            value = builder.select(builder.icmp_signed(sign, value, bound), bound, value)
+        narrow = ir.VectorType(ir.IntType(8), value.type.count)
+        return Lanes(builder, builder.trunc(value, narrow))
+
+
+def load_lanes(builder, address, count, bits):
+    """`count` unsigned integers of `bits` bits (32: signed) at any address, as int32 lanes."""
+    stored = ir.VectorType(ir.IntType(bits), count)
+    value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=bits // 8)
+    if bits < 32:
+        value = builder.zext(value, ir.VectorType(ir.IntType(32), count))
+    return Lanes(builder, value)
+
+
+def store_lanes(lanes, address):
+    """Write the lanes to any address."""
+    builder = lanes.builder
+    builder.store(lanes.value, builder.inttoptr(address, lanes.value.type.as_pointer()), align=1)
+
+
+def _offset(builder, address, amount):
+    return builder.add(address, address.type(amount))
+
+
+# ==== Inverse transform ===========================================================================
+
+
+def _transform(x, shift):
+    """One dimension of the inverse transform of eight vectors; results rounded and shifted."""
+    z = (x[2] + x[6]) * 4433
+    even = [(x[0] + x[4]) << 13, (x[0] - x[4]) << 13, z - x[6] * 15137, z + x[2] * 6270]
+    outer = [even[0] + even[3], even[1] + even[2], even[1] - even[2], even[0] - even[3]]
+    z1, z2 = (x[7] + x[1]) * -7373, (x[5] + x[3]) * -20995
+    z3, z4 = x[7] + x[3], x[5] + x[1]
+    z5 = (z3 + z4) * 9633
+    z3, z4 = z3 * -16069 + z5, z4 * -3196 + z5
+    odd = [
+        x[1] * 12299 + z1 + z4,
+        x[3] * 25172 + z2 + z3,
+        x[5] * 16819 + z2 + z4,
+        x[7] * 2446 + z1 + z3,
+    ]
+    half = 1 << (shift - 1)
+    low = [(a + b + half) >> shift for a, b in zip(outer, odd, strict=True)]
+    high = [(a - b + half) >> shift for a, b in zip(outer, odd, strict=True)]
+    return low + high[::-1]
+
+
+def _transpose(rows):
+    """Eight vectors of eight lanes, rows to columns."""
+    pairs = []
+    for a, b in zip(rows[::2], rows[1::2], strict=True):
+        pairs.append(a.shuffle(b, (0, 8, 1, 9, 4, 12, 5, 13)))
+        pairs.append(a.shuffle(b, (2, 10, 3, 11, 6, 14, 7, 15)))
+    fours = []
+    for k in (0, 1, 4, 5):
+        fours.append(pairs[k].shuffle(pairs[k + 2], (0, 1, 8, 9, 4, 5, 12, 13)))
+        fours.append(pairs[k].shuffle(pairs[k + 2], (2, 3, 10, 11, 6, 7, 14, 15)))
+    low = [fours[k].shuffle(fours[k + 4], (0, 1, 2, 3, 8, 9, 10, 11)) for k in range(4)]
+    high = [fours[k].shuffle(fours[k + 4], (4, 5, 6, 7, 12, 13, 14, 15)) for k in range(4)]
+    return low + high
+
+
+@intrinsic
+def transform_block(typing_context, block, pixels, pitch):
+    """Inverse transform of one 8 x 8 block.
+
+    Args: block: address of int32 [64], coefficients times quantisers, row by row. pixels: address
+        of the first of eight rows of eight uint8, `pitch` bytes apart.
+    """
+
+    def generate(context, builder, signature, arguments):
+        block, pixels, pitch = arguments
+        rows = [load_lanes(builder, _offset(builder, block, 32 * k), 8, 32) for k in range(8)]
+        columns = _transpose(_transform(rows, 11))
+        for row in _transpose(_transform(columns, 18)):
+            store_lanes((row + 128).to_bytes(), pixels)
+            pixels = builder.add(pixels, pitch)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.uintp), generate
+
+
+@intrinsic
+def fill_block(typing_context, value, pixels, pitch):
+    """Set one 8 x 8 block to a uint8 value. Arguments as `transform_block`."""
+
+    def generate(context, builder, signature, arguments):
+        value, pixels, pitch = arguments
+        word = builder.mul(builder.zext(value, ir.IntType(64)), ir.IntType(64)(0x0101010101010101))
+        for _ in range(8):
+            builder.store(word, builder.inttoptr(pixels, word.type.as_pointer()), align=1)
+            pixels = builder.add(pixels, pitch)
+        return context.get_dummy_value()
+
+    return types.void(types.uint8, types.uintp, types.uintp), generate
+
+
+@intrinsic
+def clear_block(typing_context, block):
+    """Set int32 [64] at an address to zero."""
+
+    def generate(context, builder, signature, arguments):
+        zeros = ir.VectorType(ir.IntType(32), 64)
+        place = builder.inttoptr(arguments[0], zeros.as_pointer())
+        builder.store(ir.Constant(zeros, [0] * 64), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
+# ==== Colour ======================================================================================
+
+
+def _interpolate(builder, near, far):
+    """16 chroma values from 8 at half resolution: weights 3/4 and 1/4 in both directions."""
+    sums = [
+        load_lanes(builder, _offset(builder, near, k), 8, 8) * 3
+        + load_lanes(builder, _offset(builder, far, k), 8, 8)
+        for k in (-1, 0, 1)
+    ]
+    even = (sums[1] * 3 + sums[0] + 8) >> 4
+    odd = (sums[1] * 3 + sums[2] + 7) >> 4
+    order = [lane for k in range(8) for lane in (k, 8 + k)]
+    return even.shuffle(odd, order) - 128
+
+
+@intrinsic
+def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
+    """16 RGB pixels from luma and chroma at half resolution.
+
+    Args: y: address of 16 luma values, the first of an even column. blue, red: address of the
+        chroma value of that column in the chroma row that covers it; blue_far, red_far: the same
+        column in the next nearest chroma row. One value before and eight after must be readable.
+        pixels: address of 48 bytes.
+    """
+
+    def generate(context, builder, signature, arguments):
+        y, blue, blue_far, red, red_far, pixels = arguments
+        luma = load_lanes(builder, y, 16, 8)
+        cb, cr = _interpolate(builder, blue, blue_far), _interpolate(builder, red, red_far)
+        r = (luma + ((cr * 91881 + 32768) >> 16)).to_bytes()
+        g = (luma + ((cb * -22554 + cr * -46802 + 32768) >> 16)).to_bytes()
+        b = (luma + ((cb * 116130 + 32768) >> 16)).to_bytes()
+        red_green = r.shuffle(g, range(32))
+        padded = b.shuffle(b, range(32))
+        order = [lane for k in range(16) for lane in (k, 16 + k, 32 + k)]
+        store_lanes(red_green.shuffle(padded, order), pixels)
+        return context.get_dummy_value()
+
+    return types.void(*[types.uintp] * 6), generate
