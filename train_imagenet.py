@@ -59,8 +59,8 @@ Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
     min_lr=Param(Number(0), "rate at the end, per 256 images", default=0.0),
 )
 Section("training", "optimisation", SETTINGS).params(
-    epochs=Param(Int(1), "length of the run", default=16),
-    batch_size=Param(Int(1), "images per step over ALL ranks", default=256),
+    epochs=Param(Int(1, 100_000), "length of the run", default=16),
+    batch_size=Param(Int(1, 1_000_000), "images per step over ALL ranks", default=256),
     micro_batch_size=Param(Int(0), "images per forward pass and rank; 0 = all", default=0),
     optimizer=Param(Str(), "sgd, or any optimizer that timm names", default="sgd"),
     momentum=Param(Number(0, 1), "of SGD", default=0.9),
@@ -75,7 +75,7 @@ Section("training", "optimisation", SETTINGS).params(
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
     resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
     eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
-    max_steps=Param(Int(0), "stop after this many steps; 0 = no limit", default=0),
+    max_steps=Param(Int(0), "for trials: end the run early; 0 = no limit", default=0),
 )
 Section("augment", "random changes to training pictures", SETTINGS).params(
     crop_min_area=Param(Number(0.001, 1), "smallest crop, share of the picture", default=0.08),
@@ -135,7 +135,13 @@ from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.ema import WeightAverage
 from fast_imagenet.metrics import Score
-from fast_imagenet.models import create_model, last_linear, warm_up, zero_init_residual
+from fast_imagenet.models import (
+    classification_layer,
+    create_model,
+    try_network,
+    warm_up,
+    zero_init_residual,
+)
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.runlog import RunLog, shareable
@@ -173,7 +179,8 @@ def build_loaders(cfg, ranks: Ranks):
         flip=cfg.augment.flip,
         **place,
     )
-    if train.classes != val.classes or train.num_classes < val.num_classes:
+    named = train.classes is not None and val.classes is not None
+    if (named and train.classes != val.classes) or train.num_classes < val.num_classes:
         raise ValueError(
             f"{cfg.data.train_dataset} has {train.num_classes} classes, {cfg.data.val_dataset} has "
             f"{val.num_classes}, or their names differ; write both from one source"
@@ -222,11 +229,18 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
         zero_init_residual(model)
     if cfg.training.loss == "bce":
         # one class among many is improbable: otherwise the first steps only learn that (Mosaic)
-        nn.init.constant_(last_linear(model).bias, -np.log(num_classes))
+        nn.init.constant_(classification_layer(model, num_classes).bias, -np.log(num_classes))
     if cfg.training.use_blurpool:
         apply_blurpool(model)
     if cfg.model.checkpoint:
-        load_into(model, load_weights(cfg.model.checkpoint)[0])
+        weights, info = load_weights(cfg.model.checkpoint)
+        blurred = info.get("use_blurpool", cfg.training.use_blurpool)
+        if blurred != cfg.training.use_blurpool:
+            raise ValueError(
+                f"{cfg.model.checkpoint} was trained with use_blurpool={blurred}; set "
+                f"training.use_blurpool={blurred}"
+            )
+        load_into(model, weights)
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -278,9 +292,15 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(
             f"training.optimizer={options.optimizer} is not known to timm; try sgd, lamb or adamw"
         )
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         groups, opt=options.optimizer, lr=1.0, weight_decay=0.0, momentum=options.momentum
     )
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"training.optimizer={options.optimizer} needs second derivatives, which the step "
+            f"does not take; try sgd, lamb or adamw"
+        )
+    return optimizer
 
 
 def build_loss(kind: str, num_classes: int, smoothing: float):
@@ -415,18 +435,17 @@ def evaluate_both(model, raw, average: WeightAverage, loader, cfg, autocast, ran
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def build_training(cfg, model: nn.Module, called: nn.Module, ranks: Ranks) -> Training:
+def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks) -> Training:
     """Everything that a step uses, from the settings."""
     dtype = choose_precision(cfg.training.precision, ranks.device)
     scale = cfg.training.batch_size / 256
-    num_classes = last_linear(model).out_features
     return Training(
         model=called,
         optimizer=build_optimizer(cfg, model),
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(model),
-        loss=build_loss(cfg.training.loss, num_classes, cfg.training.label_smoothing),
-        mix=build_mixer(cfg, num_classes),
+        loss=build_loss(cfg.training.loss, classes, cfg.training.label_smoothing),
+        mix=build_mixer(cfg, classes),
         autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
         lr_at_epoch=partial(
             lr_at,
@@ -457,6 +476,11 @@ def run_epoch(cfg, t: Training, loader, epoch: int, ranks: Ranks, bar: Progress)
     losses = torch.stack(losses)
     ranks.average({"losses": losses})
     losses = losses.tolist()  # waits for the device, so that the clock is honest
+    if bad := [step for step, loss in enumerate(losses, epoch * steps) if not np.isfinite(loss)]:
+        raise ValueError(
+            f"the loss is not finite from step {bad[0]} on, lr {t.lr_at_epoch(bad[0] / steps):g}; "
+            f"lower lr.lr or set training.clip_grad. last.pt holds epoch {epoch}, if any"
+        )
     seconds = time.perf_counter() - start
     return {
         "epoch": epoch + 1,
@@ -470,23 +494,26 @@ def run_epoch(cfg, t: Training, loader, epoch: int, ranks: Ranks, bar: Progress)
     }
 
 
-def train(cfg, ranks: Ranks, log: RunLog) -> None:
+def train(cfg, ranks: Ranks) -> None:
     """The whole run: build, resume, epochs, final weights."""
     loader, val_loader = build_loaders(cfg, ranks)
     model = build_model(cfg, loader.num_classes, ranks.device)
     called, called_eval = wrap_model(model, cfg, ranks)
-    t = build_training(cfg, model, called, ranks)
+    t = build_training(cfg, model, called, loader.num_classes, ranks)
     folder, settings = cfg.logging.folder, to_dict(cfg)
-    state = restore_run(cfg.training.resume, folder, model, t, settings)
+    data = {"classes": loader.classes, "images": loader.num_samples}
+    state = restore_run(cfg.training.resume, folder, model, t, settings, data)
     steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
     epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
     if not epochs:
         print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
         return
+    sides = sorted({resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs})
+    try_network(model.train(), sides, t.micro_batch)
+    if called is not model and hasattr(called, "_orig_mod"):  # compiled
+        warm_up(partial(blank_step, t, ranks.device), model, sides)
+    log = open_log(cfg, ranks)
     log.truncate_after(state["epoch"])
-    sides = {resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs}
-    if hasattr(called, "_orig_mod"):  # compiled
-        warm_up(partial(blank_step, t, ranks.device), model, sorted(sides))
     bar = Progress(steps * cfg.training.epochs, steps * epochs[0], ranks.world_size,
                    cfg.logging.progress and ranks.is_main)  # fmt: skip
     for epoch in epochs:
@@ -501,11 +528,11 @@ def train(cfg, ranks: Ranks, log: RunLog) -> None:
         better = record["ema_top1"] > state["best"]
         state |= {"epoch": epoch + 1, "best": max(state["best"], record["ema_top1"])}
         if ranks.is_main:
-            save_run(folder, model, t, settings, loader.classes, state, best=better)
+            save_run(folder, model, t, settings, data, state, best=better)
     for part in (bar, loader, val_loader):
         part.close()
     if ranks.is_main:
-        finish(cfg, log, t, model, loader.classes, record)
+        finish(cfg, log, t, loader, record)
 
 
 def blank_step(t: Training, device: torch.device, side: int) -> None:
@@ -516,12 +543,12 @@ def blank_step(t: Training, device: torch.device, side: int) -> None:
     forward_backward(t, noise, labels, step=0)
 
 
-def finish(cfg, log: RunLog, t: Training, model: nn.Module, classes, record: dict) -> None:
+def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
     """Final weights with what made them, curves and the summary line."""
     info = {
         "arch": cfg.model.arch,
-        "num_classes": last_linear(model).out_features,
-        "classes": classes,
+        "num_classes": loader.num_classes,
+        "classes": loader.classes,
         "use_blurpool": cfg.training.use_blurpool,
         "weights": "moving average" if cfg.ema.decay else "raw",
         "config": shareable(to_dict(cfg)),
@@ -548,11 +575,11 @@ def summary_line(cfg, record: dict) -> str:
 def evaluate_file(cfg, ranks: Ranks) -> None:
     """Evaluate model.checkpoint under both protocols and print one line."""
     _, loader = build_loaders(cfg, ranks)
-    blurred = load_weights(cfg.model.checkpoint)[1].get("use_blurpool", cfg.training.use_blurpool)
-    if blurred != cfg.training.use_blurpool:
+    classes = load_weights(cfg.model.checkpoint)[1].get("classes") or loader.classes
+    if loader.classes and classes != loader.classes:
         raise ValueError(
-            f"{cfg.model.checkpoint} was trained with use_blurpool={blurred}; set "
-            f"training.use_blurpool={blurred}"
+            f"{cfg.model.checkpoint} was trained on other classes than {cfg.data.val_dataset} has "
+            f"({classes[0]}, ... and {loader.classes[0]}, ...); evaluate it on its own"
         )
     model = build_model(cfg, loader.num_classes, ranks.device)
     dtype = choose_precision(cfg.training.precision, ranks.device)
@@ -564,21 +591,23 @@ def evaluate_file(cfg, ranks: Ranks) -> None:
         print(f"{summary_line(cfg, record)}; {loader.num_samples} images; {cfg.model.checkpoint}")
 
 
+def open_log(cfg, ranks: Ranks) -> RunLog:
+    """The run's folder: settings, environment and log; rank 0 alone writes."""
+    return RunLog(
+        cfg.logging.folder,
+        config=to_dict(cfg),
+        resume=cfg.training.resume != "none",
+        enabled=ranks.is_main,
+        tensorboard=cfg.logging.tensorboard,
+        wandb_project=cfg.logging.wandb,
+    )
+
+
 def main(cfg) -> None:
     """Train, or evaluate a file, as the settings say."""
     ranks = start_ranks()
     try:
-        if cfg.training.eval_only:
-            return evaluate_file(cfg, ranks)
-        log = RunLog(
-            cfg.logging.folder,
-            config=to_dict(cfg),
-            resume=cfg.training.resume != "none",
-            enabled=ranks.is_main,
-            tensorboard=cfg.logging.tensorboard,
-            wandb_project=cfg.logging.wandb,
-        )
-        train(cfg, ranks, log)
+        evaluate_file(cfg, ranks) if cfg.training.eval_only else train(cfg, ranks)
     finally:
         ranks.close()
 
@@ -588,3 +617,6 @@ if __name__ == "__main__":
         main(CFG)
     except ValueError as error:  # a sentence for the user; anything else is a defect: traceback
         sys.exit(f"train_imagenet.py: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the finished epochs go on with --training.resume=auto", file=sys.stderr)
+        sys.exit(130)

@@ -22,7 +22,10 @@ def impossible(cfg: SimpleNamespace) -> list[str]:
 
 
 def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    text = os.environ.get("WORLD_SIZE", "1")  # torchrun sets it
+    if not (text.isdecimal() and int(text)):
+        return [(True, f"WORLD_SIZE={text!r} in the environment is no number of ranks: unset it")]
+    world = int(text)
     batch, micro = cfg.training.batch_size, cfg.training.micro_batch_size
     per_rank = batch // world
     step = micro or per_rank
@@ -81,11 +84,18 @@ def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             cfg.training.nesterov and cfg.training.momentum == 0,
             "training.nesterov needs momentum, and training.momentum=0: raise it",
         ),
+        (
+            cfg.training.nesterov and cfg.training.optimizer != "sgd",
+            f"training.nesterov belongs to training.optimizer=sgd, not to "
+            f"{cfg.training.optimizer}: switch it off",
+        ),
     ]
 
 
 def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    training, folder = cfg.training, cfg.logging.folder
+    training, folder = cfg.training, Path(cfg.logging.folder)
+    resume, holds_a_run = training.resume, (folder / "log.jsonl").exists()
+    elsewhere = resume not in ("none", "auto") and Path(resume).parent != folder
     used = ["val_dataset"] if training.eval_only else ["train_dataset", "val_dataset"]
     datasets = {key: getattr(cfg.data, key) for key in used}
     rules = [
@@ -106,13 +116,20 @@ def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             f"training.resume={training.resume} is not a file: use none, auto or a checkpoint",
         ),
         (
-            Path(folder, "log.jsonl").exists()
-            and training.resume == "none"
-            and not training.eval_only,
+            holds_a_run and (resume == "none" or elsewhere) and not training.eval_only,
             f"logging.folder={folder} already holds a run: add --training.resume=auto to go on, "
             f"or choose another folder",
         ),
+        (
+            not training.eval_only and not _can_be_made(folder),
+            f"logging.folder={folder} cannot be made or written to: choose another folder",
+        ),
     ]
+
+
+def _can_be_made(folder: Path) -> bool:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 # Settings that may change when a run goes on: they decide speed or place, not the weights.

@@ -60,18 +60,51 @@ def zero_init_residual(model: nn.Module) -> int:
     return count
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The classification layer: the last nn.Linear of the network.
+def classification_layer(model: nn.Module, num_classes: int) -> nn.Module:
+    """The layer whose outputs are the classes: the last linear or convolution layer of that width.
 
     Raises:
         ValueError: there is none.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no linear layer; choose a classifier that has"
-        )
-    return layers[-1]
+    wide = [
+        module
+        for module in model.modules()
+        if getattr(module, "out_features", getattr(module, "out_channels", 0)) == num_classes
+    ]
+    if not wide:
+        raise ValueError(f"{type(model).__name__} has no layer with {num_classes} outputs")
+    return wide[-1]
+
+
+def try_network(model: nn.Module, resolutions: Iterable[int], images: int) -> None:
+    """Refuse a network that cannot be trained at these sizes, before anything is written.
+
+    Args:
+        model: the raw network, in training mode; it is left as it was.
+        resolutions: sides in pixels.
+        images: per forward pass.
+
+    Raises:
+        ValueError: a forward pass fails, or gives more than one tensor of logits.
+    """
+    device = next(model.parameters()).device
+
+    def step(side: int) -> None:
+        try:
+            logits = model(torch.zeros(images, 3, side, side, device=device))
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be trained on {images} images of {side} px "
+                f"({error}); change the resolution, the batch or model.arch"
+            ) from error
+        if not isinstance(logits, torch.Tensor):
+            raise ValueError(
+                f"{type(model).__name__} gives {type(logits).__name__}, not one tensor of logits; "
+                f"choose a model.arch without auxiliary outputs"
+            )
+
+    with torch.no_grad():
+        warm_up(step, model, resolutions)
 
 
 def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable[int]) -> None:

@@ -13,7 +13,9 @@ FRESH = {"epoch": 0, "best": -1.0, "seconds": 0.0}
 PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dict
 
 
-def restore_run(resume: str, folder: str, model: nn.Module, training, config: dict) -> dict:
+def restore_run(
+    resume: str, folder: str, model: nn.Module, training, config: dict, data: dict
+) -> dict:
     """Load the run so far into its parts.
 
     Args:
@@ -22,6 +24,7 @@ def restore_run(resume: str, folder: str, model: nn.Module, training, config: di
         model: the raw network; its weights are overwritten.
         training: an object with PARTS; they are overwritten.
         config: settings of this run, nested; they must agree with the checkpoint's.
+        data: what must not change about the data: its class list, its number of images.
 
     Returns:
         {'epoch': finished, 'best': top-1 in percent, 'seconds': spent}; FRESH without a checkpoint.
@@ -33,37 +36,54 @@ def restore_run(resume: str, folder: str, model: nn.Module, training, config: di
     last = Path(folder, "last.pt")
     path = last if resume == "auto" else Path(resume)
     if resume == "none" or (path == last and not last.exists()):
+        _refuse_lost_checkpoint(Path(folder))
         return dict(FRESH)
     state = load_checkpoint(path)
-    if missing := [key for key in ("model", "config", *PARTS, *FRESH) if key not in state]:
+    if missing := [key for key in ("model", "config", "data", *PARTS, *FRESH) if key not in state]:
         raise ValueError(
             f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}; give a last.pt, or "
             f"start from weights with model.checkpoint"
         )
-    if changed := differences(state["config"], config):
-        raise ValueError(
-            f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
-            f"afresh in another logging.folder"
+    try:
+        changed = differences(state["config"], config) + differences(
+            {"data": state["data"]}, {"data": data}
         )
-    load_into(model, state["model"])
-    for part in PARTS:
-        getattr(training, part).load_state_dict(state[part])
-    return {key: state[key] for key in FRESH}
+        if not changed:
+            load_into(model, state["model"])
+            for part in PARTS:
+                getattr(training, part).load_state_dict(state[part])
+            return {key: type(FRESH[key])(state[key]) for key in FRESH}
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be gone on from ({error}); use another one") from error
+    raise ValueError(
+        f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
+        f"afresh in another logging.folder"
+    )
+
+
+def _refuse_lost_checkpoint(folder: Path) -> None:
+    log = folder / "log.jsonl"
+    # one line may be: a run can end between its first line and its first checkpoint
+    if log.exists() and log.read_bytes().count(b"\n") > 1:
+        raise ValueError(
+            f"{folder} holds the log of a run and no last.pt to go on from; bring it back, or "
+            f"start afresh in another logging.folder"
+        )
 
 
 def save_run(
-    folder: str, model: nn.Module, training, config: dict, classes: list[str] | None, state: dict,
-    *, best: bool,
-) -> None:  # fmt: skip
+    folder: str, model: nn.Module, training, config: dict, data: dict, state: dict, *, best: bool
+) -> None:
     """Write last.pt, and best.pt as well when `best`; each whole or not at all.
 
     Args:
-        folder, model, training, config: as restore_run.
-        classes: class list of the data.
+        folder, model, training, config, data: as restore_run.
         state: the keys of FRESH.
         best: this is the best epoch so far.
     """
     parts = {part: getattr(training, part).state_dict() for part in PARTS}
-    whole = {"model": model.state_dict(), **parts, "config": config, "classes": classes, **state}
+    info = {"use_blurpool": config["training"]["use_blurpool"], "classes": data["classes"]}
+    whole = {"model": model.state_dict(), **parts, "config": config, "data": data, "info": info}
+    whole |= state
     for name in ["last.pt", "best.pt"] if best else ["last.pt"]:
         save_checkpoint(Path(folder, name), whole)

@@ -81,7 +81,8 @@ def lr_at(
     if epoch < peak_epoch:
         return peak_lr * (1e-4 + (1 - 1e-4) * epoch / peak_epoch)
     start = max(peak_epoch, flat_fraction * epochs) if kind == "flat_cosine" else peak_epoch
-    share = min(max((epoch - start) / (epochs - start), 0.0), 1.0)
+    length = epochs - start
+    share = min(max((epoch - start) / length, 0.0), 1.0) if length > 0 else 0.0
     if kind == "linear":
         return peak_lr + share * (final_lr - peak_lr)
     return _half_cosine(peak_lr, final_lr, share)

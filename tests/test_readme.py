@@ -62,6 +62,7 @@ def test_commands_name_targets_scripts_and_configs_that_exist():
 def test_settings_named_in_the_text_exist():
     named = re.findall(r"`(?:--)?((?:data|model|logging|training|augment|lr)\.\w+)", README)
     assert len(named) >= 5
+    assert len(set(named)) >= 5
     command = [sys.executable, "train_imagenet.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert [name for name in named if f"--{name} " not in done.stdout] == []

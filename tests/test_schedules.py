@@ -47,6 +47,11 @@ LR_CASES = [
         {2: (1e-4 + 1) / 2, 4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0},
     ),
     (
+        "flat to the very end",
+        dict(kind="flat_cosine", epochs=20, peak_lr=1.0, flat_fraction=1.0),
+        {0: 1.0, 20: 1.0},
+    ),
+    (
         "one cycle",
         dict(kind="onecycle", epochs=10, peak_lr=1.0, peak_epoch=3),
         {0: 0.04, 1.5: 0.52, 3: 1.0, 10: 4e-6},

@@ -16,7 +16,12 @@ from torchvision.transforms import v2
 
 import train_imagenet
 from fast_imagenet.checkpoint import load_checkpoint, load_weights
-from fast_imagenet.models import create_model, last_linear, zero_init_residual
+from fast_imagenet.models import (
+    classification_layer,
+    create_model,
+    try_network,
+    zero_init_residual,
+)
 from fast_imagenet.ranks import choose_precision
 from tests.conftest import ROOT, SMOKE
 
@@ -37,7 +42,8 @@ def test_names_choose_the_library():
     assert type(create_model("resnet18", 7)).__module__.startswith("torchvision")
     assert type(create_model("timm/resnet18", 7)).__module__.startswith("timm")
     assert type(create_model("resnet26d", 7)).__module__.startswith("timm")  # torchvision has none
-    assert last_linear(create_model("resnet18", 7)).out_features == 7
+    for arch in ("resnet18", "squeezenet1_0", "timm/resnetv2_50"):  # linear and convolution heads
+        assert classification_layer(create_model(arch, 7), 7).weight.shape[0] == 7
     with pytest.raises(ValueError, match="model.arch=resnet51 is not"):
         create_model("resnet51", 7)
     with pytest.raises(ValueError, match="torchvision/resnet26d"):
@@ -60,6 +66,25 @@ def test_zero_init_makes_every_block_start_as_the_identity(arch, blocks):
     block = next(m for m in model.modules() if hasattr(m, "downsample") and m.downsample is None)
     x = torch.randn(1, block.conv1.in_channels, 8, 8).relu()
     torch.testing.assert_close(block.eval()(x), x)
+
+
+def test_networks_that_cannot_be_trained_are_refused_in_a_sentence():
+    cases = [("vit_b_16", 32, 2, "32 px"),
+             ("alexnet", 16, 2, "16 px"), ("resnet18", 32, 1, "1 images")]  # fmt: skip
+    for arch, side, images, words in cases:
+        with pytest.raises(ValueError, match=words):
+            try_network(create_model(arch, 5).train(), [side], images)
+
+    class Two(nn.Linear):
+        def forward(self, images):
+            return (images, images)
+
+    with pytest.raises(ValueError, match="Two gives tuple, not one tensor"):
+        try_network(Two(1, 5), [32], 2)
+    model = create_model("resnet18", 5).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try_network(model, [32, 64], 2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_precision_follows_the_device():
@@ -282,6 +307,49 @@ def test_resume_refuses_other_settings(quick_run, tmp_path):
     folder = quick_run(*common, folder=tmp_path / "run")
     with pytest.raises(ValueError, match=r"lr.lr: 0.125 -> 0.5"):
         quick_run(*common, "--training.resume=auto", "--lr.lr=0.5", folder=folder)
+
+
+def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):
+    common = ["--data.backend=torchvision", "--training.epochs=3", "--training.resume=auto"]
+    folder = quick_run(*common, "--training.max_steps=10", folder=tmp_path / "run")
+    config, state = (folder / "config.json").read_bytes(), load_checkpoint(folder / "last.pt")
+    changes = {
+        "other classes": {"data": {**state["data"], "classes": ["a", "b"]}},
+        "fewer images": {"data": {**state["data"], "images": 7}},
+        "no optimizer": {"optimizer": {}},
+        "flat config": {"config": {"lr": 3}},
+        "worded epoch": {"epoch": "two"},
+    }
+    for name, change in changes.items():
+        torch.save({**state, **change}, folder / "last.pt")
+        with pytest.raises(ValueError, match="last.pt"):
+            quick_run(*common, "--training.max_steps=0", folder=folder)
+        assert (folder / "config.json").read_bytes() == config, name
+    torch.save(state["model"], folder / "last.pt")
+    with pytest.raises(ValueError, match="no checkpoint of a run: it lacks model"):
+        quick_run(*common, folder=folder)
+    (folder / "last.pt").unlink()
+    with pytest.raises(ValueError, match="holds the log of a run and no last.pt"):
+        quick_run(*common, folder=folder)
+
+
+def test_a_checkpoint_without_its_blurpool_is_refused(quick_run):
+    folder = quick_run("--data.backend=torchvision")
+    flags = [
+        "--data.backend=torchvision",
+        "--training.eval_only=1",
+        "--training.use_blurpool=false",
+    ]
+    for name in ("last.pt", "weights.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} was trained with use_blurpool=True"):
+            quick_run(*flags, f"--model.checkpoint={folder}/{name}")
+
+
+def test_a_loss_that_diverges_is_told_and_never_saved(quick_run, tmp_path):
+    flags = ["--data.backend=torchvision", "--lr.lr=1e30", "--lr.lr_peak_epoch=0"]
+    with pytest.raises(ValueError, match="not finite from step 1 on, lr .*; lower lr.lr"):
+        quick_run(*flags, "--training.max_steps=5", folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
 
 
 def test_a_finished_run_says_so(quick_run, capsys):

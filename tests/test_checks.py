@@ -1,0 +1,104 @@
+"""Settings that are valid one by one and impossible together; and a warm-up without a trace."""
+
+import pytest
+import torch
+from torch import nn
+
+import train_imagenet
+from fast_imagenet.checks import differences
+from fast_imagenet.models import warm_up
+
+# flags, and what the sentence must name
+CASES = [
+    (
+        ["--training.batch_size=100", "--training.micro_batch_size=30"],
+        "micro_batch_size=30 does not",
+    ),
+    (["--augment.mixup=0.2", "--training.batch_size=15"], "forward pass has 15"),
+    (["--lr.lr_peak_epoch=16"], "lr.lr_peak_epoch=16.0 is not before the end"),
+    (["--resolution.start_ramp=5", "--resolution.end_ramp=3"], "resolution.start_ramp=5 is after"),
+    (["--augment.crop_min_area=0.5", "--augment.crop_max_area=0.2"], "crop_min_area=0.5 is above"),
+    (["--data.transforms=gpu"], "needs data.backend=torchvision, not ffcv"),
+    (["--training.eval_only=1"], "set model.checkpoint to a file"),
+    (["--training.nesterov=1", "--training.momentum=0"], "training.momentum=0"),
+    (["--training.nesterov=1", "--training.optimizer=lamb"], "nesterov belongs to"),
+    (["--logging.folder=/dev/null/run"], "logging.folder=/dev/null/run cannot be made"),
+    (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),
+    (["--training.resume=nowhere.pt"], "training.resume=nowhere.pt is not a file"),
+    (["--data.train_dataset=nowhere.beton"], "data.train_dataset=nowhere.beton does not exist"),
+]
+
+
+@pytest.fixture
+def data_flags(tmp_path):
+    for name in ("train.beton", "val.beton"):
+        (tmp_path / name).touch()
+    folder = f"--logging.folder={tmp_path}/run"
+    return [f"--data.{name}_dataset={tmp_path}/{name}.beton" for name in ("train", "val")] + [
+        folder
+    ]
+
+
+def refusal(capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        train_imagenet.read_settings(flags)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, sentence", CASES, ids=[case[1] for case in CASES])
+def test_impossible_combination_is_named(data_flags, capsys, flags, sentence):
+    text = refusal(capsys, [*data_flags, *flags])
+    assert sentence in " ".join(text.split())
+    assert "1 problem" in text
+
+
+def test_all_of_them_at_once(data_flags, capsys):
+    flags = [flag for case in (1, 2, 3, 4, 5) for flag in CASES[case][0]]
+    text = " ".join(refusal(capsys, [*data_flags, *flags]).split())
+    assert all(CASES[case][1] in text for case in (1, 2, 3, 4, 5)) and "5 problems" in text
+
+
+def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "does not divide by 3 ranks" in refusal(capsys, data_flags)
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    assert "WORLD_SIZE='0'" in refusal(capsys, data_flags)
+
+
+def test_another_run_is_not_written_into(data_flags, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").touch()
+    (tmp_path / "other.pt").touch()
+    for resume in ("none", str(tmp_path / "other.pt")):
+        text = refusal(capsys, [*data_flags, f"--training.resume={resume}"])
+        assert "already holds a run" in " ".join(text.split())
+
+
+def test_evaluation_needs_no_training_data(data_flags, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    flags = ["--training.eval_only=1", f"--model.checkpoint={weights}", "--data.train_dataset=no"]
+    assert train_imagenet.read_settings([*data_flags, *flags]).training.eval_only is True
+
+
+def test_differences_leave_out_what_does_not_decide_the_weights():
+    old = {"lr": {"lr": 0.1}, "data": {"num_workers": 2}, "logging": {"folder": "a"}}
+    new = {"lr": {"lr": 0.2}, "data": {"num_workers": 8}, "logging": {"folder": "b"}}
+    assert differences(old, new) == ["lr.lr: 0.1 -> 0.2"]
+    assert differences(old, {**old, "ema": {"decay": 0.9}}) == ["ema.decay: None -> 0.9"]
+
+
+def test_warm_up_visits_every_resolution_and_leaves_no_trace():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    visited = []
+
+    def step(side):
+        visited.append(side)
+        model(torch.randn(2, 3, side, side)).sum().backward()
+
+    warm_up(step, model, [32, 64])
+    assert visited == [32, 64]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
