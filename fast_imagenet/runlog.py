@@ -168,7 +168,7 @@ class RunLog:
 
     def _write_environment(self) -> None:
         path, now = self.folder / "environment.json", environment()
-        old = json.loads(path.read_text()) if path.exists() else {}
+        old = _parse_object(path.read_bytes(), str(path)) if path.exists() else {}
         earlier = old.pop("earlier", [])
         if old and old != now:  # a run that was resumed elsewhere says so
             earlier = [*earlier, old]
@@ -197,19 +197,21 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """All lines of a log; an absent file is an empty one.
 
     Raises:
-        RunLogError: a line is not JSON.
+        RunLogError: a line is not a JSON object.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise RunLogError(
-                f"line {number} of {path} is damaged ({error}); restore the file or delete the line"
-            ) from error
-    return records
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_parse_object(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
+
+
+def _parse_object(content: bytes, where: str) -> dict:
+    try:
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise RunLogError(f"{where} is damaged ({error}); restore it or delete it") from error
+    return value
 
 
 def drop_torn_line(path: Path) -> None:

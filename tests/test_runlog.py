@@ -310,3 +310,13 @@ def test_curves_are_drawn(tmp_path, epochs, ema):
 def test_curves_of_nothing(tmp_path):
     with pytest.raises(RunLogError, match="is empty"):
         plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}\n", b"[1]\n", b"nope\n"])
+@pytest.mark.parametrize("name", ["log.jsonl", "steps.jsonl", "environment.json"])
+def test_a_file_edited_by_hand_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunLogError, match=rf"{name} is damaged .*; restore it or delete it"):  # noqa: PT012
+        log = RunLog(tmp_path, resume=True, tensorboard=False)
+        log.truncate_after(0)
+        log.write_steps(0, [1.0])
