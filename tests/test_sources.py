@@ -1,6 +1,8 @@
 """Every source kind holds the same pictures; odd files decode as in Pillow; wrong layouts."""
 
+import os
 import pickle
+import socket
 import warnings
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from fast_imagenet.sources import KINDS, Source, SourceError, open_source, use_classes
 from fast_imagenet.sources import decode as decode_module
-from fast_imagenet.sources.base import PackedNames, choose, shuffle
+from fast_imagenet.sources.base import MAX_IMAGE_BYTES, PackedNames, choose, readable, shuffle
 from fast_imagenet.sources.decode import ImageError, decode_rgb
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_picture
@@ -441,3 +443,55 @@ def test_truncated_file_loading_is_off():
 
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     assert Image.MAX_IMAGE_PIXELS
+
+
+# ------------------------------------------------------------------------------------------------
+# Files that are no pictures, names that are no UTF-8
+# ------------------------------------------------------------------------------------------------
+
+
+def test_readable_names():
+    expected = {"träin/é": "träin/é", "z\udcff.JPEG": "z\\xff.JPEG", "a\ud800": "a\\ud800"}
+    for name, escaped in expected.items():
+        assert readable(name) == escaped
+
+
+def test_irregular_and_large_files_are_not_opened(tmp_path, monkeypatch):
+    folder = tmp_path / "val" / "a"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)  # the path of a socket may have 108 bytes at most
+    os.mkfifo("a_pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("b_socket")
+    (folder / "c_device").symlink_to("/dev/zero")
+    (folder / "d_folder").symlink_to(tmp_path)
+    with open(folder / "e_sparse", "wb") as file:
+        file.truncate(60_000_000_000)
+    with open(folder / "f_large", "wb") as file:
+        file.truncate(MAX_IMAGE_BYTES)
+    source = open_source("image_folder", tmp_path, "val")
+    with monkeypatch.context() as guarded:
+        guarded.setattr("builtins.open", lambda *_: pytest.fail("it was opened"))
+        for index in range(4):
+            with pytest.raises(ImageError, match="it is not a regular file"):
+                source.read(index)
+        with pytest.raises(ImageError, match="60,000,000,000 bytes, more than the allowed"):
+            source.read(4)
+    assert len(source.read(5)) == MAX_IMAGE_BYTES
+    server.close()
+
+
+def test_kaggle_text_that_is_no_utf8(tmp_path):
+    make.make_kaggle(tmp_path)
+    solution = tmp_path / "LOC_val_solution.csv"
+    solution.write_bytes(solution.read_bytes() + b"z\xff,n01440764 1 2 3 4\n")
+    with pytest.raises(SourceError, match=r"LOC_val_solution\.csv is no UTF-8 text"):
+        open_source("kaggle", tmp_path, "val")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
+def test_folder_named_like_an_archive(kind, suffix, tmp_path):
+    MAKERS[kind](tmp_path)
+    (tmp_path / f"train-9.{suffix}").mkdir()
+    with pytest.raises(SourceError, match=rf"train-9\.{suffix} is a folder, but named"):
+        open_source(kind, tmp_path, "train")

@@ -12,6 +12,10 @@ MAX_IMAGE_BYTES = (
 )  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
 
 
+class ImageError(ValueError):
+    """No complete picture of a known kind; the message says why, without the path."""
+
+
 class SourceError(ValueError):
     """The data does not look as its kind says; the message is one sentence with the fix."""
 
@@ -39,8 +43,10 @@ class Source:
         self, labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None = None
     ):
         self.labels = np.asarray(labels, np.int64)
-        self.classes = list(classes)
-        self.class_names = list(class_names) if class_names is not None else None
+        self.classes = [readable(name) for name in classes]
+        self.class_names = None
+        if class_names is not None:
+            self.class_names = [readable(name) for name in class_names]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,6 +62,14 @@ class Source:
     def pixels(self, index: int) -> np.ndarray:
         """Picture `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
         raise NotImplementedError
+
+
+def readable(name: str) -> str:
+    """`name` with every byte that is not UTF-8 written as \\xff, so that it can be encoded."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, as a broken JSON file may hold
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class PackedNames:
@@ -257,7 +271,7 @@ def split_files(path: Path, suffix: str, split: str) -> list[Path]:
     """Files below `path` with this suffix whose name, or folder, says that they belong to `split`.
 
     Raises:
-        SourceError: there are none.
+        SourceError: there are none, or one is no regular file.
     """
     word = re.compile(rf"(^|[^a-z]){'train' if split == 'train' else 'val(id(ation)?)?'}([^a-z]|$)")
     found = sorted(path.rglob(f"*{suffix}"))
@@ -267,4 +281,8 @@ def split_files(path: Path, suffix: str, split: str) -> list[Path]:
             f"{path} holds {len(found)} *{suffix} files, none of them named after the split"
             f" {split!r}: names must contain 'train' or 'val', as in train-00000{suffix}"
         )
+    for file in chosen:
+        if not file.is_file():
+            what = "a folder" if file.is_dir() else "no regular file"
+            raise SourceError(f"{file} is {what}, but named *{suffix}: rename or remove it")
     return chosen

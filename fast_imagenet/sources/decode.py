@@ -12,15 +12,13 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fast_imagenet.sources.base import ImageError
+
 # Few kinds on purpose: the security holes of image libraries are found in the rare formats.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
 ORIENTATION_TAG = 0x0112
 _FORMAT_OF_SUFFIX = {"jpg": "JPEG", "jpeg": "JPEG", **{name.lower(): name for name in FORMATS}}
-
-
-class ImageError(ValueError):
-    """No complete picture of a known kind; the message says why, without the path."""
 
 
 def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,11 +1,19 @@
 """A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 
-from fast_imagenet.sources.base import PackedNames, Source, SourceError, read_synset_names
+from fast_imagenet.sources.base import (
+    MAX_IMAGE_BYTES,
+    ImageError,
+    PackedNames,
+    Source,
+    SourceError,
+    read_synset_names,
+)
 
 _OTHER_KINDS = {
     "kaggle": "ILSVRC/Data/CLS-LOC",
@@ -38,8 +46,14 @@ class FileSource(Source):
         return f"{self.root}/{self._names[index]}"
 
     def read(self, index: int) -> bytes:
-        with open(self.name(index), "rb") as file:
-            return file.read()
+        path = self.name(index)
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):  # opening a pipe waits for ever, a device may not end
+            raise ImageError("it is not a regular file")
+        if info.st_size > MAX_IMAGE_BYTES:
+            raise ImageError(f"{info.st_size:,} bytes, more than the allowed {MAX_IMAGE_BYTES:,}")
+        with open(path, "rb") as file:
+            return file.read(info.st_size)
 
 
 def open_image_folder(path: Path, split: str, **_) -> FileSource:

@@ -7,6 +7,7 @@ LOC_synset_mapping.txt          wnid and name of every class
 """
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def _classes(path: Path) -> list[str]:
     if train.is_dir():
         return class_folders(train)
     if (path / SYNSETS).is_file():
-        lines = (path / SYNSETS).read_text(encoding="utf-8").splitlines()
+        lines = _read_text(path / SYNSETS).splitlines()
         return sorted(line.split()[0] for line in lines if line.strip())
     return sorted(set(read_solution(path / SOLUTION).values()))
 
@@ -75,12 +76,14 @@ def read_solution(path: Path) -> dict[str, str]:
     """Wnid of every val picture (by name without suffix) from LOC_val_solution.csv.
 
     Raises:
-        SourceError: the file is missing or a line is not 'name,wnid ...'.
+        SourceError: the file is missing, no UTF-8, or a line is not 'name,wnid ...'.
     """
     if not path.is_file():
         raise SourceError(f"{path} is missing: it holds the labels of the val pictures")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        rows = list(csv.reader(io.StringIO(_read_text(path))))
+    except csv.Error as error:
+        raise SourceError(f"{path} is no CSV file ({error}): fetch it again") from error
     solution = {}
     for number, row in enumerate(rows[1:], start=2):
         words = row[1].split() if len(row) == 2 else []
@@ -88,3 +91,10 @@ def read_solution(path: Path) -> dict[str, str]:
             raise SourceError(f"{path}, line {number}: {row} is not 'picture,wnid box ...'")
         solution[row[0]] = words[0]
     return solution
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is no UTF-8 text ({error}): fetch it again") from error
