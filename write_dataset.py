@@ -15,13 +15,16 @@ Exit status: 0 done, 1 a picture or the disk failed, 2 wrong settings or data, 1
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 from fastargs import Config, Param, Section
 
+from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config
 from fast_imagenet.sources import KINDS, SPLITS
+from fast_imagenet.sources.base import readable
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -70,7 +73,7 @@ def read_settings(argv: list[str] | None = None) -> SimpleNamespace:
 
 
 def find_problems(cfg: SimpleNamespace) -> list[str]:
-    """What stands in the way of valid settings: a missing source, targets that exist."""
+    """What stands in the way of valid settings: a missing source, targets that cannot be."""
     problems = []
     path = source_path(cfg)
     if path is None:
@@ -80,11 +83,30 @@ def find_problems(cfg: SimpleNamespace) -> list[str]:
         )
     elif cfg.source.kind not in NEEDS_NO_PATH and not path.is_dir():
         problems.append(f"the source folder {path} does not exist: give one with --source.path")
-    targets = [target for target in target_files(cfg).values() if target.exists()]
-    if targets and not cfg.write.overwrite:
-        names = " and ".join(map(str, targets))
+    return problems + find_folder_problems(cfg)
+
+
+def find_folder_problems(cfg: SimpleNamespace) -> list[str]:
+    """Why the files cannot be written into --write.folder."""
+    folder = Path(os.path.abspath(cfg.write.folder))
+    while not os.path.lexists(folder):  # write_beton makes what is missing
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        return [f"{folder} is no folder, so --write.folder={cfg.write.folder} cannot be used"]
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror or error})"
+        return [f"{what}: choose another --write.folder"]
+    targets = target_files(cfg).values()
+    existing = [target for target in targets if os.path.lexists(target) and not target.is_dir()]
+    problems = []
+    if existing and not cfg.write.overwrite:
+        names = " and ".join(map(str, existing))
         problems.append(f"{names} exist: choose --write.folder or allow --write.overwrite=true")
-    return problems
+    found = [find_target_problem(target, overwrite=True) for target in targets]
+    return problems + [problem for problem in found if problem]
 
 
 def source_path(cfg: SimpleNamespace) -> Path | None:
@@ -169,7 +191,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
             overwrite=write.overwrite,
             progress=progress,
         )
-    print("\n".join(report(split, path, summary, write.limit)), flush=True)
+    print(readable("\n".join(report(split, path, summary, write.limit))), flush=True)
     return summary
 
 
@@ -216,6 +238,8 @@ def class_counts(summary: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as `argv` says; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason
     cfg = read_settings(argv)
     signal.signal(signal.SIGTERM, interrupt)
     from fast_imagenet.beton.encode import ConversionError
@@ -241,7 +265,7 @@ def interrupt(*_) -> None:
 
 def fail(message: str, status: int) -> int:
     """Print why the command ends and return its exit status."""
-    print(f"write_dataset.py: {message}", file=sys.stderr)
+    print(readable(f"write_dataset.py: {message}"), file=sys.stderr)
     return status
 
 

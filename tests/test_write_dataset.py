@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -395,9 +397,21 @@ def test_full_disk_removes_the_partial_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_beton(tmp_path / "x.beton", Faulty())
     assert files_in(tmp_path) == []
+    size = BetonFile(write_and_path(tmp_path, monkeypatch)).path.stat().st_size
+    assert f"{tmp_path / 'x.beton'}: No space left on device after {size / 1e6:,.1f} MB" in str(
+        caught.value
+    )
+    assert "free some space" in str(caught.value)
+
+
+def write_and_path(folder: Path, monkeypatch) -> Path:
+    """A whole file, written after the faults have been taken away."""
+    monkeypatch.undo()
+    write_beton(folder / "whole.beton", Faulty())
+    return folder / "whole.beton"
 
 
 SLOW = """
@@ -440,8 +454,8 @@ def test_interrupted_command_leaves_nothing_running(number, status, tmp_path):
     message = process.stderr.read()
     process.stderr.close()
     _wait_for_end_of(pids, 10)
-    finished = [name for name in files_in(out) if "partial" not in name]
-    assert finished == []
+    left = [name.removesuffix(f"-{process.pid}") for name in files_in(out)]
+    assert set(left) <= {"train.beton.partial", "train.beton.lock"}
     if number != signal.SIGKILL:
         assert files_in(out) == []
         assert "interrupted" in message
@@ -473,3 +487,212 @@ def test_vanished_file_is_named(folder, tmp_path):
     gone.unlink()
     with pytest.raises(ConversionError, match="No such file"):
         write_beton(tmp_path / "x.beton", source)
+
+
+# ------------------------------------------------------------------------------------------------
+# Odd names and odd files
+# ------------------------------------------------------------------------------------------------
+
+
+def odd_name(folder: Path, split: str, data: bytes) -> None:
+    """A file whose name is not UTF-8."""
+    path = os.fsencode(folder / split / make.WNIDS[0]) + b"/z\xff.JPEG"
+    Path(os.fsdecode(path)).write_bytes(data)
+
+
+def test_names_that_are_not_utf8(folder, tmp_path, capsys):
+    """One is skipped and one is odd (CMYK); a folder of that kind gives a class of that name."""
+    odd_name(folder, "train", b"text")
+    odd_name(folder, "val", next(data for data, kinds in odd_images().values() if "cmyk" in kinds))
+    for split in ("train", "val"):
+        (folder / split / make.WNIDS[2]).rename(folder / split / os.fsdecode(b"w\xfe"))
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
+    assert call(*flags, "--write.workers=1") == 0
+    skipped = BetonFile(tmp_path / "train.beton").sidecar["skipped"]
+    assert skipped[0]["file"].endswith("/z\\xff.JPEG")
+    val = BetonFile(tmp_path / "val.beton")
+    assert val.sidecar["odd"]["cmyk"]["files"][0].endswith("/z\\xff.JPEG")
+    assert val.classes[2] == "w\\xfe"
+    assert "z\\xff.JPEG: not a picture" in capsys.readouterr().out
+
+
+def test_name_that_is_not_utf8_in_a_message(folder, tmp_path, capsys):
+    odd_name(folder, "train", b"text")
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
+    assert call(*flags) == 1
+    assert "z\\xff.JPEG: not a picture" in capsys.readouterr().err
+
+
+def test_pipe_is_refused_at_once(folder, tmp_path):
+    pipe = folder / "val" / make.WNIDS[0] / "pipe.JPEG"
+    os.mkfifo(pipe)
+    source = open_source("image_folder", folder, "val")
+    with pytest.raises(ConversionError, match=r"pipe\.JPEG: it is not a regular file"):
+        write_beton(tmp_path / "x.beton", source, workers=1)
+    summary = write_beton(tmp_path / "x.beton", source, EncodeSettings(skip_bad=True))
+    assert summary["skipped"] == [{"file": str(pipe), "reason": "it is not a regular file"}]
+
+
+def test_class_without_pictures_left_is_told(folder, tmp_path, capsys):
+    for path in (folder / "val" / make.WNIDS[1]).iterdir():
+        path.write_bytes(b"text")
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
+    assert call(*flags, "--write.workers=1", "--source.split=val") == 0
+    told = f"warning: 1 classes have no picture left, all were skipped: {make.WNIDS[1]}"
+    assert told in capsys.readouterr().out
+    assert told in BetonFile(tmp_path / "val.beton").sidecar["notes"]
+    source = open_source("image_folder", folder, "train")
+    assert write_beton(tmp_path / "train.beton", source)["notes"] == []
+
+
+# ------------------------------------------------------------------------------------------------
+# Where it writes
+# ------------------------------------------------------------------------------------------------
+
+
+def refusal(capsys, *flags: str) -> str:
+    """What is said about settings that end with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        call("--source.kind=synthetic", *flags)
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+@pytest.mark.parametrize("name", ["train.beton", "val.beton.json"])
+def test_target_that_is_a_folder(name, overwrite, tmp_path, capsys):
+    (tmp_path / name).mkdir()
+    flags = [f"--write.folder={tmp_path}", f"--write.overwrite={overwrite}"]
+    assert f"{name} is a folder where a file must go" in refusal(capsys, *flags)
+    assert files_in(tmp_path) == [name]
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below" / "it"):
+        assert f"{file} is no folder" in refusal(capsys, f"--write.folder={folder}")
+    assert "/proc cannot be written" in refusal(capsys, "--write.folder=/proc/data/here")
+
+
+def test_target_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
+    path, source = tmp_path / "x.beton", Faulty()
+    monkeypatch.setattr(Faulty, "name", lambda *_: path.write_bytes(b"of another") and "name")
+    with pytest.raises(FileExistsError, match="has appeared"):
+        write_beton(path, source)
+    assert path.read_bytes() == b"of another"
+    assert files_in(tmp_path) == ["x.beton"]
+    write_beton(path, source, overwrite=True)
+    assert len(BetonFile(path)) == 80
+
+
+def test_file_system_without_hard_links(tmp_path, monkeypatch):
+    from fast_imagenet.beton import target
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(target.os, "link", refuse)
+    path = tmp_path / "x.beton"
+    write_beton(path, Faulty())
+    assert len(BetonFile(path)) == 80
+    assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
+    (tmp_path / "y").touch()
+    with pytest.raises(FileExistsError, match="has appeared"):
+        target.publish(path, tmp_path / "y", overwrite=False)
+
+
+def test_second_writer_ends_at_once(tmp_path, capsys):
+    """The lock of a living process, of another machine, and one that nobody understands."""
+    lock = tmp_path / "train.beton.lock"
+    holders = {
+        f"{os.getppid()} {socket.gethostname()}": f"process {os.getppid()}:",
+        "1 elsewhere": "process 1 on the machine 'elsewhere'",
+        "odd": "an unknown process",
+    }
+    for text, words in holders.items():
+        lock.write_text(text)
+        told = refusal(capsys, f"--write.folder={tmp_path}")
+        assert f"train.beton is being written by {words}" in told
+        with pytest.raises(FileExistsError, match="is being written"):
+            write_beton(tmp_path / "train.beton", Faulty())
+        assert lock.read_text() == text
+        assert files_in(tmp_path) == [lock.name]
+
+
+def test_lock_is_there_while_it_writes(tmp_path, monkeypatch):
+    locks = set()
+    monkeypatch.setattr(Faulty, "name", lambda *_: locks.update(tmp_path.glob("*.lock")) or "name")
+    write_beton(tmp_path / "x.beton", Faulty())
+    assert locks == {tmp_path / "x.beton.lock"}
+    assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
+
+
+@pytest.mark.parametrize("holder", ["dead", "own", "empty"])
+def test_leftovers_of_dead_writers_are_removed(holder, tmp_path):
+    """Also a lock with this process's own id: in a restarted container ids repeat."""
+    done = subprocess.Popen(["true"])
+    done.wait()
+    pid = os.getpid() if holder == "own" else done.pid
+    text = "" if holder == "empty" else f"{pid} {socket.gethostname()}\n"
+    (tmp_path / "x.beton.lock").write_text(text)
+    for name in (f"x.beton.partial-{pid}", f"x.beton.partial-{pid}.json"):
+        (tmp_path / name).touch()
+    kept = [f"x.beton.partial-{os.getppid()}", f"y.beton.partial-{pid}"]
+    for name in kept:
+        (tmp_path / name).touch()
+    summary = write_beton(tmp_path / "x.beton", Faulty())
+    assert files_in(tmp_path) == sorted(["x.beton", "x.beton.json", *kept])
+    names = f"x.beton.partial-{pid}, x.beton.partial-{pid}.json"
+    assert summary["notes"] == [f"removed what a killed conversion had left: {names}"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Workers that are stopped, or die at their start
+# ------------------------------------------------------------------------------------------------
+
+
+class Stopping(Faulty):
+    """Stops the worker that reads one picture, as SIGSTOP does, while another fails."""
+
+    def read(self, index: int) -> bytes:
+        if index == self.sleepy:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if index == self.bad:
+            time.sleep(0.5)  # until the other worker has stopped
+        return super().read(index)
+
+
+def test_stopped_worker_is_killed(tmp_path, monkeypatch):
+    from fast_imagenet.beton import writer
+
+    monkeypatch.setattr(writer, "STOP_SECONDS", 0.5)
+    order = shuffle(np.arange(80), None, seed=0).tolist()
+    source = Stopping("raise", bad=order[15], sleepy=order[16])
+    ended = []
+
+    def write() -> None:
+        with pytest.raises(ConversionError, match=rf"faulty/{order[15]}\.JPEG"):
+            write_beton(tmp_path / "x.beton", source, workers=2)
+        ended.append(True)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(30)
+    left = _children()
+    assert ended
+    assert not left
+
+
+class DiesAtStart(Faulty):
+    """Ends the worker process that receives it."""
+
+    def __setstate__(self, state: dict) -> None:
+        os._exit(3)
+
+
+def test_worker_that_dies_at_its_start_ends_the_command(tmp_path):
+    with pytest.raises(ConversionError, match="before the first picture: a worker process died"):
+        write_beton(tmp_path / "x.beton", DiesAtStart(), workers=1)
+    assert files_in(tmp_path) == []
+    assert not _children()

@@ -1,9 +1,10 @@
 """The .beton file: FFCV's file format, version 2, holding one picture and one label a sample.
 
     format.py   the layout as numpy dtypes
-    writer.py   write_beton: many processes encode, one writes; the final name only ever holds a
-    complete file encode.py   what happens to one picture: resize, JPEG or raw reader.py
-    BetonFile: read and check a file with numpy alone
+    writer.py   write_beton: many processes encode, one writes
+    target.py   the final name: one writer at a time, only ever a complete file
+    encode.py   what happens to one picture: resize, JPEG or raw
+    reader.py   BetonFile: read and check a file with numpy alone
 
 Nothing is imported here, so that reading a file does not load what only writing needs.
 """

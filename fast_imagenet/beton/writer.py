@@ -2,26 +2,26 @@
 complete file.
 
 The samples are appended in order by one process, so that the bytes of the file do not depend on the
-number of workers. The file grows under `<name>.partial-<pid>`, is checked, synced and then renamed;
-whatever goes wrong, the partial file is removed.
+number of workers. The file grows under `<name>.partial-<pid>`, is checked, synced and then gets its
+name (see target.py); whatever goes wrong, the partial file is removed.
 
 Stock FFCV's writer waits for ever when a worker raises or dies, and leaves a file that looks
 complete; this one stops with the path of the picture.
 """
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
 import pickle
-import signal
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +39,8 @@ from fast_imagenet.beton.encode import (
     work,
 )
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
-from fast_imagenet.sources.base import Source, choose, shuffle
+from fast_imagenet.beton.target import claim, publish
+from fast_imagenet.sources.base import Source, choose, readable, shuffle
 
 __all__ = ["ConversionError", "EncodeSettings", "encode_jpeg", "write_beton"]
 
@@ -51,6 +52,7 @@ WINDOW = (
 STALL_SECONDS = (
     600  # longest wait for one chunk: a file server that hangs must not hang the command
 )
+STOP_SECONDS = 3  # for workers to end by themselves; a stopped or stuck one is killed then
 MAX_LISTED = 100  # names listed in the summary for each kind of odd file
 SIDECAR_VERSION = 1
 
@@ -85,35 +87,53 @@ def write_beton(
 
     Raises:
         ConversionError: a picture failed (the message begins with its path), or none is left.
-        FileExistsError: `path` exists and `overwrite` is off.
+        FileExistsError: `path` exists and `overwrite` is off, even if it has only appeared
+            meanwhile; or another process is writing it.
         OSError: the disk refuses, for instance because it is full.
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
-    _keep_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    chosen = choose(source.labels, limit, settings.seed)
-    indices = shuffle(chosen, source.blocks, settings.seed)
-    try:
+    with claim(path, overwrite) as removed, _partial_file(path) as partial:
+        chosen = choose(source.labels, limit, settings.seed)
+        indices = shuffle(chosen, source.blocks, settings.seed)
         with closing(_encoded(source, indices, settings, workers)) as chunks:
             totals = _write_pages(
                 partial, chunks, len(indices), source.classes, page_size, progress
             )
         seconds = time.perf_counter() - started
         summary = summarise(BetonFile(partial), source, settings, totals, seconds)
-        summary["file"] = path.name
-        _keep_existing(path, overwrite)
-        _publish(partial, path, summary)
-    finally:
-        for leftover in (partial, sidecar_path(partial)):
-            with suppress(FileNotFoundError):
-                leftover.unlink()
+        summary["file"] = readable(path.name)
+        summary["notes"] += _all_skipped(source, indices, summary["counts"])
+        if removed:
+            names = ", ".join(readable(file.name) for file in removed)
+            summary["notes"].append(f"removed what a killed conversion had left: {names}")
+        _write_summary(sidecar_path(partial), summary)
+        publish(partial, path, overwrite)
     return summary
 
 
-def _keep_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another folder or allow it to be replaced")
+@contextmanager
+def _partial_file(path: Path) -> Iterator[Path]:
+    """Name of the growing file; it and its summary are gone at the end, whatever happens.
+
+    Raises:
+        OSError: a full disk, as one sentence that says how far the file had come.
+    """
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        written = partial.stat().st_size if partial.exists() else 0
+        raise OSError(
+            f"{path}: {error.strerror} after {written / 1e6:,.1f} MB (the unfinished file was"
+            " removed): free some space, choose another --write.folder, or make the file smaller"
+            " with --write.max_side, --write.quality or --write.limit"
+        ) from error
+    finally:
+        for leftover in (partial, sidecar_path(partial)):
+            leftover.unlink(missing_ok=True)
 
 
 def _write_pages(
@@ -230,25 +250,11 @@ def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
     arguments[: len(text)] = np.frombuffer(text, np.uint8)
 
 
-def _publish(partial: Path, path: Path, summary: dict) -> None:
-    """Give a complete file and its summary their final names.
-
-    At no moment does an old summary stand beside a new file.
-    """
-    partial_sidecar, sidecar = sidecar_path(partial), sidecar_path(path)
-    with open(partial_sidecar, "w", encoding="utf-8") as file:
+def _write_summary(path: Path, summary: dict) -> None:
+    with open(path, "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    with suppress(FileNotFoundError):
-        sidecar.unlink()
-    os.replace(partial, path)
-    os.replace(partial_sidecar, sidecar)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -275,6 +281,7 @@ def _encoded_by_pool(
     # Shared memory, not an argument: Python fills the pipe of arguments before it looks whether the
     # child still lives, so a child that dies at once would leave a large argument stuck for ever.
     job = context.RawArray("B", pickle.dumps((source, settings)))
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, context, start_worker, (job, slots, os.getpid()))
     waiting: deque[Future] = deque()
     try:
@@ -294,7 +301,7 @@ def _encoded_by_pool(
         what = f"nothing was finished for {STALL_SECONDS} s, the storage seems to hang"
         raise ConversionError(f"{_being_read(source, slots)}: {what}") from error
     finally:
-        _stop(pool, slots)
+        _stop(pool, others)
 
 
 def _being_read(source: Source, slots) -> str:
@@ -303,16 +310,19 @@ def _being_read(source: Source, slots) -> str:
     return " or ".join(source.name(index) for index in indices[:4]) or "before the first picture"
 
 
-def _stop(pool: ProcessPoolExecutor, slots) -> None:
-    """End the worker processes now, whatever they are doing, and wait for them."""
+def _stop(pool: ProcessPoolExecutor, others: list) -> None:
+    """End all child processes but `others` now, whatever they are doing, and wait for them."""
     pool.shutdown(wait=False, cancel_futures=True)
-    children = {child.pid: child for child in multiprocessing.active_children()}
-    for pid in slots[1::2]:
-        if pid in children:
-            os.kill(pid, signal.SIGTERM)
-    for pid in slots[1::2]:
-        if pid in children:
-            children[pid].join()
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for worker in workers:
+        worker.join(max(0, deadline - time.monotonic()))
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(STOP_SECONDS)  # a process inside a dead file server's call outlives SIGKILL
 
 
 # ------------------------------------------------------------------------------------------------
@@ -332,12 +342,22 @@ class Totals:
     def add(self, chunk: Chunk) -> None:
         """Add one chunk; of each kind of odd file only the first MAX_LISTED names are kept."""
         self.source_bytes += chunk.source_bytes
-        self.skipped += chunk.skipped
+        self.skipped += [(readable(name), readable(reason)) for name, reason in chunk.skipped]
         for kind, name in chunk.odd:
             self.odd_counts[kind] += 1
             names = self.odd_names.setdefault(kind, [])
             if len(names) < MAX_LISTED:
-                names.append(name)
+                names.append(readable(name))
+
+
+def _all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:
+    """A warning for the notes when every picture of a class was left out."""
+    wanted = np.bincount(source.labels[indices], minlength=len(counts))
+    gone = [source.classes[label] for label in np.flatnonzero((wanted > 0) & (np.equal(counts, 0)))]
+    if not gone:
+        return []
+    listed = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+    return [f"warning: {len(gone)} classes have no picture left, all were skipped: {listed}"]
 
 
 def summarise(
