@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 
@@ -39,6 +40,20 @@ def test_row_agrees_with_its_record(row):
     last = log[-1]
     assert row[2].startswith(f"**{last['plain_top1']:.1f}**")
     assert row[3].startswith(f"**{last['top1']:.1f}**")
+
+
+def test_backends_agree_as_the_record_says():
+    folder = ROOT / re.search(r"\((records/backends/[^)]+)\)", README)[1]
+    table = (folder / "README.md").read_text()
+    means = {}
+    for backend in ("ffcv", "torchvision"):
+        logs = [folder / f"{backend}_seed{seed}" / "log.jsonl" for seed in (0, 1, 2)]
+        tops = [json.loads(log.read_text().splitlines()[-1])["plain_top1"] for log in logs]
+        means[backend], spread = statistics.mean(tops), statistics.stdev(tops)
+        cells = [f"{value:.2f}" for value in (*tops, means[backend], spread)]
+        assert f"| {backend} | {' | '.join(cells)} |" in table
+        assert f"{means[backend]:.1f} ± {spread:.1f}" in README
+    assert abs(means["ffcv"] - means["torchvision"]) < 1
 
 
 @pytest.mark.parametrize("link", [link for link in LINKS if "://" not in link])
