@@ -125,7 +125,8 @@ def _partial_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        written = partial.stat().st_size if partial.exists() else 0
+        # blocks, not the length: the file begins with a hole
+        written = partial.stat().st_blocks * 512 if partial.exists() else 0
         raise OSError(
             f"{path}: {error.strerror} after {written / 1e6:,.1f} MB (the unfinished file was"
             " removed): free some space, choose another --write.folder, or make the file smaller"
