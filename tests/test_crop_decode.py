@@ -566,6 +566,32 @@ def test_resolution_changes_between_epochs_without_compiling(files):
     assert compiled == (1, 1)
 
 
+def test_training_and_validation_loaders_run_side_by_side(files):
+    """Two loaders share the thread pool; neither waits for the other, pictures stay the same."""
+    _, paths = files
+    workers = min(2, numba.config.NUMBA_NUM_THREADS)
+    operations = CropDecode(24, seed=8), CenterCropDecode(24, 0.9)
+    operations[0].set_epoch(0)
+    alone = [load(paths["mixed"], operation, batch_size=5) for operation in operations]
+    loaders = [
+        Loader(
+            paths["mixed"],
+            batch_size=5,
+            num_workers=workers,
+            os_cache=True,
+            pipelines={"image": [operation, ToTensor()]},
+            drop_last=False,
+        )
+        for operation in operations
+    ]
+    together = [[], []]
+    for batches in zip(*loaders, strict=True):
+        for kind, (images, _) in enumerate(batches):
+            together[kind].append(images.numpy().copy())
+    for kind in range(2):
+        np.testing.assert_array_equal(np.concatenate(together[kind]), alone[kind][0])
+
+
 def test_second_process_compiles_nothing():
     """All kernels come from the cache on disk, with FFCV in the process and without."""
     code = (
