@@ -435,6 +435,8 @@ def test_interrupted_command_leaves_nothing_running(number, status, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # below nohup or a background shell, Ctrl-C would be ignored by inheritance
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("worker.*"))) < 2 and time.monotonic() < deadline:
