@@ -3,8 +3,8 @@
 A restart marker resets the decoder. With one every few MCUs (an MCU is the 16 x 16 pixel unit of
 4:2:0 JPEG), at an interval that divides the MCUs of a row, the compressed data fall into tiles that
 decode independently: `fast_imagenet.ops.CropDecode` copies the tiles under a crop and skips the
-rest. Optimised Huffman tables pay for the markers: on ImageNet at 500 px, quality 90, the files are
-2.4 % smaller than what stock FFCV writes (benchmarks/README.md). Every JPEG decoder reads them.
+rest. Optimised Huffman tables pay for the markers: 50 ImageNet pictures at 500 px, quality 90, came
+out 2.4 % smaller than with FFCV's encoder. Every JPEG decoder reads them.
 """
 
 import cv2
