@@ -138,6 +138,7 @@ from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
     classification_layer,
     create_model,
+    distribute,
     try_network,
     warm_up,
     zero_init_residual,
@@ -248,8 +249,7 @@ def wrap_model(model: nn.Module, cfg, ranks: Ranks):
     """The network as called in training and in evaluation: distributed, compiled when asked."""
     train = model
     if ranks.world_size > 1:
-        gpus = [ranks.device] if ranks.device.type == "cuda" else None
-        train = nn.parallel.DistributedDataParallel(model, device_ids=gpus, broadcast_buffers=False)
+        train = distribute(model, ranks.device)
     on = cfg.training.compile == "on"
     if not (on or (cfg.training.compile == "auto" and ranks.device.type == "cuda")):
         return train, model
@@ -527,7 +527,8 @@ def train(cfg, ranks: Ranks) -> None:
         log.write(**record)
         better = record["ema_top1"] > state["best"]
         state |= {"epoch": epoch + 1, "best": max(state["best"], record["ema_top1"])}
-        if ranks.is_main:
+        bar.report(record)
+        if ranks.is_main and len(loader) * (epoch + 1) <= last_step:  # a cut epoch is done again
             save_run(folder, model, t, settings, data, state, best=better)
     for part in (bar, loader, val_loader):
         part.close()

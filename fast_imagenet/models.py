@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 
 import timm
@@ -105,6 +106,18 @@ def try_network(model: nn.Module, resolutions: Iterable[int], images: int) -> No
 
     with torch.no_grad():
         warm_up(step, model, resolutions)
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network for several ranks: gradients are averaged, batch-norm statistics are not.
+
+    Args:
+        model: the raw network on `device`.
+    """
+    wrapper = nn.parallel.DistributedDataParallel
+    known = inspect.signature(wrapper.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return wrapper(model, device_ids=[device] if device.type == "cuda" else None, **{name: False})
 
 
 def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable[int]) -> None:

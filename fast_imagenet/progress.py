@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, total: int, done: int = 0, ranks: int = 1, enabled: bool = True) -> None:
         hidden = None if enabled else True  # None: tqdm hides it unless stderr is a terminal
         self._bar = tqdm(total=total, initial=done, unit="step", smoothing=0.02, disable=hidden)
-        self._ranks = ranks
+        self._ranks, self._enabled = ranks, enabled
         self._epoch_start = self._shown = time.perf_counter()
 
     def epoch(self, epoch: int, epochs: int, resolution: int) -> None:
@@ -44,6 +44,17 @@ class Progress:
             f"loss {loss.item():.3f} lr {lr:.4f} {rate:.0f} img/s data wait {waited / spent:.0%}"
         )
         self._bar.update(step + 1 - self._bar.n)
+
+    def report(self, record: dict) -> None:
+        """One line for a finished epoch where no bar is shown: in a file, a pipe, a batch job."""
+        if not (self._enabled and self._bar.disable):
+            return
+        print(
+            f"epoch {record['epoch']}: {record['resolution']} px, loss {record['train_loss']:.3f}, "
+            f"top-1 {record['plain_top1']:.2f} % plain, {record['images_per_second']:.0f} img/s, "
+            f"data wait {record['data_wait_share']:.0%}, {record['total_seconds'] / 60:.1f} min",
+            flush=True,
+        )
 
     def close(self) -> None:
         """Leave the bar as it stands."""
