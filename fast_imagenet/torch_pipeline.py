@@ -15,6 +15,7 @@ labels_b int64.
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from fast_imagenet.sources import open_source
 from fast_imagenet.sources.decode import decode_rgb
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
+CHECK_SECONDS = 5  # how often a wait for a batch looks whether a worker has died
 TIMEOUT_SECONDS = 300  # without a batch for so long, something hangs: better an error
 
 
@@ -435,7 +437,7 @@ class _Pipeline:
                 "multiprocessing_context": _start_method(),
                 "persistent_workers": True,  # a new process imports torch: seconds, every epoch
                 "prefetch_factor": 2,  # batches a worker, in /dev/shm: 38 MB each at 256 x 224 px
-                "timeout": TIMEOUT_SECONDS,
+                "timeout": CHECK_SECONDS,  # see _next_batch
             }
         self._loader = DataLoader(
             Pictures(source, region, self._finish),
@@ -455,7 +457,8 @@ class _Pipeline:
 
     def _deliver(self, prepared: Iterator) -> Iterator:
         try:
-            for images, labels_b in prepared:
+            while (batch := _next_batch(prepared)) is not None:
+                images, labels_b = batch
                 if not self._finish:
                     images = finish_on_device(images, self._device, self._source)
                 yield (
@@ -474,6 +477,21 @@ class _Pipeline:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
+
+
+def _next_batch(prepared: Iterator) -> tuple | None:
+    """The next batch, None after the last.
+
+    A DataLoader looks for dead workers only when a wait runs out: one that dies while it holds the
+    queue's lock would go unnoticed for the whole time limit. So the waits are short and repeated.
+    """
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        try:
+            return next(prepared, None)
+        except RuntimeError as error:
+            if "timed out" not in str(error) or time.monotonic() > deadline:
+                raise
 
 
 def _start_method():

@@ -424,3 +424,23 @@ def test_a_killed_worker_is_an_error_not_a_hang(root):
         collect(batches)
     assert time.monotonic() - started < 30  # not TIMEOUT_SECONDS
     loader.close()
+
+
+class Slow:
+    """An iterator of one batch, like a DataLoader's whose waits run out twice before it comes."""
+
+    waits = 2
+
+    def __next__(self):
+        if self.waits:
+            self.waits -= 1
+            raise RuntimeError("DataLoader timed out after 5 seconds")
+        return "batch"
+
+
+def test_a_slow_batch_is_waited_for_up_to_the_limit(monkeypatch):
+    assert torch_pipeline._next_batch(Slow()) == "batch"
+    assert torch_pipeline._next_batch(iter([])) is None
+    monkeypatch.setattr(torch_pipeline, "TIMEOUT_SECONDS", -1)
+    with pytest.raises(RuntimeError, match="timed out"):
+        torch_pipeline._next_batch(Slow())
