@@ -25,6 +25,7 @@ from . import native
 from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
 from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
 from .kernel import kernel
+from .operation import EpochCounter
 from .precompiled import enable_precompiled, run_threads
 from .resize import METHODS, resize_box
 
@@ -365,7 +366,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         return {**self.__dict__, "_workspaces": []}  # handles belong to one process
 
 
-class CropDecode(_CropOperation):
+class CropDecode(EpochCounter, _CropOperation):
     """Random resized crop and flip of encoded or raw pictures.
 
     Args:
@@ -407,17 +408,9 @@ class CropDecode(_CropOperation):
             raise ValueError(f"flip is {flip}; give a probability, 0 to 1")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
         self.flip, self.seed = float(flip), int(seed)
-        self._epoch, self._epoch_is_set = 0, False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Key the next epoch's draws. Without it every epoch the loader starts counts as one more
-        (draws stay repeatable from a fresh start, but a resumed run begins at 0 again)."""
-        self._epoch, self._epoch_is_set = int(epoch), True
 
     def declare_state_and_memory(self, previous_state):
-        # FFCV asks once when it builds the pipeline and once per epoch.
-        if not self._epoch_is_set:
-            self._epoch += 1
+        self.count_epoch()
         return super().declare_state_and_memory(previous_state)
 
     def draw(self, indices, heights, widths, size) -> np.ndarray:

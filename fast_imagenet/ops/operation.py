@@ -1,0 +1,84 @@
+"""KeyedOperation: what every operation of this package that changes pictures in place shares.
+
+An operation is three things: `draw`, all its choices for a batch, from keyed random numbers;
+`apply`, a kernel that carries them out; and this class, which hands both to FFCV.
+"""
+
+import dataclasses
+
+import numba
+import numpy as np
+from ffcv.pipeline.operation import Operation
+
+from .precompiled import enable_precompiled, run_threads
+
+
+class EpochCounter:
+    """The epoch that keys an operation's draws: set by the caller, else counted by FFCV's calls."""
+
+    _epoch, _epoch_is_set = 0, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Key the next epoch's draws. Without it every epoch the loader starts counts as one more
+        (draws stay repeatable from a fresh start, but a resumed run begins at 0 again)."""
+        self._epoch, self._epoch_is_set = int(epoch), True
+
+    def count_epoch(self) -> None:
+        """FFCV asks for memory once when it builds the pipeline and once per epoch."""
+        if not self._epoch_is_set:
+            self._epoch += 1
+
+
+class KeyedOperation(EpochCounter, Operation):
+    """Base of the operations between the decoder and ToTensor; pictures are changed in place.
+
+    Args: seed: of the run; with epoch and sample index it decides every draw.
+
+    A subclass gives
+        draw(samples, size) -> tuple of arrays, one entry of each a sample (all choices of a batch;
+            samples: int64 [b], size: (height, width)), and
+        apply(first, step, images_bhwc, *choices): the kernel, for samples first, first + step, ...
+    """
+
+    dtypes = (np.dtype("u1"),)  # of the pictures it takes
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        enable_precompiled()
+        self.seed = int(seed)
+
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
+        raise NotImplementedError
+
+    apply = None
+
+    def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """Change a batch in place, outside FFCV as well.
+
+        Args: images_bhwc: [b, h, w, 3], contiguous. samples: int64 [b], index of each picture.
+        Returns: images_bhwc.
+        """
+        choices = self.draw(np.asarray(samples, np.int64), images_bhwc.shape[1:3])
+        threads = min(numba.get_num_threads(), max(1, len(samples)))
+        run_threads(lambda first: self.apply(first, threads, images_bhwc, *choices), threads)
+        return images_bhwc
+
+    def declare_state_and_memory(self, previous_state):
+        name, shape = type(self).__name__, previous_state.shape
+        if not previous_state.jit_mode:
+            raise ValueError(f"{name} comes after ToTensor or a torch module; put it before")
+        if len(shape) != 3 or shape[2] != 3 or np.dtype(previous_state.dtype) not in self.dtypes:
+            wanted = " or ".join(map(str, self.dtypes))
+            raise ValueError(
+                f"{name} was given {np.dtype(previous_state.dtype)} {shape}; it takes {wanted} "
+                f"[height, width, 3], as CropDecode gives them"
+            )
+        self.count_epoch()
+        return dataclasses.replace(previous_state, jit_mode=True), None
+
+    def generate_code(self):
+        def change(images_bhwc, _, batch_indices):
+            return self.transform(images_bhwc, batch_indices)
+
+        change.precompiled = change.with_indices = True
+        return change
