@@ -50,3 +50,6 @@ class Augment:
     erasing_count: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
+
+
+CROP_AND_FLIP = Augment()

@@ -1,5 +1,8 @@
 """The only file that touches ffcv.Loader: seeded order, ranks, resolution changes, errors surfaced.
 
+Pictures are read and changed by the operations of fast_imagenet.ops alone: what a training picture
+becomes is a function of (seed, epoch, its index in the file).
+
 What FFCV 1.0.2 does otherwise, and what is done about it here:
 
 - an exception in its loader thread blocks the training loop for ever: `_Epoch` hands it over;
@@ -11,14 +14,15 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
   `_compile_reader` does not;
 - numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
 
-Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64.
+Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the places in the
+file.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from queue import Empty, Full
 
 import numba
@@ -30,17 +34,15 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
 _TORCH_THREADS = torch.get_num_threads()
 
 from ffcv.fields.basics import IntDecoder  # noqa: E402  (numba's threads are chosen first)
-from ffcv.fields.rgb_image import (  # noqa: E402
-    CenterCropRGBImageDecoder,
-    RandomResizedCropRGBImageDecoder,
-)
 from ffcv.loader import Loader, OrderOption  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
-from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor  # noqa: E402
+from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 
-from fast_imagenet.beton.reader import BetonFile  # noqa: E402
+from fast_imagenet import ops  # noqa: E402
+from fast_imagenet.augment import CROP_AND_FLIP, Augment  # noqa: E402
+from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
 
 PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
@@ -64,24 +66,63 @@ def worker_count(asked: int, ranks_on_node: int = 1) -> int:
     return asked or max(1, usable // ranks_on_node)
 
 
+def image_operations(augment: Augment, resolution: int, seed: int) -> list:
+    """What happens to a training picture between the file and its uint8 batch, in this order.
+
+    Erasing and mixing come after normalisation, on the device: fast_imagenet/batch_transforms.py.
+    """
+    a = augment
+    jitter = (a.brightness, a.contrast, a.saturation, a.hue)
+    stages = [
+        ops.CropDecode(resolution, a.crop_area, flip=a.flip, seed=seed),
+        a.policy != "none" and _policy(a, seed),
+        any(jitter) and ops.ColorJitter(*jitter, seed=seed),
+        a.grayscale and ops.RandomGrayscale(a.grayscale, seed=seed),
+        a.solarize and ops.RandomSolarize(128, a.solarize, seed=seed),
+        a.blur and ops.GaussianBlur((0.1, 2.0), a.blur, seed=seed),
+    ]
+    return [stage for stage in stages if stage]
+
+
+def _policy(augment: Augment, seed: int):
+    modes = {"rand_augment_lite": "lite", "rand_augment": "full", "rand_augment_timm": "timm"}
+    others = {
+        "trivial_augment": "TrivialAugmentWide",
+        "auto_augment": "AutoAugment",
+        "three_augment": "ThreeAugment",
+    }
+    if augment.policy in modes:
+        return ops.RandAugment(
+            augment.policy_ops,
+            augment.policy_magnitude,
+            mode=modes[augment.policy],
+            mstd=augment.policy_mstd,
+            seed=seed,
+        )
+    if augment.policy not in others:
+        known = ", ".join(["none", *modes, *others])
+        raise ValueError(f"augment.policy={augment.policy} is unknown; use one of {known}")
+    return getattr(ops, others[augment.policy])(seed=seed)
+
+
 class TrainLoader:
-    """Random resized crops and flips of a .beton file, in an order set by (seed, epoch) alone.
+    """Augmented batches of a .beton file; order and draws are set by (seed, epoch, sample) alone.
 
     Args:
         path: .beton file with fields `image` and `label`.
         global_batch: images per optimizer step over all ranks; must divide by `world_size`.
         rank, world_size: which slice of every global batch this process gets.
         num_workers: FFCV threads, 0 = the usable cores.
-        seed: order of the samples. FFCV's own crop and flip cannot be seeded.
+        seed: of the order and of every draw.
         device: where the batches end up.
         in_memory: True: uniformly random order, the file stays in the page cache. False: random
             within windows of PAGES_IN_MEMORY pages, for files larger than memory.
-        crop_area: smallest and largest share of the picture that a crop covers, 0 < lo <= hi <= 1.
-        flip: probability of a horizontal flip.
+        augment: the random changes; those of the batch (erasing, mixup, cutmix) are not done here.
 
     Raises:
         BetonError: the file is missing, damaged or unfinished.
-        ValueError: fewer images than one batch, or the batch does not divide.
+        ValueError: fewer images than one batch, the batch does not divide, a setting of `augment`
+            out of range.
     """
 
     def __init__(
@@ -95,8 +136,7 @@ class TrainLoader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         in_memory: bool = True,
-        crop_area: tuple[float, float] = (0.08, 1.0),
-        flip: float = 0.5,
+        augment: Augment = CROP_AND_FLIP,
     ) -> None:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
@@ -105,13 +145,10 @@ class TrainLoader:
         self._seed = seed
         file = self._file
         self._pages = None if in_memory else file.offsets // file.page_size
-        self._decoder = RandomResizedCropRGBImageDecoder((224, 224), scale=crop_area)
-        image_operations = [self._decoder]
-        if flip > 0:
-            image_operations.append(RandomHorizontalFlip(flip))
+        self._operations = image_operations(augment, 224, seed)
         self._loader = _make_loader(
             path,
-            image_operations,
+            self._operations,
             batch_size=global_batch // world_size,
             num_workers=num_workers,
             device=device,
@@ -128,10 +165,10 @@ class TrainLoader:
         return self.num_samples // self._batch[0]
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
-        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]).
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
 
         Args:
-            epoch: chooses the order together with the seed, >= 0.
+            epoch: chooses order and draws together with the seed, >= 0.
             resolution: side r in pixels.
             start_step: steps to leave out at the beginning.
 
@@ -142,8 +179,10 @@ class TrainLoader:
         else:
             order = paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
         mine = rank_batches(order, *self._batch)[start_step:]
-        self._decoder.output_size = (resolution, resolution)
-        return _batches(self._loader, mine.reshape(-1))
+        self._operations[0].output_size = resolution
+        for operation in self._operations:
+            operation.set_epoch(epoch)
+        return _train_batches(self._loader, mine)
 
     def close(self) -> None:
         """Nothing stays open between epochs."""
@@ -172,12 +211,16 @@ class EvalLoader:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
-        self._path = path
-        self._options = dict(
-            batch_size=batch_size, num_workers=num_workers, device=device, in_memory=in_memory
+        self._decoder = ops.CenterCropDecode(224, 1.0)
+        self._loader = _make_loader(
+            path,
+            [self._decoder],
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            in_memory=in_memory,
         )
         self._mine = np.arange(rank, self.num_samples, world_size)
-        self._loaders: dict[float, tuple[Loader, CenterCropRGBImageDecoder]] = {}
 
     def batches(self, resolution: int, crop_ratio: float) -> Iterator:
         """Batches (images_bhwc uint8, labels_b int64) in file order.
@@ -187,15 +230,8 @@ class EvalLoader:
             crop_ratio: side of the central square as a share of the picture's shorter side;
                 0.875 is torchvision's Resize(256), CenterCrop(224).
         """
-        if crop_ratio not in self._loaders:  # FFCV compiles the ratio in
-            decoder = CenterCropRGBImageDecoder((resolution, resolution), crop_ratio)
-            self._loaders[crop_ratio] = (
-                _make_loader(self._path, [decoder], **self._options),
-                decoder,
-            )
-        loader, decoder = self._loaders[crop_ratio]
-        decoder.output_size = (resolution, resolution)
-        return _batches(loader, self._mine)
+        self._decoder.ratio, self._decoder.output_size = crop_ratio, resolution
+        return _batches(self._loader, self._mine)
 
     def close(self) -> None:
         """Nothing stays open between epochs."""
@@ -242,6 +278,12 @@ def _batches(loader: Loader, order: np.ndarray) -> Iterator:
         epoch.close()
 
 
+def _train_batches(loader: Loader, samples_nb: np.ndarray) -> Iterator:
+    with closing(_batches(loader, samples_nb.reshape(-1))) as batches:
+        for samples_b, (images_bhwc, labels_b) in zip(samples_nb, batches, strict=True):
+            yield images_bhwc, labels_b, samples_b
+
+
 class _Epoch(EpochIterator):
     """FFCV's loader thread, whose error reaches the caller and which ends when it is closed."""
 
@@ -266,6 +308,8 @@ class _Epoch(EpochIterator):
         try:
             return super().__next__()
         except StopIteration:
+            if isinstance(self.error, ops.DecodeError):  # a sentence, not a defect of the program
+                raise BetonError(str(self.error)) from self.error
             if self.error is not None:
                 raise RuntimeError(f"the data loader failed: {self.error}") from self.error
             raise

@@ -26,7 +26,8 @@ from fast_imagenet.ops import (
     enable_precompiled,
 )
 from fast_imagenet.ops import crop_decode as module
-from fast_imagenet.ops.kernel import SOURCE_STAMP
+from fast_imagenet.ops import kernel as kernel_module
+from fast_imagenet.ops.kernel import source_stamp
 from tests import ops_data, reference
 
 SAMPLINGS = {
@@ -612,12 +613,31 @@ def test_second_process_compiles_nothing():
     assert done.stdout.split() == ["0", "0", "1", "1"], done.stdout + done.stderr
 
 
-def test_cached_kernels_are_stamped_with_every_source_file():
+def test_cached_kernels_are_stamped_with_every_file_they_are_made_of():
     """Otherwise an edited resize.py would go on running from crop_decode.py's cached kernels."""
-    names = {name for name, *_ in SOURCE_STAMP}
-    assert {"resize.py", "jpeg_region.py", "native.py", "crop_decode.py", "rng.py"} <= names
-    for dispatcher in (module.apply_crops, module.draw_random_crops, module.resize_box):
-        assert dispatcher._cache._cache_file._source_stamp == SOURCE_STAMP
+    stamp = source_stamp(Path(module.__file__))
+    names = {name for name, *_ in stamp}
+    inner = {"resize", "jpeg_region", "native", "crop_decode", "baseline", "simd"}
+    assert {f"ops/{name}.py" for name in inner} | {"rng.py"} <= names
+    for dispatcher in (module.apply_crops, module.draw_random_crops):
+        assert dispatcher._cache._cache_file._source_stamp == stamp
+    assert module.resize_box._cache._cache_file._source_stamp != stamp
+
+
+def test_a_stamp_follows_imports_and_changes_with_any_of_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_module, "_PACKAGE", tmp_path)
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "rng.py").write_text("import math")
+    (tmp_path / "ops/inner.py").write_text("from .. import rng")
+    (tmp_path / "ops/other.py").write_text("")
+    top = tmp_path / "ops/top.py"
+    top.write_text("import numpy\nfrom .inner import x, y")
+    before = source_stamp.__wrapped__(top)
+    assert [name for name, *_ in before] == ["ops/inner.py", "ops/top.py", "rng.py"]
+    (tmp_path / "ops/other.py").write_text("changed")
+    assert source_stamp.__wrapped__(top) == before
+    (tmp_path / "rng.py").write_text("import math, random")
+    assert source_stamp.__wrapped__(top) != before
 
 
 # ---- errors --------------------------------------------------------------------------------------

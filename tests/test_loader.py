@@ -54,7 +54,7 @@ def train_loader(path, **options):
 
 
 def labels_of(batches):
-    return [labels_b.tolist() for _, labels_b in batches]
+    return [labels_b.tolist() for _, labels_b, *_ in batches]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,55 @@ def test_order_is_the_shared_one_and_pictures_belong_to_labels(one_rank, labels)
     for epoch in (0, 1):
         expected = labels[rank_batches(epoch_order(COUNT, 3, epoch), 8, 0, 1)]
         seen = []
-        for images_bhwc, labels_b in one_rank.epoch(epoch, 32):
+        for images_bhwc, labels_b, samples_b in one_rank.epoch(epoch, 32):
             assert images_bhwc.shape == (8, 32, 32, 3) and images_bhwc.dtype == torch.uint8
             colour = images_bhwc.float().mean((1, 2, 3))
             assert (colour - 2 * labels_b).abs().max() < 2
+            assert labels_b.tolist() == labels[samples_b].tolist()
             seen.append(labels_b.tolist())
         assert seen == expected.tolist()
 
 
 def test_resolution_changes_between_epochs(one_rank):
-    assert {tuple(images.shape) for images, _ in one_rank.epoch(0, 64)} == {(8, 64, 64, 3)}
-    assert {tuple(images.shape) for images, _ in one_rank.epoch(0, 32)} == {(8, 32, 32, 3)}
+    assert {tuple(images.shape) for images, *_ in one_rank.epoch(0, 64)} == {(8, 64, 64, 3)}
+    assert {tuple(images.shape) for images, *_ in one_rank.epoch(0, 32)} == {(8, 32, 32, 3)}
 
 
 def test_start_step_leaves_out_the_first_batches(one_rank):
     assert labels_of(one_rank.epoch(4, 32, start_step=3)) == labels_of(one_rank.epoch(4, 32))[3:]
+
+
+def pixels_of(batches):
+    return np.concatenate([images_bhwc.numpy().copy() for images_bhwc, *_ in batches])
+
+
+def test_pictures_depend_on_seed_epoch_and_sample_alone(tmp_path):
+    class Noise(Numbered):  # on plain pictures no crop or flip would show
+        def pixels(self, index):
+            return np.random.default_rng(index).integers(0, 256, (40 + index % 3, 50, 3), np.uint8)
+
+    path = tmp_path / "noise.beton"
+    write_beton(path, Noise(), EncodeSettings(mode="proportion", quality=100))
+    one_rank = train_loader(path)
+    whole = pixels_of(one_rank.epoch(5, 24))
+    assert not np.array_equal(whole, pixels_of(one_rank.epoch(6, 24)))
+    np.testing.assert_array_equal(pixels_of(train_loader(path, num_workers=2).epoch(5, 24)), whole)
+    np.testing.assert_array_equal(pixels_of(one_rank.epoch(5, 24, start_step=2)), whole[16:])
+    halves = [pixels_of(train_loader(path, rank=r, world_size=2).epoch(5, 24)) for r in (0, 1)]
+    joined = [half.reshape(-1, 4, 24, 24, 3) for half in halves]
+    np.testing.assert_array_equal(np.concatenate(joined, 1).reshape(whole.shape), whole)
+    assert not np.array_equal(pixels_of(train_loader(path, seed=4).epoch(5, 24)), whole)
+
+
+def test_a_damaged_picture_is_named(path, tmp_path):
+    whole = loader.BetonFile(path)
+    jpegs = [index for index in range(COUNT) if whole.modes[index] == "jpg"]
+    data, start = bytearray(path.read_bytes()), int(whole.offsets[jpegs[2]])
+    data[start : start + 2] = b"no"
+    (tmp_path / "damaged.beton").write_bytes(data)
+    damaged = loader.EvalLoader(tmp_path / "damaged.beton", batch_size=COUNT)
+    with pytest.raises(loader.BetonError, match=f"damaged.beton: sample {jpegs[2]}: .*write"):
+        list(damaged.batches(32, 1.0))
 
 
 def test_ranks_share_the_batches_of_one_rank(path, one_rank):

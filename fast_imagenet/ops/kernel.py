@@ -1,25 +1,43 @@
-"""`kernel`: numba's njit, cached on disk, compiled again when any file of the operations changes.
+"""`kernel`: numba's njit, cached on disk, compiled again when any file it is made of changes.
 
 numba looks only at the file a function stands in: after an edit to resize.py it would go on using
 the old resize that is compiled into crop_decode.py's kernels, silently. Here the stamp of a cached
-kernel covers every file that kernels are made of.
+kernel covers its file and every file of this package that this one imports, directly or not.
 """
 
+import ast
+import functools
+import inspect
 from pathlib import Path
 
 from numba import njit
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def _source_stamp() -> tuple:
-    """(name, modification time in ns, size) of every file whose code ends up in kernels."""
-    files = [*sorted(_PACKAGE.glob("*.py")), _PACKAGE.parent / "rng.py"]
-    stats = [(file.name, file.stat()) for file in files]
+def _imported(file: Path) -> set[Path]:
+    """Files of the package that `file` names in its relative imports."""
+    files = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not (isinstance(node, ast.ImportFrom) and node.level):
+            continue
+        folder = file.parents[node.level - 1]
+        if node.module:
+            files.add(folder / f"{node.module.replace('.', '/')}.py")
+        else:
+            files.update(folder / f"{name.name}.py" for name in node.names)
+    return {file for file in files if file.is_file()}
+
+
+@functools.cache
+def source_stamp(file: Path) -> tuple:
+    """(path in the package, modification time in ns, size) of all that `file` is made of."""
+    found, waiting = set(), {file}
+    while waiting:
+        found |= waiting
+        waiting = set().union(*map(_imported, waiting)) - found
+    stats = [(str(path.relative_to(_PACKAGE)), path.stat()) for path in sorted(found)]
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
-
-
-SOURCE_STAMP = _source_stamp()
 
 
 def kernel(function=None, **options):
@@ -30,5 +48,5 @@ def kernel(function=None, **options):
     # No public way to say this; without the attribute numba's own, narrower stamp stays.
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = SOURCE_STAMP
+        cache_file._source_stamp = source_stamp(Path(inspect.getfile(function)).resolve())
     return dispatcher
