@@ -1,0 +1,311 @@
+"""Colour kernels on one picture, in place and equal to Pillow bit for bit.
+
+Two kinds. `adjust_...`, `to_grayscale` and `gaussian_blur` change a picture. `..._lut` change a
+table lut[3, 256] (int32): each acts on what the table already gives, so point operations compose,
+and `apply_lut` then costs one pass however many there were.
+
+A picture is uint8 [h, w, 3], RGB, contiguous, h and w at least 1. A factor is a float32 of 0 or
+more: 0 gives the degenerate picture, 1 the original, more than 1 exaggerates.
+
+Source: Pillow's Blend.c, Convert.c, Filter.c, BoxBlur.c, ImageEnhance.py, ImageOps.py; the hue
+shift is torchvision's on PIL pictures.
+"""
+
+import math
+
+import numpy as np
+
+from .kernel import kernel
+
+ZERO, TOP = np.float32(0.0), np.float32(255.0)
+
+
+@kernel(inline="always")
+def grey(red, green, blue):
+    """Pillow's luma of one pixel: int, 0 to 255."""
+    return (19595 * np.int32(red) + 38470 * np.int32(green) + 7471 * np.int32(blue) + 32768) >> 16
+
+
+@kernel(inline="always")
+def blend(degenerate, value, factor):
+    """Pillow's blend of two bytes: float32 arithmetic, clipped, truncated. Returns int32."""
+    distance = np.float32(np.int32(value) - np.int32(degenerate))
+    mixed = np.float32(degenerate) + np.float32(factor) * distance
+    return np.int32(min(max(mixed, ZERO), TOP))
+
+
+@kernel
+def grey_mean(image):
+    """The constant that Contrast blends with: the mean grey value, rounded. Returns int64."""
+    height, width, _ = image.shape
+    total = 0
+    for y in range(height):
+        for x in range(width):
+            total += grey(image[y, x, 0], image[y, x, 1], image[y, x, 2])
+    return np.int64(total / (height * width) + 0.5)
+
+
+@kernel
+def grey_mean_through(image, lut):
+    """`grey_mean` of the picture as apply_lut(image, lut) would make it."""
+    height, width, _ = image.shape
+    total = 0
+    for y in range(height):
+        for x in range(width):
+            red, green = lut[0, image[y, x, 0]], lut[1, image[y, x, 1]]
+            total += grey(red, green, lut[2, image[y, x, 2]])
+    return np.int64(total / (height * width) + 0.5)
+
+
+# ==== Look-up tables ==============================================================================
+
+
+@kernel
+def identity_lut(lut):
+    """Start a table: every value stands for itself."""
+    for c in range(3):
+        for i in range(256):
+            lut[c, i] = i
+
+
+@kernel
+def brightness_lut(lut, factor):
+    """ImageEnhance.Brightness."""
+    for c in range(3):
+        for i in range(256):
+            lut[c, i] = blend(0, lut[c, i], factor)
+
+
+@kernel
+def contrast_lut(lut, mean, factor):
+    """ImageEnhance.Contrast; mean: `grey_mean_through` of the picture and the table so far."""
+    for c in range(3):
+        for i in range(256):
+            lut[c, i] = blend(mean, lut[c, i], factor)
+
+
+@kernel
+def solarize_lut(lut, threshold):
+    """ImageOps.solarize: values at or above the threshold (integer or not) are inverted."""
+    for c in range(3):
+        for i in range(256):
+            value = lut[c, i]
+            lut[c, i] = value if value < threshold else 255 - value
+
+
+@kernel
+def solarize_add_lut(lut, add, threshold):
+    """timm's SolarizeAdd: values below the threshold grow by `add`, up to 255."""
+    for c in range(3):
+        for i in range(256):
+            value = lut[c, i]
+            lut[c, i] = min(255, value + add) if value < threshold else value
+
+
+@kernel
+def posterize_lut(lut, bits):
+    """ImageOps.posterize: keep the highest `bits` bits, 0 to 8; 0 is black."""
+    mask = 256 - (1 << (8 - bits))
+    for c in range(3):
+        for i in range(256):
+            lut[c, i] &= mask
+
+
+@kernel
+def invert_lut(lut):
+    """ImageOps.invert."""
+    for c in range(3):
+        for i in range(256):
+            lut[c, i] = 255 - lut[c, i]
+
+
+@kernel
+def apply_lut(image, lut):
+    """Replace every value of channel c by lut[c, value]; the table holds 0 to 255."""
+    height, width, _ = image.shape
+    for y in range(height):
+        for x in range(width):
+            image[y, x, 0] = np.uint8(lut[0, image[y, x, 0]])
+            image[y, x, 1] = np.uint8(lut[1, image[y, x, 1]])
+            image[y, x, 2] = np.uint8(lut[2, image[y, x, 2]])
+
+
+# ==== Operations that mix channels or pixels ======================================================
+
+
+@kernel
+def adjust_saturation(image, factor):
+    """ImageEnhance.Color: blend every pixel with its grey value."""
+    height, width, _ = image.shape
+    for y in range(height):
+        for x in range(width):
+            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
+            level = grey(red, green, blue)
+            image[y, x, 0] = np.uint8(blend(level, red, factor))
+            image[y, x, 1] = np.uint8(blend(level, green, factor))
+            image[y, x, 2] = np.uint8(blend(level, blue, factor))
+
+
+@kernel
+def to_grayscale(image):
+    """convert('L') and back: all three channels become the grey value."""
+    height, width, _ = image.shape
+    for y in range(height):
+        for x in range(width):
+            level = np.uint8(grey(image[y, x, 0], image[y, x, 1], image[y, x, 2]))
+            image[y, x, 0] = level
+            image[y, x, 1] = level
+            image[y, x, 2] = level
+
+
+@kernel
+def _hue_and_saturation(red, green, blue, low, top):
+    """H and S of Pillow's HSV, ints 0 to 255, where low < top. C's float and double are kept."""
+    spread = np.float32(top - low)
+    from_red = np.float32(np.float32(top - red) / spread)
+    from_green = np.float32(np.float32(top - green) / spread)
+    from_blue = np.float32(np.float32(top - blue) / spread)
+    if red == top:
+        hue = np.float32(from_blue - from_green)
+    elif green == top:
+        hue = np.float32(2.0 + np.float64(from_red) - np.float64(from_blue))
+    else:
+        hue = np.float32(4.0 + np.float64(from_green) - np.float64(from_red))
+    turn = np.float64(hue) / 6.0 + 1.0
+    hue = np.float32(turn - 1.0 if turn >= 1.0 else turn)
+    saturation = np.float32(spread / np.float32(top))
+    return np.int64(np.float64(hue) * 255.0), np.int64(np.float64(saturation) * 255.0)
+
+
+@kernel
+def _color_of(hue, saturation, value):
+    """Pillow's HSV to RGB, ints 0 to 255."""
+    turn = np.float64(hue) * 6.0 / 255.0
+    sector = np.int64(turn)
+    part = np.float64(np.float32(turn - sector))
+    share, value_f = np.float64(np.float32(saturation / 255.0)), np.float64(value)
+    p = np.int64(value_f * (1.0 - share) + 0.5)
+    q = np.int64(value_f * (1.0 - share * part) + 0.5)
+    t = np.int64(value_f * (1.0 - share * (1.0 - part)) + 0.5)
+    sector %= 6
+    if sector == 0:
+        return value, t, p
+    if sector == 1:
+        return q, value, p
+    if sector == 2:
+        return p, value, t
+    if sector == 3:
+        return p, q, value
+    if sector == 4:
+        return t, p, value
+    return value, p, q
+
+
+@kernel
+def adjust_hue(image, factor):
+    """Turn the hue by `factor` of a full circle, -0.5 to 0.5 (float64), through Pillow's HSV.
+
+    Not an identity at 0: HSV holds eight bits a channel, and the way there and back loses some.
+    """
+    height, width, _ = image.shape
+    shift = np.int64(factor * 255)
+    for y in range(height):
+        for x in range(width):
+            red = np.int64(image[y, x, 0])
+            green, blue = np.int64(image[y, x, 1]), np.int64(image[y, x, 2])
+            top, low = max(red, green, blue), min(red, green, blue)
+            if top > low:  # grey pixels have no hue
+                hue, saturation = _hue_and_saturation(red, green, blue, low, top)
+                if saturation > 0:
+                    color = _color_of((hue + shift) & 255, saturation, top)
+                else:
+                    color = top, top, top
+                image[y, x, 0] = np.uint8(color[0])
+                image[y, x, 1] = np.uint8(color[1])
+                image[y, x, 2] = np.uint8(color[2])
+
+
+@kernel
+def adjust_sharpness(image, factor):
+    """ImageEnhance.Sharpness: blend with a 3 x 3 smoothing; the outermost pixels stay."""
+    height, width, _ = image.shape
+    if height < 3 or width < 3:
+        return
+    above, here = np.empty((2, width, 3), np.int32)
+    for x in range(width):
+        for c in range(3):
+            here[x, c] = image[0, x, c]
+    for y in range(1, height - 1):
+        above, here = here, above
+        for x in range(width):
+            for c in range(3):
+                here[x, c] = image[y, x, c]
+        for x in range(1, width - 1):
+            for c in range(3):
+                total = above[x - 1, c] + above[x, c] + above[x + 1, c]
+                total += here[x - 1, c] + 5 * here[x, c] + here[x + 1, c]
+                below = np.int32(image[y + 1, x - 1, c]) + np.int32(image[y + 1, x + 1, c])
+                total += below + np.int32(image[y + 1, x, c])
+                smooth = (2 * total + 13) // 26
+                image[y, x, c] = np.uint8(blend(smooth, here[x, c], factor))
+
+
+# ==== Blur ========================================================================================
+
+
+@kernel
+def box_radius(radius):
+    """Radius of the box that, three times over, stands for a Gaussian. float32, C's arithmetic."""
+    variance = np.float32(np.float32(np.float32(radius) * np.float32(radius)) / np.float32(3))
+    length = np.float32(math.sqrt(12.0 * np.float64(variance) + 1.0))
+    whole = np.float32(math.floor((np.float64(length) - 1.0) / 2.0))
+    one, two, three, six = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
+    part = (two * whole + one) * (whole * (whole + one) - three * variance)
+    part = part / (six * (variance - (whole + one) * (whole + one)))
+    return whole + part
+
+
+@kernel
+def _box_line(source, target, count, reach, weight, edge_weight):
+    """One box pass along a line of `count` values, edges repeated. int64 [>= count] each."""
+    total = np.int64(0)
+    for k in range(-reach, reach + 1):
+        total += source[min(max(k, 0), count - 1)]
+    for x in range(count):
+        ends = source[max(x - reach - 1, 0)] + source[min(x + reach + 1, count - 1)]
+        target[x] = (weight * total + edge_weight * ends + (1 << 23)) >> 24
+        total += source[min(x + reach + 1, count - 1)] - source[max(x - reach, 0)]
+
+
+@kernel
+def gaussian_blur(image, radius):
+    """ImageFilter.GaussianBlur: three box passes along x, then three along y.
+
+    Args: radius: in pixels (Pillow's word; roughly the standard deviation), 0 or more.
+    """
+    if radius <= 0:
+        return
+    height, width, _ = image.shape
+    box = box_radius(radius)
+    reach = np.int64(box)
+    weight = np.int64(np.float32(1 << 24) / (box * np.float32(2) + np.float32(1)))
+    edge_weight = ((1 << 24) - (2 * reach + 1) * weight) // 2
+    lines = np.empty((2, max(height, width)), np.int64)
+    a, b = lines[0], lines[1]
+    for c in range(3):
+        for y in range(height):
+            for x in range(width):
+                a[x] = image[y, x, c]
+            _box_line(a, b, width, reach, weight, edge_weight)
+            _box_line(b, a, width, reach, weight, edge_weight)
+            _box_line(a, b, width, reach, weight, edge_weight)
+            for x in range(width):
+                image[y, x, c] = b[x]
+        for x in range(width):
+            for y in range(height):
+                a[y] = image[y, x, c]
+            _box_line(a, b, height, reach, weight, edge_weight)
+            _box_line(b, a, height, reach, weight, edge_weight)
+            _box_line(a, b, height, reach, weight, edge_weight)
+            for y in range(height):
+                image[y, x, c] = b[y]
