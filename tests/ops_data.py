@@ -2,11 +2,8 @@
 
 import cv2
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
-from ffcv.fields import rgb_image as ffcv_rgb_image
-from ffcv.writer import DatasetWriter
 
-from fast_imagenet import jpeg
+from benchmarks import data
 
 
 def picture(height, width, seed=0):
@@ -17,29 +14,7 @@ def picture(height, width, seed=0):
     return np.clip(smooth + rng.normal(0, 6, smooth.shape), 0, 255).astype(np.uint8)
 
 
-class Pictures:
-    """A data set of (picture, index) for FFCV's writer."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index], index
-
-
-def write_file(path, images, monkeypatch, mode="jpg", markers=True, **options):
+def write_file(path, images, mode="jpg", markers=True, **options):
     """A .beton file by FFCV's own writer; with `markers`, JPEGs come from our encoder."""
-    with monkeypatch.context() as patch:
-        if markers:
-            patch.setattr(ffcv_rgb_image, "encode_jpeg", _encode_with_markers)
-        fields = {"image": RGBImageField(write_mode=mode, **options), "label": IntField()}
-        writer = DatasetWriter(str(path), fields, num_workers=1, page_size=1 << 21)
-        writer.from_indexed_dataset(Pictures(images), chunksize=4, shuffle_indices=False)
-    return str(path)
-
-
-def _encode_with_markers(image, quality):
-    return np.frombuffer(jpeg.encode_jpeg(image, quality), np.uint8)
+    options = {"page_size": 1 << 21, "chunksize": 4, **options}
+    return data.write_file(path, images, mode=mode, markers=markers, **options)

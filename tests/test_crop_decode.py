@@ -436,17 +436,16 @@ def files(tmp_path_factory):
     """The same 24 pictures as JPEG with markers, as stock FFCV writes them, raw, and mixed."""
     folder = tmp_path_factory.mktemp("ops")
     images = [ops_data.picture(*SIDES[i % len(SIDES)], seed=i) for i in range(24)]
-    with pytest.MonkeyPatch.context() as patch:
-        kinds = {
-            "ours": {},
-            "stock": {"markers": False},
-            "raw": {"mode": "raw"},
-            "mixed": {"mode": "smart", "smart_threshold": 15_000},
-        }
-        paths = {
-            kind: ops_data.write_file(folder / f"{kind}.beton", images, patch, **options)
-            for kind, options in kinds.items()
-        }
+    kinds = {
+        "ours": {},
+        "stock": {"markers": False},
+        "raw": {"mode": "raw"},
+        "mixed": {"mode": "smart", "smart_threshold": 15_000},
+    }
+    paths = {
+        kind: ops_data.write_file(folder / f"{kind}.beton", images, **options)
+        for kind, options in kinds.items()
+    }
     return images, paths
 
 
