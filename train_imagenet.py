@@ -4,11 +4,12 @@
     torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same batch, same result
     python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
 
-To change the recipe, edit a YAML (budget), `build_loaders` (augmentation), schedules.py in
-fast_imagenet/ (shape of a schedule) or the step in `train_epoch`. What the recipes reach is in
-README.md, one row per config.
+To change the recipe, edit a YAML (budget), `image_operations` in fast_imagenet/loader.py (the list
+of augmentations), fast_imagenet/schedules.py (shape of a schedule) or the step in `train_epoch`.
+What the recipes reach is in README.md, one row per config.
 
-Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64.
+Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64;
+samples_b int64, the pictures' places in the file, which key everything drawn.
 """
 
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from fastargs import Config, Param, Section
 
+from fast_imagenet.augment import POLICIES, Augment
 from fast_imagenet.checks import impossible
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
 from fast_imagenet.schedules import SCHEDULES
@@ -81,6 +83,20 @@ Section("augment", "random changes to training pictures", SETTINGS).params(
     crop_min_area=Param(Number(0.001, 1), "smallest crop, share of the picture", default=0.08),
     crop_max_area=Param(Number(0.001, 1), "largest crop, share of the picture", default=1.0),
     flip=Param(Number(0, 1), "probability of a horizontal flip", default=0.5),
+    policy=Param(OneOf(*POLICIES), "drawn operations; lite: fast ones", default="none"),
+    policy_ops=Param(Int(1, 14), "rand_augment: operations a picture", default=2),
+    policy_magnitude=Param(Number(0, 30), "their strength, of 30; timm: of 10", default=9.0),
+    policy_mstd=Param(Number(0, 10), "standard deviation of the strength", default=0.0),
+    brightness=Param(Number(0, 10), "jitter: factor 1 - x to 1 + x; 0 = off", default=0.0),
+    contrast=Param(Number(0, 10), "jitter: factor 1 - x to 1 + x; 0 = off", default=0.0),
+    saturation=Param(Number(0, 10), "jitter: factor 1 - x to 1 + x; 0 = off", default=0.0),
+    hue=Param(Number(0, 0.5), "jitter: shift, share of the circle; 0 = off", default=0.0),
+    grayscale=Param(Number(0, 1), "probability of no colour", default=0.0),
+    solarize=Param(Number(0, 1), "probability of inverted highlights", default=0.0),
+    blur=Param(Number(0, 1), "probability of a blur, radius 0.1 to 2 px", default=0.0),
+    erasing=Param(Number(0, 1), "probability of erased boxes", default=0.0),
+    erasing_mode=Param(OneOf("const", "rand", "pixel"), "mean colour or noise", default="const"),
+    erasing_count=Param(Int(1, 100), "most boxes a picture", default=1),
     mixup=Param(Number(0), "alpha of Mixup; 0 = off", default=0.0),
     cutmix=Param(Number(0), "alpha of CutMix; 0 = off", default=0.0),
 )
@@ -131,6 +147,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fast_imagenet.batch_transforms import BatchTransforms, normalize
 from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.ema import WeightAverage
@@ -176,8 +193,7 @@ def build_loaders(cfg, ranks: Ranks):
         cfg.data.train_dataset,
         global_batch=cfg.training.batch_size,
         seed=cfg.training.seed,
-        crop_area=(cfg.augment.crop_min_area, cfg.augment.crop_max_area),
-        flip=cfg.augment.flip,
+        augment=augment_of(cfg),
         **place,
     )
     named = train.classes is not None and val.classes is not None
@@ -189,32 +205,11 @@ def build_loaders(cfg, ranks: Ranks):
     return train, val
 
 
-def normalize(images_bhwc: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, H, W, 3) to float32 (B, 3, H, W), channels last, zero mean, unit deviation."""
-    mean = torch.tensor(MEAN, device=images_bhwc.device) * 255
-    std = torch.tensor(STD, device=images_bhwc.device) * 255
-    return ((images_bhwc.float() - mean) / std).permute(0, 3, 1, 2)
-
-
-def build_mixer(cfg, num_classes: int):
-    """(images_bchw, labels_b, step) -> (images_bchw, targets): Mixup or CutMix, or nothing."""
-    if not (cfg.augment.mixup or cfg.augment.cutmix):
-        return lambda images_bchw, labels_b, step: (images_bchw, labels_b)
-    from timm.data import Mixup
-
-    mixup = Mixup(
-        mixup_alpha=cfg.augment.mixup,
-        cutmix_alpha=cfg.augment.cutmix,
-        label_smoothing=cfg.training.label_smoothing,
-        num_classes=num_classes,
-    )
-
-    def mix(images_bchw, labels_b, step):
-        # timm draws from numpy's global state: keyed by the step, every rank and every resume agree
-        np.random.seed(np.random.SeedSequence([cfg.training.seed, step]).generate_state(4))
-        return mixup(images_bchw, labels_b)
-
-    return mix
+def augment_of(cfg) -> Augment:
+    """Section `augment` of the settings, as the loaders and the batch's part take it."""
+    values = dict(vars(cfg.augment))
+    area = (values.pop("crop_min_area"), values.pop("crop_max_area"))
+    return Augment(crop_area=area, **values)
 
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -334,7 +329,7 @@ class Training:
     scaler: torch.amp.GradScaler
     ema: WeightAverage
     loss: object  # (logits, targets) -> mean loss
-    mix: object  # (images_bchw, labels_b, step) -> (images_bchw, targets)
+    prepare: BatchTransforms  # normalise, erase, mix -> (images_bchw, targets)
     autocast: object  # () -> context
     lr_at_epoch: object  # epochs as a real number -> learning rate
     decay_at_step: object  # steps finished -> decay of the average
@@ -352,12 +347,11 @@ def train_epoch(
         asked = time.perf_counter()
         if (batch := next(batches, None)) is None:
             break
-        images_bhwc, labels_b = batch
         waited += time.perf_counter() - asked
         lr = t.lr_at_epoch(step / steps_per_epoch)
         for group in t.optimizer.param_groups:
             group["lr"] = lr
-        losses.append(forward_backward(t, images_bhwc, labels_b, step))
+        losses.append(forward_backward(t, *batch, step // steps_per_epoch, step))
         if t.clip_grad:
             t.scaler.unscale_(t.optimizer)
             nn.utils.clip_grad_norm_(t.model.parameters(), t.clip_grad)
@@ -365,17 +359,21 @@ def train_epoch(
         t.scaler.update()
         t.optimizer.zero_grad(set_to_none=True)
         t.ema.update(t.decay_at_step(step + 1))
-        seen += len(labels_b)
+        seen += len(batch[1])
         show(step, losses[-1], lr, seen, waited)
     return losses, waited, seen
 
 
-def forward_backward(t: Training, images_bhwc, labels_b, step: int) -> torch.Tensor:
+def forward_backward(
+    t: Training, images_bhwc, labels_b, samples_b, epoch: int, step: int
+) -> torch.Tensor:
     """Gradients of a rank's batch, in micro-batches; its mean loss, not waiting for the device."""
     total = torch.zeros((), device=labels_b.device)
-    parts = list(zip(images_bhwc.split(t.micro_batch), labels_b.split(t.micro_batch), strict=True))
-    for index, (images, labels) in enumerate(parts):
-        images_bchw, targets = t.mix(normalize(images), labels, step)
+    micro = t.micro_batch
+    samples = [samples_b[first : first + micro] for first in range(0, len(labels_b), micro)]
+    parts = list(zip(images_bhwc.split(micro), labels_b.split(micro), samples, strict=True))
+    for index, (images, labels, keys) in enumerate(parts):
+        images_bchw, targets = t.prepare(images, labels, keys, epoch, step)
         # gradients cross the ranks once a step, with the last part
         quiet = index < len(parts) - 1 and hasattr(t.model, "no_sync")
         with t.model.no_sync() if quiet else nullcontext():
@@ -401,7 +399,7 @@ def evaluate(model: nn.Module, loader, cfg, autocast, device) -> dict:
     scores = {"plain": Score(device), "configured": Score(device)}
     for view in dict.fromkeys((plain, configured)):
         for images_bhwc, labels_b in loader.batches(*view):
-            images_bchw = normalize(images_bhwc)
+            images_bchw = normalize(images_bhwc, MEAN, STD)
             with autocast():
                 logits_bk = model(images_bchw).float()
                 mirrored = view == configured and v.lr_tta
@@ -445,7 +443,9 @@ def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(model),
         loss=build_loss(cfg.training.loss, classes, cfg.training.label_smoothing),
-        mix=build_mixer(cfg, classes),
+        prepare=BatchTransforms(
+            augment_of(cfg), MEAN, STD, classes, cfg.training.label_smoothing, cfg.training.seed
+        ),
         autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
         lr_at_epoch=partial(
             lr_at,
@@ -541,7 +541,7 @@ def blank_step(t: Training, device: torch.device, side: int) -> None:
     shape = (t.micro_batch, side, side, 3)
     noise = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.zeros(len(noise), dtype=torch.int64, device=device)
-    forward_backward(t, noise, labels, step=0)
+    forward_backward(t, noise, labels, np.arange(len(noise)), epoch=0, step=0)
 
 
 def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:

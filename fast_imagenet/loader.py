@@ -43,6 +43,8 @@ from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 from fast_imagenet import ops  # noqa: E402
 from fast_imagenet.augment import CROP_AND_FLIP, Augment  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
+from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
+from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
 
 PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
@@ -146,6 +148,8 @@ class TrainLoader:
         file = self._file
         self._pages = None if in_memory else file.offsets // file.page_size
         self._operations = image_operations(augment, 224, seed)
+        if rank == 0 and not is_compiled(apply_crops):
+            print("compiling the operations, once on this machine: about a minute", flush=True)
         self._loader = _make_loader(
             path,
             self._operations,

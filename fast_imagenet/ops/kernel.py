@@ -50,3 +50,11 @@ def kernel(function=None, **options):
     if hasattr(cache_file, "_source_stamp"):
         cache_file._source_stamp = source_stamp(Path(inspect.getfile(function)).resolve())
     return dispatcher
+
+
+def is_compiled(dispatcher) -> bool:
+    """Whether a kernel's machine code lies in the cache; True where that cannot be told."""
+    try:
+        return bool(dispatcher.signatures or dispatcher._cache._cache_file._load_index())
+    except Exception:
+        return True
