@@ -114,8 +114,13 @@ def _mix_array(words: np.ndarray) -> np.ndarray:
 
 def hash_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
     """`hash_key` for numpy arrays (broadcasting, at least 1-d). Returns uint64 [...]."""
+    return _mix_array((prefix_array(seed, epoch, sample, stream) ^ _words(counter)) + _GAMMA)
+
+
+def prefix_array(seed, epoch, sample, stream) -> np.ndarray:
+    """`hash_array` before the counter enters, uint64 [...]: for code that adds many counters."""
     words = _mix_array(_words(seed) + _GAMMA)
-    for part in (epoch, sample, stream, counter):
+    for part in (epoch, sample, stream):
         words = _mix_array((words ^ _words(part)) + _GAMMA)
     return words
 

@@ -1,0 +1,368 @@
+"""What happens to a training batch on the device: normalise, erase boxes, mix pictures.
+
+Plain torch, no FFCV: any loader that gives uint8 batches can use it, on a CPU or a GPU. The host
+draws every choice from keyed numbers, the device carries it out and nobody waits for it: boxes of
+erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step).
+
+    transforms = BatchTransforms(augment, MEAN, STD, num_classes=1000, label_smoothing=0.1, seed=0)
+    images_bchw, targets = transforms(images_bhwc, labels_b, samples_b, epoch, step)
+
+Arrays: images_bhwc uint8 in 0..255; images_bchw float, normalised, channels last in memory;
+labels_b int64; samples_b numpy int64, index of each picture in the data set.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from . import rng
+from .augment import Augment
+
+ERASING_MODES = ("const", "rand", "pixel")
+ERASING_AREA = (0.02, 1 / 3)  # share of the picture, of all its boxes together
+ERASING_ASPECT = (0.3, 1 / 0.3)  # height to width of a box
+BOX_TRIES = 10
+
+# ------------------------------------------------------------------------------------------------
+# All of it, in one call
+# ------------------------------------------------------------------------------------------------
+
+
+class BatchTransforms:
+    """Normalise, erase and mix a batch as the settings say.
+
+    Args:
+        augment: its fields erasing, erasing_mode, erasing_count, mixup and cutmix are used.
+        mean, std: three numbers each, of pixels in 0..1.
+        num_classes: for soft targets.
+        label_smoothing: share given to all classes, 0 to 1; only soft targets are smoothed here.
+        seed: of the run.
+        dtype: of the pictures that come out.
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        mean,
+        std,
+        num_classes: int,
+        label_smoothing: float,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_erasing(augment.erasing, augment.erasing_mode, augment.erasing_count)
+        if min(augment.mixup, augment.cutmix) < 0:
+            raise ValueError(
+                f"mixup is {augment.mixup}, cutmix {augment.cutmix}; give an alpha above 0, or 0 "
+                f"for off"
+            )
+        self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.seed, self.dtype = seed, dtype
+        self.mixes = augment.mixup > 0 or augment.cutmix > 0
+
+    def __call__(self, images_bhwc: torch.Tensor, labels_b, samples_b, epoch: int, step: int):
+        """One batch, or a micro-batch of it: all parts of a step are mixed alike, within the part.
+
+        Args:
+            images_bhwc: uint8 [b, h, w, 3] on any device; not changed. b may be odd: the picture
+                in the middle then meets itself and stays as it is.
+            labels_b: int64 [b], on the same device.
+            samples_b: numpy int64 [b]; None is enough when nothing is erased.
+            epoch, step: of the run, >= 0.
+        Returns:
+            (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
+            [b, num_classes], smoothed.
+        Raises:
+            ValueError: pictures are to be erased and samples_b is None.
+        """
+        a, size = self.augment, images_bhwc.shape[1:3]
+        mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix) if self.mixes else None
+        if a.erasing:
+            if samples_b is None:
+                raise ValueError("random erasing needs samples_b, the index of each picture")
+            images_bchw = normalize(images_bhwc, self.mean, self.std)
+            key = (self.seed, epoch, samples_b)
+            boxes = draw_erasing(*key, size, a.erasing, a.erasing_count)
+            images_bchw = mix(erase(images_bchw, boxes, a.erasing_mode, *key), mixing)
+        else:
+            images_bchw = normalize_and_mix(images_bhwc, self.mean, self.std, mixing)
+        targets = labels_b
+        if self.mixes:
+            targets = mix_targets(labels_b, mixing, self.num_classes, self.label_smoothing)
+        return images_bchw.to(self.dtype), targets
+
+
+def check_erasing(p: float, mode: str, count: int) -> None:
+    """Refuse impossible settings of random erasing.
+
+    Raises:
+        ValueError: the probability is outside [0, 1], the mode unknown or the count below 1.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"random erasing has probability {p}; give 0 to 1")
+    if mode not in ERASING_MODES:
+        raise ValueError(f"random erasing has mode {mode!r}; use {', '.join(ERASING_MODES)}")
+    if count < 1:
+        raise ValueError(f"random erasing has a count of {count}; give at least 1 box")
+
+
+# ------------------------------------------------------------------------------------------------
+# Normalise
+# ------------------------------------------------------------------------------------------------
+
+
+def normalize(images_bhwc: torch.Tensor, mean, std, dtype=torch.float32) -> torch.Tensor:
+    """Zero mean and unit deviation, one multiply-add a value.
+
+    Args: images_bhwc: uint8 [b, h, w, 3]. mean, std: three numbers each, of pixels in 0..1.
+    Returns: images_bchw [b, 3, h, w] of `dtype`, channels last: (x / 255 - mean) / std within
+        1e-6 for float32.
+    """
+    return normalize_and_mix(images_bhwc, mean, std, None).to(dtype)
+
+
+def normalize_and_mix(images_bhwc: torch.Tensor, mean, std, mixing: "Mixing | None"):
+    """`normalize` to float32 and `mix` in fewer passes: Mixup happens on the levels."""
+    b, height, width, _ = images_bhwc.shape
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, images_bhwc.device)
+    rows = images_bhwc.reshape(b, height, 3 * width)  # long rows: torch is slow on rows of three
+    images = rows.to(torch.float32)
+    blends = mixing is not None and mixing.box is None
+    if blends and mixing.lam < 1:
+        images.lerp_(rows.flip(0).to(torch.float32), 1 - mixing.lam)
+    torch.addcmul(shift, images, scale, out=images)
+    images_bchw = images.view(b, height, width, 3).permute(0, 3, 1, 2)
+    return images_bchw if blends else mix(images_bchw, mixing)
+
+
+_CONSTANTS: dict = {}  # made once a resolution: a step must not wait for a copy from the host
+
+
+def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device):
+    """float32 [3 * width] each: level * scale + shift is the normalised value."""
+    key = (mean, std, width, device)
+    if key not in _CONSTANTS:
+        scale = [1 / (255 * s) for s in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        both = torch.tensor([scale, shift], dtype=torch.float32, device=device)
+        _CONSTANTS[key] = both.repeat(1, width).unbind()
+    return _CONSTANTS[key]
+
+
+# ------------------------------------------------------------------------------------------------
+# Random erasing
+# ------------------------------------------------------------------------------------------------
+
+
+def draw_erasing(
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    size: tuple[int, int],
+    p: float,
+    count: int = 1,
+    area: tuple[float, float] = ERASING_AREA,
+    aspect: tuple[float, float] = ERASING_ASPECT,
+) -> np.ndarray:
+    """The boxes to erase in each picture.
+
+    Args:
+        seed, epoch, samples: key of the draws; samples int64 [b].
+        size: (height, width) of the pictures.
+        p: probability that a picture loses anything, 0 to 1.
+        count: most boxes a picture; the number is uniform in 1..count.
+        area: least and greatest share of the picture that its boxes cover together.
+        aspect: least and greatest height / width of a box, uniform in its logarithm.
+    Returns:
+        int64 [b, count, 4]: top, left, height, width; height 0 where there is no box. Boxes lie
+        inside the picture and are smaller than it in both directions.
+    Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics, min_count 1).
+    """
+    samples = np.asarray(samples, np.int64)
+    boxes = np.zeros((len(samples), count, 4), np.int64)
+    erased = np.flatnonzero(rng.uniform_array(seed, epoch, samples, rng.STREAM_ERASING) < p)
+    if not len(erased):
+        return boxes
+    key = (seed, epoch, samples[erased, None], rng.STREAM_ERASING)
+    number = rng.integer_array(1, count + 1, *key, 1)  # [m, 1]
+    first = 2 + 4 * BOX_TRIES * np.arange(count)  # counter of each box's first try
+    tries = first[:, None] + 4 * np.arange(BOX_TRIES)
+    key_tries = (seed, epoch, samples[erased, None, None], rng.STREAM_ERASING)
+    share = area[0] + rng.uniform_array(*key_tries, tries) * (area[1] - area[0])
+    log_low, log_high = np.log(aspect)
+    ratio = np.exp(log_low + rng.uniform_array(*key_tries, tries + 1) * (log_high - log_low))
+    pixels = share * (size[0] * size[1]) / number[:, :, None]
+    heights = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)  # [m, count, tries]
+    widths = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
+    fits = (heights < size[0]) & (widths < size[1])
+    chosen = fits.argmax(2)
+    h = np.take_along_axis(heights, chosen[:, :, None], 2)[:, :, 0]
+    w = np.take_along_axis(widths, chosen[:, :, None], 2)[:, :, 0]
+    top = _integers(size[0] - h + 1, *key, first + 4 * chosen + 2)
+    left = _integers(size[1] - w + 1, *key, first + 4 * chosen + 3)
+    there = fits.any(2) & (np.arange(count) < number) & (h > 0) & (w > 0)
+    boxes[erased] = np.stack([top, left, h, w], 2) * there[:, :, None]
+    return boxes
+
+
+def _integers(spans: np.ndarray, *key) -> np.ndarray:
+    """rng.integer_array in [0, span) with a span for each; where it is below 1 there is no box."""
+    top = rng.hash_array(*key) >> np.uint64(32)
+    return ((top * np.maximum(spans, 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def erase(
+    images_bchw: torch.Tensor, boxes: np.ndarray, mode: str, seed: int, epoch: int, samples
+) -> torch.Tensor:
+    """Fill boxes of normalised pictures, in place.
+
+    Args:
+        images_bchw: float [b, 3, h, w], channels last (as `normalize` gives them).
+        boxes: of `draw_erasing`.
+        mode: 'const' (0, the mean colour), 'rand' (N(0, 1), one number a box and channel) or
+            'pixel' (N(0, 1), one a pixel and channel).
+        seed, epoch, samples: key of the noise.
+    Returns:
+        images_bchw. Where two boxes overlap, the later one is seen.
+    """
+    height, width = images_bchw.shape[2:]
+    pixels_nc = images_bchw.permute(0, 2, 3, 1).view(-1, 3)
+    for k in range(boxes.shape[1]):  # within one round every pixel is written once
+        b = np.flatnonzero(boxes[:, k, 2])
+        if not len(b):
+            continue
+        box, place = _places(boxes[b, k], width, images_bchw.device)
+        start = _send(b * (height * width), images_bchw.device)
+        index = start[box] + place
+        if mode == "const":
+            pixels_nc.index_fill_(0, index, 0.0)
+            continue
+        key = (seed, epoch, np.asarray(samples, np.int64)[b], rng.STREAM_ERASING_NOISE)
+        if mode == "rand":
+            key = (*key[:2], key[2][:, None], key[3])
+            values = _send(rng.normal_array(*key, 3 * k + np.arange(3)), pixels_nc.device)[box]
+        else:
+            prefix = _send(rng.prefix_array(*key).view(np.int64), pixels_nc.device)[box, None]
+            channels = torch.arange(3, device=pixels_nc.device)
+            values = normal_noise(prefix, 3 * place[:, None] + channels)
+        pixels_nc.index_copy_(0, index, values.to(pixels_nc.dtype))
+    return images_bchw
+
+
+def _places(boxes: np.ndarray, width: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every pixel in any of the boxes int64 [m, 4]: number of its box, row * width + column."""
+    areas = boxes[:, 2] * boxes[:, 3]
+    table = np.stack([np.cumsum(areas) - areas, boxes[:, 0] * width + boxes[:, 1], boxes[:, 3]])
+    before, corner, box_width, areas_m = _send(np.concatenate([table, areas[None]]), device)
+    total = int(areas.sum())  # known here: the device need not be asked
+    box = torch.repeat_interleave(areas_m, output_size=total)
+    offset = torch.arange(total, device=device) - before[box]
+    row = torch.div(offset, box_width[box], rounding_mode="floor")
+    return box, corner[box] + row * width + offset - row * box_width[box]
+
+
+def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small array on the device; from pinned memory, since any other copy waits for the GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+_GAMMA, _MIX_1, _MIX_2 = (
+    int(np.uint64(word).view(np.int64))  # torch has no arithmetic on uint64; int64 wraps alike
+    for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def normal_noise(prefix: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
+    """`rng.normal` on the device.
+
+    Args: prefix: rng.prefix_array as int64. counter: int64, broadcast with it.
+    Returns: float64 from N(0, 1), equal to rng.normal within 1e-12.
+    """
+    first = _mix_words((prefix ^ counter) + _GAMMA)
+    second = _mix_words(first + _GAMMA)
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - _shift(first, 11).double() * 2.0**-53))
+    return radius * torch.cos(2.0 * np.pi * (_shift(second, 11).double() * 2.0**-53))
+
+
+def _mix_words(words: torch.Tensor) -> torch.Tensor:
+    words = (words ^ _shift(words, 30)) * _MIX_1
+    words = (words ^ _shift(words, 27)) * _MIX_2
+    return words ^ _shift(words, 31)
+
+
+def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right, zeros coming in: torch's own shift of int64 repeats the sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Mixup and CutMix
+# ------------------------------------------------------------------------------------------------
+
+
+class Mixing(NamedTuple):
+    """How a batch is mixed with itself in reverse order.
+
+    lam: share of a picture's own label, 0 to 1. box: (top, bottom, left, right) that comes from
+    the other picture (CutMix), ends excluded; None: all pixels are blended (Mixup).
+    """
+
+    lam: float
+    box: tuple[int, int, int, int] | None
+
+
+def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: float) -> Mixing:
+    """The mixing of a step: the same on every rank, for every micro-batch and after a resume.
+
+    Args: seed, step: the key, >= 0. size: (height, width). mixup, cutmix: alpha of the Beta
+        distribution of lam; with both above 0 each is taken in half of the steps. One must be.
+    Returns: a Mixing; CutMix's lam is the share of pixels that stay.
+    Source: Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899; timm Mixup, mode 'batch'
+        (the draws too are timm's, from a generator of their own in place of numpy's global one).
+    """
+    # A generator whose numbers numpy has promised not to change; 20 us once a step.
+    generator = np.random.RandomState(np.random.SeedSequence([seed, step]).generate_state(4))
+    generator.rand()  # timm asks whether to mix at all
+    cuts = generator.rand() < 0.5 if mixup > 0 and cutmix > 0 else cutmix > 0
+    alpha = cutmix if cuts else mixup
+    lam = float(generator.beta(alpha, alpha))
+    if not cuts or lam == 1:
+        return Mixing(lam, None)
+    (height, width), side = size, np.sqrt(1 - lam)
+    cut_h, cut_w = int(height * side), int(width * side)
+    y, x = int(generator.randint(0, height)), int(generator.randint(0, width))
+    top, bottom = max(0, y - cut_h // 2), min(height, y + (cut_h + 1) // 2)
+    left, right = max(0, x - cut_w // 2), min(width, x + (cut_w + 1) // 2)
+    lam = 1 - (bottom - top) * (right - left) / (height * width)
+    return Mixing(lam, (top, bottom, left, right))
+
+
+def mix(images_bchw: torch.Tensor, mixing: Mixing | None) -> torch.Tensor:
+    """Mix float [b, 3, h, w] with its reverse, in place; None leaves it. Returns images_bchw."""
+    if mixing is None:
+        return images_bchw
+    if mixing.box is None:
+        if mixing.lam < 1:
+            images_bchw.lerp_(images_bchw.flip(0), 1 - mixing.lam)
+        return images_bchw
+    top, bottom, left, right = mixing.box
+    part = images_bchw[:, :, top:bottom, left:right]
+    part.copy_(part.flip(0))
+    return images_bchw
+
+
+def mix_targets(
+    labels_b: torch.Tensor, mixing: Mixing, num_classes: int, label_smoothing: float
+) -> torch.Tensor:
+    """Soft targets float32 [b, num_classes] of int64 labels_b: rows sum to 1."""
+    off = label_smoothing / num_classes
+    targets = torch.full((len(labels_b), num_classes), off, device=labels_b.device)
+    targets.scatter_(1, labels_b[:, None], 1 - label_smoothing + off)
+    return targets.lerp_(targets.flip(0), 1 - mixing.lam)
