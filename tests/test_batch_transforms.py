@@ -105,6 +105,9 @@ def test_boxes_lie_inside(size, count):
     assert (height < size[0]).all()
     assert (width < size[1]).all()
     assert there.any() == (min(size) > 1)
+    if there.any():  # every side is reached
+        assert (top[there] == 0).any() and (left[there] == 0).any()
+        assert (top + height == size[0]).any() and (left + width == size[1]).any()
 
 
 def timm_boxes(images, size, **settings):
