@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from .color_simd import PIXELS, blend_and_sum_block, blend_block, sum_block
 from .kernel import kernel
 
 ZERO, TOP = np.float32(0.0), np.float32(255.0)
@@ -34,15 +35,92 @@ def blend(degenerate, value, factor):
     return np.int32(min(max(mixed, ZERO), TOP))
 
 
+# ==== Chains of blends ============================================================================
+#
+# Brightness, contrast, saturation and grey are one thing: a blend with a constant or with the
+# pixel's own grey value. A program, float32 [steps, 3], lists them: a row is (whether to use the
+# grey value, else the constant, factor). A chain of them costs one pass over the picture.
+
+
+@kernel
+def set_step(program, step, use_grey, constant, factor):
+    """Write one row of a program."""
+    program[step, 0], program[step, 1] = np.float32(use_grey), np.float32(constant)
+    program[step, 2] = np.float32(factor)
+
+
+@kernel
+def _blend_tail(image, program, steps, store):
+    """What is left of the picture after whole blocks. Returns the sum of the new grey values."""
+    width, pixels, total = image.shape[1], image.shape[0] * image.shape[1], 0
+    for pixel in range(pixels - pixels % PIXELS, pixels):
+        y, x = pixel // width, pixel % width
+        red, green = np.int32(image[y, x, 0]), np.int32(image[y, x, 1])
+        blue = np.int32(image[y, x, 2])
+        for step in range(steps):
+            ground = grey(red, green, blue) if program[step, 0] else np.int32(program[step, 1])
+            factor = program[step, 2]
+            red, green = blend(ground, red, factor), blend(ground, green, factor)
+            blue = blend(ground, blue, factor)
+        if store:
+            image[y, x, 0], image[y, x, 1] = np.uint8(red), np.uint8(green)
+            image[y, x, 2] = np.uint8(blue)
+        total += grey(red, green, blue)
+    return total
+
+
+@kernel
+def blend_pixels(image, program, steps):
+    """Apply the first `steps` rows of a program to every pixel."""
+    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    for block in range(image.shape[0] * image.shape[1] // PIXELS):
+        blend_block(start + np.uintp(3 * PIXELS * block), chain, steps)
+    _blend_tail(image, program, steps, True)
+
+
+@kernel
+def blend_with_mean(image, program, steps):
+    """`blend_pixels`, and the `grey_mean` of the result."""
+    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    total, pixels = 0, image.shape[0] * image.shape[1]
+    for block in range(pixels // PIXELS):
+        total += blend_and_sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
+    total += _blend_tail(image, program, steps, True)
+    return np.int64(total / pixels + 0.5)
+
+
+@kernel
+def mean_after(image, program, steps):
+    """The `grey_mean` that `blend_pixels` would lead to; the picture stays."""
+    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    total, pixels = 0, image.shape[0] * image.shape[1]
+    for block in range(pixels // PIXELS):
+        total += sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
+    total += _blend_tail(image, program, steps, False)
+    return np.int64(total / pixels + 0.5)
+
+
 @kernel
 def grey_mean(image):
     """The constant that Contrast blends with: the mean grey value, rounded. Returns int64."""
-    height, width, _ = image.shape
-    total = 0
-    for y in range(height):
-        for x in range(width):
-            total += grey(image[y, x, 0], image[y, x, 1], image[y, x, 2])
-    return np.int64(total / (height * width) + 0.5)
+    return mean_after(image, np.empty((1, 3), np.float32), 0)
+
+
+@kernel
+def adjust_saturation(image, factor):
+    """ImageEnhance.Color: blend every pixel with its grey value."""
+    program = np.empty((1, 3), np.float32)
+    set_step(program, 0, 1, 0, factor)
+    blend_pixels(image, program, 1)
+
+
+@kernel
+def to_grayscale(image):
+    """convert('L') and back: all three channels become the grey value."""
+    adjust_saturation(image, np.float32(0.0))
+
+
+# ==== Look-up tables ==============================================================================
 
 
 @kernel
@@ -55,9 +133,6 @@ def grey_mean_through(image, lut):
             red, green = lut[0, image[y, x, 0]], lut[1, image[y, x, 1]]
             total += grey(red, green, lut[2, image[y, x, 2]])
     return np.int64(total / (height * width) + 0.5)
-
-
-# ==== Look-up tables ==============================================================================
 
 
 @kernel
@@ -130,32 +205,19 @@ def apply_lut(image, lut):
             image[y, x, 2] = np.uint8(lut[2, image[y, x, 2]])
 
 
-# ==== Operations that mix channels or pixels ======================================================
-
-
 @kernel
-def adjust_saturation(image, factor):
-    """ImageEnhance.Color: blend every pixel with its grey value."""
+def solarize(image, threshold):
+    """ImageOps.solarize without a table: values at or above the threshold are inverted."""
     height, width, _ = image.shape
+    flat = image.reshape(height, width * 3)
+    limit = np.int32(math.ceil(threshold))
     for y in range(height):
-        for x in range(width):
-            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
-            level = grey(red, green, blue)
-            image[y, x, 0] = np.uint8(blend(level, red, factor))
-            image[y, x, 1] = np.uint8(blend(level, green, factor))
-            image[y, x, 2] = np.uint8(blend(level, blue, factor))
+        for x in range(width * 3):
+            value = flat[y, x]
+            flat[y, x] = ~value if np.int32(value) >= limit else value
 
 
-@kernel
-def to_grayscale(image):
-    """convert('L') and back: all three channels become the grey value."""
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width):
-            level = np.uint8(grey(image[y, x, 0], image[y, x, 1], image[y, x, 2]))
-            image[y, x, 0] = level
-            image[y, x, 1] = level
-            image[y, x, 2] = level
+# ==== Hue, sharpness ==============================================================================
 
 
 @kernel

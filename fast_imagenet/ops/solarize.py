@@ -1,0 +1,54 @@
+"""RandomSolarize: some pictures have their bright values inverted."""
+
+import numpy as np
+
+from .. import rng
+from .color import solarize
+from .kernel import kernel
+from .operation import KeyedOperation
+
+NEVER = 256.0  # a threshold above every value
+
+
+def draw_solarize(seed, epoch, samples, threshold, p):
+    """Threshold of every picture: float64 [b], NEVER where nothing changes.
+
+    Args: samples: int64 [b]. threshold: where chosen. p: probability.
+    """
+    chosen = rng.uniform_array(seed, epoch, samples, rng.STREAM_SOLARIZE) < p
+    return np.where(chosen, float(threshold), NEVER)
+
+
+@kernel
+def apply_solarize(first, step, images_bhwc, thresholds):
+    """Change pictures first, first + step, ... of a batch. thresholds: of `draw_solarize`."""
+    for b in range(first, len(images_bhwc), step):
+        if thresholds[b] < NEVER:
+            solarize(images_bhwc[b], thresholds[b])
+
+
+class RandomSolarize(KeyedOperation):
+    """Invert the values at or above a threshold, with probability p.
+
+    Args:
+        threshold: 0 (all values) to 256 (none), not necessarily whole.
+        p: probability.
+        seed: of this run; with the epoch and the sample index it decides every draw.
+    Shape: uint8 [b, height, width, 3], RGB, in place.
+    Raises: ValueError for settings out of range.
+    Source: Pillow's ImageOps.solarize; torchvision RandomSolarize.
+    """
+
+    def __init__(self, threshold: float = 128, p: float = 0.5, *, seed: int = 0):
+        super().__init__(seed)
+        if not 0 <= threshold <= 256:
+            raise ValueError(f"threshold is {threshold}; give a value from 0 to 256")
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}; give a probability, 0 to 1")
+        self.threshold, self.p = float(threshold), float(p)
+
+    def draw(self, samples, size) -> tuple:
+        samples = np.asarray(samples, np.int64)
+        return (draw_solarize(self.seed, self._epoch, samples, self.threshold, self.p),)
+
+    apply = staticmethod(apply_solarize)
