@@ -1,0 +1,175 @@
+"""RandomErasing: fill random boxes of a picture, on normalised or on uint8 pictures.
+
+    [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25, mode="pixel"), ToTensor(), ...]
+
+Boxes and noise are those of fast_imagenet/batch_transforms.py, which erases on the device: the two
+give the same pictures, within float rounding of the noise.
+
+Axes: b batch, h height, w width, c channel (RGB).
+"""
+
+import numba
+import numpy as np
+
+from .. import rng
+from ..batch_transforms import (
+    ERASING_AREA,
+    ERASING_ASPECT,
+    ERASING_MODES,
+    check_erasing,
+    draw_erasing,
+)
+from .kernel import kernel
+from .operation import KeyedOperation
+from .precompiled import run_threads
+
+# How a float32 is stored; numba has no half types on a CPU, so these are written as bits.
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+FORMATS = {np.dtype("f4"): FLOAT32, np.dtype("f2"): FLOAT16, np.dtype("u2"): BFLOAT16}
+
+
+@kernel
+def half_bits(value, form):
+    """The 16 bits of a finite float32 as FLOAT16 (below 65504) or BFLOAT16, ties to even."""
+    bits = np.int64(np.float32(value).view(np.uint32))
+    if form == BFLOAT16:
+        return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    sign, size = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    if size < 0x38800000:  # below 2**-14 float16 counts in steps of 2**-24
+        return sign | np.int64(np.rint(abs(np.float64(value)) * 2.0**24))
+    size -= 0x38000000  # the exponents' offsets: 127 and 15
+    return sign | ((size + 0xFFF + ((size >> 13) & 1)) >> 13)
+
+
+@kernel
+def apply_erasing(first, step, images_bhwc, boxes, samples, mode, form, key, fill):
+    """Fill the boxes of samples first, first + step, ... in place.
+
+    Args:
+        images_bhwc: [b, h, w, 3], float32, uint16 (bits of a half type) or, for mode 0, uint8.
+        boxes: int64 [b, count, 4]: top, left, height, width.
+        samples: int64 [b].
+        mode: 0 fill [3] (of the pictures' type), 1 noise by box and channel, 2 by pixel and
+            channel.
+        form: FLOAT32, FLOAT16 or BFLOAT16. key: (seed, epoch), int64.
+    """
+    width = images_bhwc.shape[2]
+    color = np.empty_like(fill)
+    for b in range(first, len(images_bhwc), step):
+        for k in range(boxes.shape[1]):
+            top, left = boxes[b, k, 0], boxes[b, k, 1]
+            bottom, right = top + boxes[b, k, 2], left + boxes[b, k, 3]
+            if bottom == top:
+                continue
+            if mode == 2:
+                _fill_noise(images_bhwc[b], top, bottom, left, right, form, key, samples[b], width)
+                continue
+            for c in range(3):
+                color[0, c] = fill[0, c]
+                if mode == 1:
+                    color[0, c] = _noise(key, samples[b], 3 * k + c, form)
+            _fill_color(images_bhwc[b], top, bottom, left, right, color)
+
+
+@kernel
+def _fill_color(image_hwc, top, bottom, left, right, color):
+    red, green, blue = color[0, 0], color[0, 1], color[0, 2]
+    for y in range(top, bottom):
+        row = image_hwc[y]
+        for x in range(left, right):
+            row[x, 0] = red
+            row[x, 1] = green
+            row[x, 2] = blue
+
+
+@kernel
+def _fill_noise(image_hwc, top, bottom, left, right, form, key, sample, width):
+    for y in range(top, bottom):
+        row = image_hwc[y]
+        for x in range(left, right):
+            counter = 3 * (y * width + x)
+            row[x, 0] = _noise(key, sample, counter, form)
+            row[x, 1] = _noise(key, sample, counter + 1, form)
+            row[x, 2] = _noise(key, sample, counter + 2, form)
+
+
+@kernel
+def _noise(key, sample, counter, form):
+    """A number of N(0, 1) as it is stored: its value, or its bits."""
+    value = np.float32(rng.normal(key[0], key[1], sample, rng.STREAM_ERASING_NOISE, counter))
+    return np.float64(value) if form == FLOAT32 else np.float64(half_bits(value, form))
+
+
+class RandomErasing(KeyedOperation):
+    """Random boxes lose their content, as timm's RandomErasing after normalisation.
+
+    Args:
+        p: probability that a picture is erased.
+        mode: 'const', 'rand' (one normal number a box and channel) or 'pixel' (one a pixel and
+            channel). The noise needs normalised pictures.
+        count: most boxes a picture; their number is uniform in 1..count.
+        area: least and greatest share of the picture that its boxes cover together.
+        aspect: least and greatest height / width of a box.
+        fill: for 'const' on uint8 pictures, three levels; the default is ImageNet's mean. In
+            normalised pictures the mean is 0 and 0 is the fill.
+        seed: of the run.
+    Shape: [b, h, w, 3]; uint8, or what Normalize gives: float32, float16, bfloat16 as uint16.
+    Raises: ValueError for settings out of range; noise on uint8 pictures.
+    Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics).
+    """
+
+    dtypes = (np.dtype("u1"), *FORMATS)
+
+    def __init__(
+        self,
+        p: float = 0.25,
+        mode: str = "const",
+        count: int = 1,
+        *,
+        area=ERASING_AREA,
+        aspect=ERASING_ASPECT,
+        fill=(124, 116, 104),
+        seed: int = 0,
+    ):
+        super().__init__(seed)
+        check_erasing(p, mode, count)
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"area is {area}; give 0 < low <= high <= 1")
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"aspect is {aspect}; give 0 < low <= high")
+        if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
+            raise ValueError(f"fill is {fill}; give three levels, 0 to 255")
+        self.p, self.mode, self.count = float(p), mode, int(count)
+        self.area, self.aspect, self.fill = tuple(area), tuple(aspect), tuple(fill)
+
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
+        """(boxes int64 [b, count, 4], samples)."""
+        key, extent = (self.seed, self._epoch, samples), (self.area, self.aspect)
+        return draw_erasing(*key, size, self.p, self.count, *extent), samples
+
+    def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """As KeyedOperation.transform; also for float32, float16 and uint16 (bfloat16's bits)."""
+        self._check(images_bhwc.dtype)
+        samples = np.asarray(samples, np.int64)
+        threads = min(numba.get_num_threads(), max(1, len(samples)))
+        form = FORMATS.get(images_bhwc.dtype, FLOAT32)
+        images = images_bhwc.view(np.uint16) if form == FLOAT16 else images_bhwc
+        levels = self.fill if images.dtype == np.uint8 else (0, 0, 0)
+        # 2-d: with a Loader in the process numba cannot write to uint8 arrays of one dimension
+        fill = np.array([levels], images.dtype)
+        key = (np.int64(self.seed), np.int64(self._epoch))
+        options = (ERASING_MODES.index(self.mode), form, key, fill)
+        choices = self.draw(samples, images.shape[1:3])
+        run_threads(lambda first: self.apply(first, threads, images, *choices, *options), threads)
+        return images_bhwc
+
+    apply = staticmethod(apply_erasing)
+
+    def declare_state_and_memory(self, previous_state):
+        if previous_state.jit_mode:
+            self._check(previous_state.dtype)
+        return super().declare_state_and_memory(previous_state)
+
+    def _check(self, dtype) -> None:
+        if np.dtype(dtype) == np.uint8 and self.mode != "const":
+            raise ValueError(f"mode is {self.mode!r} on uint8 pictures; put Normalize before it")
