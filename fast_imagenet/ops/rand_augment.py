@@ -1,0 +1,160 @@
+"""RandAugment: a few operations a picture, drawn uniformly, all of the same magnitude.
+
+Three modes. 'lite', the default, is made to be cheap: torchvision's operations that fold into one
+table of levels and one affine map. 'full' is torchvision's RandAugment, 'timm' is timm's
+rand-m{magnitude}-mstd{mstd}-inc1; both equal the original on Pillow pictures pixel for pixel, given
+the same choices.
+
+Source: Cubuk, Zoph, Shlens and Le, "RandAugment", 2020 (arXiv:1909.13719); torchvision
+transforms/autoaugment.py; timm data/auto_augment.py.
+"""
+
+import math
+
+import numpy as np
+
+from .. import rng
+from . import policy
+from .kernel import kernel
+from .operation import KeyedOperation
+from .policy import apply_policy, apply_policy_bilinear, apply_policy_lite
+
+FULL_NAMES = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color"),
+    *("Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+)
+LITE_NAMES = tuple(name for name in FULL_NAMES if name not in ("Color", "Sharpness"))
+TIMM_NAMES = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
+    *("Color", "Contrast", "Brightness", "Sharpness"),
+    *("ShearX", "ShearY", "TranslateX", "TranslateY"),
+)
+MODES = ("lite", "full", "timm")
+TIMM_TOP = 10.0  # timm's strongest magnitude
+TIMM_SHARE = 0.5  # of the drawn operations that timm applies
+TIMM_FILL = (124, 116, 104)  # mean colour of ImageNet
+
+
+@kernel
+def draw_rand_augment(seed, epoch, samples, num_ops, codes, values, signed, magnitude, mstd):
+    """Operations and arguments of every sample, for 'lite' and 'full'.
+
+    Args: samples: int64 [b]. num_ops: n. codes, values, signed: a `policy.Space`. magnitude: bin,
+        need not be whole. mstd: its standard deviation in bins, each operation drawn anew.
+    Returns: operations int64 [b, n], arguments float64 [b, n].
+    """
+    operations = np.empty((len(samples), num_ops), np.int64)
+    arguments = np.empty((len(samples), num_ops), np.float64)
+    top = values.shape[1] - 1.0
+    for b in range(len(samples)):
+        for k in range(num_ops):
+            key = (seed, epoch, samples[b])
+            row = rng.integer(0, len(codes), *key, rng.STREAM_POLICY, k)
+            strength = policy.draw_magnitude(*key, k, magnitude, mstd, top)
+            value = policy.magnitude_between(values[row], strength)
+            if signed[row] and rng.integer(0, 2, *key, rng.STREAM_SIGN, k):
+                value = -value
+            operations[b, k] = codes[row]
+            arguments[b, k] = policy.resolve_argument(codes[row], value)
+    return operations, arguments
+
+
+@kernel
+def timm_argument(code, level, sign, height, width):
+    """Argument of one of timm's 'increasing' operations.
+
+    Args: level: 0 to 10. sign: 1.0 or -1.0. height, width: of the picture.
+    """
+    share = level / TIMM_TOP
+    if code == policy.ROTATE:
+        return sign * (share * 30.0)
+    if code == policy.SHEAR_X or code == policy.SHEAR_Y:
+        return sign * (share * 0.3)
+    if code == policy.TRANSLATE_X:  # timm states where the source lies, not where content goes
+        return -(sign * (share * 0.45) * width)
+    if code == policy.TRANSLATE_Y:
+        return -(sign * (share * 0.45) * height)
+    if code == policy.POSTERIZE:
+        return 4.0 - int(share * 4.0)
+    if code == policy.SOLARIZE:
+        return 256.0 - min(256, int(share * 256.0))
+    if code == policy.SOLARIZE_ADD:
+        return float(min(128, int(share * 110.0)))
+    return max(0.1, 1.0 + sign * (share * 0.9))
+
+
+@kernel
+def draw_rand_augment_timm(seed, epoch, samples, num_ops, codes, magnitude, mstd, height, width):
+    """As `draw_rand_augment` for timm's operations; half of those drawn become IDENTITY."""
+    operations = np.empty((len(samples), num_ops), np.int64)
+    arguments = np.empty((len(samples), num_ops), np.float64)
+    for b in range(len(samples)):
+        for k in range(num_ops):
+            key = (seed, epoch, samples[b])
+            code = codes[rng.integer(0, len(codes), *key, rng.STREAM_POLICY, 2 * k)]
+            level = policy.draw_magnitude(*key, k, magnitude, mstd, TIMM_TOP)
+            sign = 1.0 - 2.0 * rng.integer(0, 2, *key, rng.STREAM_SIGN, k)
+            arguments[b, k] = timm_argument(code, level, sign, height, width)
+            if rng.uniform(*key, rng.STREAM_POLICY, 2 * k + 1) >= TIMM_SHARE:
+                code = policy.IDENTITY
+            operations[b, k] = code
+    return operations, arguments
+
+
+class RandAugment(KeyedOperation):
+    """Change every picture by `num_ops` operations drawn with replacement.
+
+    Args:
+        num_ops: operations a picture, at least 1.
+        magnitude: strength of all of them: a bin, 0 to num_magnitude_bins - 1, or 0 to 10 in mode
+            'timm'. It need not be whole: between two bins the value is interpolated.
+        mode: 'lite': the twelve of torchvision's fourteen operations without Color and Sharpness.
+            A picture's point operations act first, in the order drawn (AutoContrast, Equalize and
+            Contrast read the picture as those before left it), then all its geometric ones as one
+            affine map with one nearest resample, black outside the source.
+            'full': torchvision's fourteen, in the order drawn, nearest, black.
+            'timm': fifteen operations, each applied with probability 0.5, bilinear (timm draws
+            bilinear or bicubic unless told; here it is always bilinear), outside (124, 116, 104).
+        mstd: standard deviation of the magnitude, drawn for each operation, clipped to its range;
+            above 100, as in timm, the magnitude is uniform from 0 to `magnitude` instead.
+        num_magnitude_bins: at least 2; not used by 'timm'.
+        seed: of the run; with epoch and sample index it decides every draw.
+
+    Shape: uint8 [b, h, w, 3], changed in place.
+    Raises: ValueError for a setting outside its range.
+    Source: torchvision RandAugment; timm rand_augment_transform.
+    """
+
+    def __init__(
+        self, num_ops=2, magnitude=9.0, *, mode="lite", mstd=0.0, num_magnitude_bins=31, seed=0
+    ):
+        super().__init__(seed)
+        if mode not in MODES:
+            raise ValueError(f"mode is {mode!r}; give one of {', '.join(MODES)}")
+        if num_ops != int(num_ops) or num_ops < 1:
+            raise ValueError(f"num_ops is {num_ops}; give a whole number of at least 1")
+        if num_magnitude_bins != int(num_magnitude_bins) or num_magnitude_bins < 2:
+            raise ValueError(
+                f"num_magnitude_bins is {num_magnitude_bins}; give a whole number of at least 2"
+            )
+        top = TIMM_TOP if mode == "timm" else num_magnitude_bins - 1
+        if not 0 <= magnitude <= top:
+            raise ValueError(f"magnitude is {magnitude}; in mode {mode!r} give 0 to {top:g}")
+        if math.isnan(mstd) or mstd < 0:
+            raise ValueError(f"mstd is {mstd}; give 0 (no noise) or more")
+        self.num_ops, self.magnitude, self.mode = int(num_ops), float(magnitude), mode
+        self.mstd, self.bins = float(mstd), int(num_magnitude_bins)
+        kernels = {"lite": apply_policy_lite, "full": apply_policy, "timm": apply_policy_bilinear}
+        self.apply = kernels[mode]
+
+    def draw(self, samples, size):
+        height, width = map(int, size)
+        key = (self.seed, self._epoch, np.ascontiguousarray(samples, np.int64), self.num_ops)
+        if self.mode == "timm":
+            codes = np.array([policy.NAMES.index(name) for name in TIMM_NAMES], np.int64)
+            choices = draw_rand_augment_timm(*key, codes, self.magnitude, self.mstd, height, width)
+            return *choices, np.tile(np.array(TIMM_FILL, np.int64), (len(samples), 1))
+        names = LITE_NAMES if self.mode == "lite" else FULL_NAMES
+        space = policy.rand_augment_space(names, self.bins, height, width)
+        tables = (space.codes, space.values, space.signed)
+        return draw_rand_augment(*key, *tables, self.magnitude, self.mstd)
