@@ -44,6 +44,7 @@ Section("data", "where pictures come from", SETTINGS).params(
     in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
     backend=Param(OneOf("ffcv", "torchvision"), "who loads and transforms", default="ffcv"),
     transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
+    timeout=Param(Number(1), "seconds without a batch that end the run", default=300.0),
 )
 Section("resolution", "training side in pixels", SETTINGS).params(
     min_res=Param(Int(16, 1024), "side up to start_ramp", default=160),
@@ -77,6 +78,7 @@ Section("training", "optimisation", SETTINGS).params(
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
     resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
     eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
+    checkpoint_minutes=Param(Number(0), "between checkpoints in an epoch; 0 = none", default=10.0),
     max_steps=Param(Int(0), "for trials: end the run early; 0 = no limit", default=0),
 )
 Section("augment", "random changes to training pictures", SETTINGS).params(
@@ -140,7 +142,8 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -151,6 +154,7 @@ from fast_imagenet.batch_transforms import BatchTransforms, normalize
 from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.ema import WeightAverage
+from fast_imagenet.guard import STOPPED, Guard, Pauses, Stopped, lock_folder, mean_losses
 from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
     classification_layer,
@@ -162,8 +166,9 @@ from fast_imagenet.models import (
 )
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
+from fast_imagenet.rng import step_seed
 from fast_imagenet.runlog import RunLog, shareable
-from fast_imagenet.runstate import restore_run, save_run
+from fast_imagenet.runstate import FRESH, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
@@ -333,17 +338,27 @@ class Training:
     autocast: object  # () -> context
     lr_at_epoch: object  # epochs as a real number -> learning rate
     decay_at_step: object  # steps finished -> decay of the average
+    seed_at_step: object  # step -> seed of torch's generator
     micro_batch: int  # images per forward pass
     clip_grad: float  # largest gradient norm, 0 = off
 
 
 def train_epoch(
-    t: Training, batches, first_step: int, steps_per_epoch: int, show
+    t: Training, batches, first_step: int, steps_per_epoch: int, show, pause=None
 ) -> tuple[list, float, int]:
-    """One epoch: every step's loss (on the device), seconds of waiting for data, images seen."""
+    """The steps of an epoch, or the rest of them.
+
+    Args:
+        batches: one a step: (images_bhwc, labels_b, samples_b).
+        first_step: number of the first of them since the start of the run.
+        show: called after every step, for a progress bar.
+        pause: called after every step with the steps finished so far and the losses.
+    Returns:
+        every step's loss (on the device), seconds of waiting for data, images seen.
+    """
     t.model.train()
     losses, waited, seen, batches = [], 0.0, 0, iter(batches)
-    for step in range(first_step, first_step + steps_per_epoch):
+    for step in count(first_step):
         asked = time.perf_counter()
         if (batch := next(batches, None)) is None:
             break
@@ -351,6 +366,7 @@ def train_epoch(
         lr = t.lr_at_epoch(step / steps_per_epoch)
         for group in t.optimizer.param_groups:
             group["lr"] = lr
+        torch.manual_seed(t.seed_at_step(step))  # stochastic depth
         losses.append(forward_backward(t, *batch, step // steps_per_epoch, step))
         if t.clip_grad:
             t.scaler.unscale_(t.optimizer)
@@ -361,6 +377,8 @@ def train_epoch(
         t.ema.update(t.decay_at_step(step + 1))
         seen += len(batch[1])
         show(step, losses[-1], lr, seen, waited)
+        if pause:
+            pause(step + 1, losses)
     return losses, waited, seen
 
 
@@ -459,39 +477,105 @@ def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks
             flat_fraction=cfg.lr.flat_fraction,
         ),
         decay_at_step=partial(ema_decay_at, decay=cfg.ema.decay, warmup=cfg.ema.warmup),
+        seed_at_step=partial(step_seed, cfg.training.seed, ranks.rank),
         micro_batch=cfg.training.micro_batch_size or cfg.training.batch_size // ranks.world_size,
         clip_grad=cfg.training.clip_grad,
     )
 
 
-def run_epoch(cfg, t: Training, loader, epoch: int, ranks: Ranks, bar: Progress) -> dict:
-    """Train one epoch; the log's training keys, and `losses`, the loss of every step."""
-    steps, resolution = len(loader), resolution_at(epoch, **vars(cfg.resolution))
-    torch.manual_seed(cfg.training.seed + 1_000_003 * epoch + ranks.rank)  # stochastic depth
-    bar.epoch(epoch, cfg.training.epochs, resolution)
+@dataclass
+class Run:
+    """A run under way: what its epochs share."""
+
+    cfg: object
+    ranks: Ranks
+    t: Training
+    model: nn.Module  # raw
+    loader: object  # training batches
+    val_loader: object
+    eval_model: nn.Module  # the network as called in evaluation
+    state: dict  # where the run stands: runstate.FRESH
+    save: object  # (state, best=False) -> None: writes last.pt, best.pt
+    guard: Guard
+    log: RunLog
+    bar: Progress
+
+
+def run_epoch(run: Run) -> dict:
+    """Train the epoch under way to its end; the log's training keys. `run.state` is kept current.
+
+    Raises: Stopped, when the run is saved; ValueError: a loss is not finite.
+    """
+    cfg, t, state, ranks = run.cfg, run.t, run.state, run.ranks
+    epoch, done, earlier, spent = (state[key] for key in ("epoch", "step", "losses", "spent"))
+    steps, resolution = len(run.loader), resolution_at(epoch, **vars(cfg.resolution))
+    run.bar.epoch(epoch, cfg.training.epochs, resolution)
     start = time.perf_counter()
-    limit = cfg.training.max_steps - epoch * steps if cfg.training.max_steps else steps
-    batches = islice(loader.epoch(epoch, resolution), limit)
-    losses, waited, seen = train_epoch(t, batches, epoch * steps, steps, bar.step)
-    losses = torch.stack(losses)
-    ranks.average({"losses": losses})
-    losses = losses.tolist()  # waits for the device, so that the clock is honest
-    if bad := [step for step, loss in enumerate(losses, epoch * steps) if not np.isfinite(loss)]:
-        raise ValueError(
-            f"the loss is not finite from step {bad[0]} on, lr {t.lr_at_epoch(bad[0] / steps):g}; "
-            f"lower lr.lr or set training.clip_grad. last.pt holds epoch {epoch}, if any"
-        )
-    seconds = time.perf_counter() - start
+
+    def advance(losses: list[float]) -> None:
+        now = {"step": done + len(losses), "losses": earlier + losses}
+        state.update(now, spent=spent + time.perf_counter() - start)
+
+    def pause_saves(losses: list[float]) -> None:
+        advance(losses)
+        run.save(state)
+
+    last = min(steps, (cfg.training.max_steps or sys.maxsize) - epoch * steps)
+    batches = islice(run.loader.epoch(epoch, resolution, done), last - done) if done < last else ()
+    pause = Pauses(run.guard, ranks, cfg.training.checkpoint_minutes, pause_saves)
+    first = epoch * steps + done
+    watched = run.guard.watch(batches)
+    losses, waited, seen = train_epoch(t, watched, first, steps, run.bar.step, pause)
+    advance(mean_losses(losses, first, ranks))  # waits for the device, so that the clock is honest
+    seconds = state["spent"] - spent
     return {
         "epoch": epoch + 1,
-        "train_loss": float(np.mean(losses)),
-        "lr": t.optimizer.param_groups[0]["lr"],
+        "train_loss": float(np.mean(state["losses"])),
+        "lr": t.lr_at_epoch((epoch * steps + state["step"] - 1) / steps),
         "resolution": resolution,
         "images_per_second": seen * ranks.world_size / seconds,
         "data_wait_share": waited / seconds,
-        "seconds": seconds,
-        "losses": losses,
+        "seconds": state["spent"],
     }
+
+
+def end_epoch(run: Run, record: dict) -> dict:
+    """Evaluate, write the log's line and the checkpoint; returns the line.
+
+    Raises: Stopped, when the run is saved.
+    """
+    cfg, t, state, log = run.cfg, run.t, run.state, run.log
+    steps, start = len(run.loader), time.perf_counter()
+    whole = state["step"] == steps  # else cut short by max_steps: a resumed run goes on inside it
+    if not whole:
+        run.save(state)
+    try:
+        scores = evaluate_both(
+            *(run.eval_model, run.model, t.ema, watched_loader(run), cfg, t.autocast, run.ranks)
+        )
+    except Stopped:
+        run.save(state)
+        raise
+    record |= scores | {"eval_seconds": time.perf_counter() - start}
+    total = state["seconds"] + record["seconds"] + record["eval_seconds"]
+    record |= {"total_seconds": total, "memory_gb": peak_memory_gb(run.ranks.device)}
+    log.write_steps(state["epoch"] * steps, state["losses"])
+    log.write(**record)
+    if whole:
+        better = record["ema_top1"] > state["best"]
+        best = max(state["best"], record["ema_top1"])
+        state |= FRESH | {"epoch": state["epoch"] + 1, "losses": [], "best": best, "seconds": total}
+        run.save(state, best=better)
+    if run.ranks.most(bool(run.guard.signal)):
+        raise Stopped(run.guard.signal)
+    return record
+
+
+def watched_loader(run: Run):
+    """The validation loader under guard. Several ranks do not leave it early: others would wait."""
+    alone = run.ranks.world_size == 1
+    watch = partial(run.guard.watch, stop_at_once=alone)
+    return SimpleNamespace(batches=lambda *view: watch(run.val_loader.batches(*view)))
 
 
 def train(cfg, ranks: Ranks) -> None:
@@ -502,38 +586,36 @@ def train(cfg, ranks: Ranks) -> None:
     t = build_training(cfg, model, called, loader.num_classes, ranks)
     folder, settings = cfg.logging.folder, to_dict(cfg)
     data = {"classes": loader.classes, "images": loader.num_samples}
-    state = restore_run(cfg.training.resume, folder, model, t, settings, data)
-    steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
-    epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
-    if not epochs:
-        print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
-        return
+    with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
+        state = restore_run(cfg.training.resume, folder, model, t, settings, data)
+        steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
+        epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
+        if not epochs:
+            print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
+            return
+        prepare_network(cfg, model, called, t, epochs, ranks.device)
+        log = open_log(cfg, ranks)
+        log.truncate_after(state["epoch"])
+        bar = Progress(steps * cfg.training.epochs, steps * epochs[0] + state["step"],
+                       ranks.world_size, cfg.logging.progress and ranks.is_main)  # fmt: skip
+        save = partial(save_run, folder, model, t, settings, data, ranks)
+        network = (t, model, loader, val_loader, called_eval)
+        run = Run(cfg, ranks, *network, state, save, guard, log, bar)
+        for _ in epochs:
+            record = end_epoch(run, run_epoch(run))
+            bar.report(record)
+        for part in (bar, loader, val_loader):
+            part.close()
+        if ranks.is_main:
+            finish(cfg, log, t, loader, record)
+
+
+def prepare_network(cfg, model, called, t: Training, epochs, device: torch.device) -> None:
+    """Try the network at every size of the run, and compile it for them where asked."""
     sides = sorted({resolution_at(epoch, **vars(cfg.resolution)) for epoch in epochs})
     try_network(model.train(), sides, t.micro_batch)
     if called is not model and hasattr(called, "_orig_mod"):  # compiled
-        warm_up(partial(blank_step, t, ranks.device), model, sides)
-    log = open_log(cfg, ranks)
-    log.truncate_after(state["epoch"])
-    bar = Progress(steps * cfg.training.epochs, steps * epochs[0], ranks.world_size,
-                   cfg.logging.progress and ranks.is_main)  # fmt: skip
-    for epoch in epochs:
-        record = run_epoch(cfg, t, loader, epoch, ranks, bar)
-        log.write_steps(epoch * steps, record.pop("losses"))
-        start = time.perf_counter()
-        record |= evaluate_both(called_eval, model, t.ema, val_loader, cfg, t.autocast, ranks)
-        record["eval_seconds"] = time.perf_counter() - start
-        state["seconds"] += record["seconds"] + record["eval_seconds"]
-        record |= {"total_seconds": state["seconds"], "memory_gb": peak_memory_gb(ranks.device)}
-        log.write(**record)
-        better = record["ema_top1"] > state["best"]
-        state |= {"epoch": epoch + 1, "best": max(state["best"], record["ema_top1"])}
-        bar.report(record)
-        if ranks.is_main and len(loader) * (epoch + 1) <= last_step:  # a cut epoch is done again
-            save_run(folder, model, t, settings, data, state, best=better)
-    for part in (bar, loader, val_loader):
-        part.close()
-    if ranks.is_main:
-        finish(cfg, log, t, loader, record)
+        warm_up(partial(blank_step, t, device), model, sides)
 
 
 def blank_step(t: Training, device: torch.device, side: int) -> None:
@@ -618,6 +700,16 @@ if __name__ == "__main__":
         main(CFG)
     except ValueError as error:  # a sentence for the user; anything else is a defect: traceback
         sys.exit(f"train_imagenet.py: {error}")
+    except Stopped as stop:
+        print(f"stopped by {stop}, saved; go on with --training.resume=auto", file=sys.stderr)
+        sys.exit(STOPPED)
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"train_imagenet.py: {error}\n"
+            f"Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
+        )
     except KeyboardInterrupt:
-        print("interrupted; the finished epochs go on with --training.resume=auto", file=sys.stderr)
+        print(
+            "interrupted; the last checkpoint goes on with --training.resume=auto", file=sys.stderr
+        )
         sys.exit(130)

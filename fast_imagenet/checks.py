@@ -135,8 +135,10 @@ def _can_be_made(folder: Path) -> bool:
 # Settings that may change when a run goes on: they decide speed or place, not the weights.
 FREE_ON_RESUME = {
     "data.num_workers",
+    "data.timeout",
     "data.train_dataset",
     "data.val_dataset",
+    "training.checkpoint_minutes",
     "training.compile",
     "training.eval_only",
     "training.max_steps",

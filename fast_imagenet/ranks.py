@@ -37,6 +37,14 @@ class Ranks:
                 dist.all_reduce(tensor)
                 tensor /= self.world_size
 
+    def most(self, value: int) -> int:
+        """The largest of the ranks' numbers, the same on all; waits for them."""
+        if self.world_size == 1:
+            return value
+        number = torch.tensor(value, device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
     def close(self) -> None:
         """Leave the group."""
         if dist.is_initialized():

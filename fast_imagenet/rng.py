@@ -33,6 +33,7 @@ STREAM_ERASING = 11
 STREAM_ERASING_NOISE = 12
 STREAM_MIX = 13
 STREAM_ORDER = 14
+STREAM_NETWORK = 15
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -97,6 +98,11 @@ def normal(seed, epoch, sample, stream, counter):
     # 1 - u lies in (0, 1]: log(0) cannot happen.
     radius = math.sqrt(-2.0 * math.log(1.0 - np.float64(first >> _U11) * _TO_DOUBLE))
     return radius * math.cos(_TWO_PI * (np.float64(second >> _U11) * _TO_DOUBLE))
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """Seed of torch's own generator for one step of one rank: what stochastic depth draws from."""
+    return int(hash_key(seed, step, rank, STREAM_NETWORK, 0))
 
 
 def _words(value) -> np.ndarray:

@@ -9,7 +9,8 @@ from torch import nn
 from fast_imagenet.checkpoint import load_checkpoint, load_into, save_checkpoint
 from fast_imagenet.checks import differences
 
-FRESH = {"epoch": 0, "best": -1.0, "seconds": 0.0}
+# finished epochs; steps, losses and seconds of the one under way; best top-1; seconds of the others
+FRESH = {"epoch": 0, "step": 0, "losses": [], "spent": 0.0, "best": -1.0, "seconds": 0.0}
 PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dict
 
 
@@ -27,7 +28,7 @@ def restore_run(
         data: what must not change about the data: its class list, its number of images.
 
     Returns:
-        {'epoch': finished, 'best': top-1 in percent, 'seconds': spent}; FRESH without a checkpoint.
+        The keys of FRESH: where the run stands; FRESH itself without a checkpoint.
 
     Raises:
         CheckpointError: the file is damaged or another network's.
@@ -37,7 +38,7 @@ def restore_run(
     path = last if resume == "auto" else Path(resume)
     if resume == "none" or (path == last and not last.exists()):
         _refuse_lost_checkpoint(Path(folder))
-        return dict(FRESH)
+        return {**FRESH, "losses": []}
     state = load_checkpoint(path)
     if missing := [key for key in ("model", "config", "data", *PARTS, *FRESH) if key not in state]:
         raise ValueError(
@@ -72,15 +73,32 @@ def _refuse_lost_checkpoint(folder: Path) -> None:
 
 
 def save_run(
-    folder: str, model: nn.Module, training, config: dict, data: dict, state: dict, *, best: bool
+    folder: str,
+    model: nn.Module,
+    training,
+    config: dict,
+    data: dict,
+    ranks,
+    state: dict,
+    best: bool = False,
 ) -> None:
     """Write last.pt, and best.pt as well when `best`; each whole or not at all.
 
+    Every rank calls it, rank 0 writes. Running statistics of batch norm are averaged over the ranks
+    first: they are linear in what each rank saw, so a run that goes on ends with the same mean.
+
     Args:
         folder, model, training, config, data: as restore_run.
+        ranks: who writes, and whose statistics are averaged.
         state: the keys of FRESH.
         best: this is the best epoch so far.
     """
+    buffers = dict(model.named_buffers())
+    ranks.average(buffers)
+    average = training.ema.state_dict()
+    ranks.average({name: average[name] for name in buffers if name in average})
+    if not ranks.is_main:
+        return
     parts = {part: getattr(training, part).state_dict() for part in PARTS}
     info = {"use_blurpool": config["training"]["use_blurpool"], "classes": data["classes"]}
     whole = {"model": model.state_dict(), **parts, "config": config, "data": data, "info": info}

@@ -191,6 +191,7 @@ def training_of(model, micro):
         autocast=lambda: torch.autocast("cpu", enabled=False),
         lr_at_epoch=lambda epoch: epoch,
         decay_at_step=lambda step: 0.0,
+        seed_at_step=lambda step: step,
         micro_batch=micro,
         clip_grad=1.0,
     )
@@ -271,7 +272,7 @@ def test_resume_at_an_epoch_boundary_is_exact(quick_run, tmp_path):
               "--ema.decay=0.9", "--augment.mixup=0.2"]  # fmt: skip
     whole = quick_run(*common, "--training.max_steps=0", folder=tmp_path / "whole")
     parts = quick_run(*common, "--training.max_steps=7", folder=tmp_path / "parts")
-    assert len(read_log(parts)) == 2  # the second epoch was cut: it is done again
+    assert len(read_log(parts)) == 2  # the second epoch was cut: its line is written again
     quick_run(*common, "--training.max_steps=0", "--training.resume=auto", folder=parts)
     assert read_losses(parts) == read_losses(whole)
     first, second = (load_checkpoint(folder / "last.pt") for folder in (whole, parts))
