@@ -75,12 +75,12 @@ def _grey(builder, colors):
     return _whole(builder, total)
 
 
-def _blend(builder, degenerate, value, factor):
-    distance = builder.fmul(factor, builder.fsub(value, degenerate))
-    mixed = builder.fadd(degenerate, distance)
-    for limit, sign in ((_constant(0.0), "<"), (_constant(255.0), ">")):
-        mixed = builder.select(builder.fcmp_ordered(sign, mixed, limit), limit, mixed)
-    return _whole(builder, mixed)
+def _clip(builder, value):
+    # The flags make each one instruction (no value is NaN, the sign of zero does not matter).
+    for limit, sign in ((_constant(0.0), ">"), (_constant(255.0), "<")):
+        inside = builder.fcmp_ordered(sign, value, limit, flags=("nnan", "nsz"))
+        value = builder.select(inside, value, limit, flags=("nnan", "nsz"))
+    return value
 
 
 def _splat(builder, scalar):
@@ -93,19 +93,37 @@ def _run_steps(builder, colors, program, steps):
     """Blend the colours `steps` times, see `blend_block`. Returns the new ones."""
     slots = [cgutils.alloca_once_value(builder, color) for color in colors]
     ground = cgutils.alloca_once(builder, _FLOATS)
+    zero, one = ir.FloatType()(0.0), ir.FloatType()(1.0)
     with cgutils.for_range(builder, steps) as loop:
         row = builder.add(program, builder.mul(loop.index, loop.index.type(12)))
-        use_grey, mean, factor = [
+        use_grey, constant, factor = [
             builder.load(_place(builder, row, 4 * k, ir.FloatType())) for k in range(3)
         ]
-        colors = [builder.load(slot) for slot in slots]
-        builder.store(_splat(builder, mean), ground)
-        with builder.if_then(builder.fcmp_ordered("!=", use_grey, use_grey.type(0.0))):
-            builder.store(_grey(builder, colors), ground)
-        degenerate, factor = builder.load(ground), _splat(builder, factor)
-        for slot, color in zip(slots, colors, strict=True):
-            builder.store(_blend(builder, degenerate, color, factor), slot)
+        use_grey = builder.fcmp_ordered("!=", use_grey, zero)
+        black = builder.and_(builder.not_(use_grey), builder.fcmp_ordered("==", constant, zero))
+        factors = _splat(builder, factor)
+        with builder.if_else(black) as (scale, mix):
+            with scale:
+                _change(builder, slots, lambda color: builder.fmul(color, factors))
+            with mix:
+                builder.store(_splat(builder, constant), ground)
+                with builder.if_then(use_grey):
+                    builder.store(_grey(builder, [builder.load(slot) for slot in slots]), ground)
+                level = builder.load(ground)
+                _change(builder, slots, lambda color: _mix(builder, level, color, factors))
+        with builder.if_then(builder.fcmp_ordered(">", factor, one)):
+            _change(builder, slots, lambda color: _clip(builder, color))
+        _change(builder, slots, lambda color: _whole(builder, color))
     return [builder.load(slot) for slot in slots]
+
+
+def _mix(builder, degenerate, value, factors):
+    return builder.fadd(degenerate, builder.fmul(factors, builder.fsub(value, degenerate)))
+
+
+def _change(builder, slots, function):
+    for slot in slots:
+        builder.store(function(builder.load(slot)), slot)
 
 
 def _make_block(store, total):
