@@ -327,16 +327,66 @@ def box_radius(radius):
     return whole + part
 
 
+@kernel(inline="always")
+def _weigh(total, ends, weight, edge_weight):
+    """Weighted sum of a box and its two ends, rounded. uint32 throughout: nothing overflows."""
+    inner, outer = np.uint32(weight * total), np.uint32(edge_weight * ends)
+    return np.uint32(np.uint32(inner + outer) + np.uint32(1 << 23)) >> np.uint32(24)
+
+
 @kernel
-def _box_line(source, target, count, reach, weight, edge_weight):
-    """One box pass along a line of `count` values, edges repeated. int64 [>= count] each."""
-    total = np.int64(0)
+def _sum_row(line, total, reach):
+    """total[i]: what a box of `reach` around the value holds. line: padded, see `_box_rows`."""
+    middle = line[3 * (reach + 1) :]
+    for i in range(len(total)):
+        total[i] = middle[i]
+    for k in range(1, reach + 1):
+        left, right = line[3 * (reach + 1 - k) :], line[3 * (reach + 1 + k) :]
+        for i in range(len(total)):
+            total[i] += np.uint32(left[i] + right[i])
+
+
+@kernel
+def _box_rows(source, target, reach, weight, edge_weight):
+    """Three box passes along every row. source, target: uint8 [height, 3 * width]."""
+    height, length = source.shape
+    pad = 3 * (reach + 1)
+    line, total = np.empty(length + 2 * pad, np.uint32), np.empty(length, np.uint32)
+    middle, right = line[pad:], line[2 * pad :]  # views: an index that may be < 0 costs the vectors
+    for y in range(height):
+        row = source[y]
+        for i in range(length):
+            middle[i] = row[i]
+        for _ in range(3):
+            for i in range(pad):
+                line[i] = middle[i % 3]
+                middle[length + i] = middle[length - 3 + i % 3]
+            _sum_row(line, total, reach)
+            for i in range(length):
+                total[i] = _weigh(total[i], np.uint32(line[i] + right[i]), weight, edge_weight)
+            for i in range(length):
+                middle[i] = total[i]
+        for i in range(length):
+            target[y, i] = np.uint8(total[i])
+
+
+@kernel
+def _box_columns(source, target, reach, weight, edge_weight):
+    """One box pass along every column, all columns at once. Arguments as `_box_rows`."""
+    height, length = source.shape
+    total = np.zeros(length, np.uint32)
     for k in range(-reach, reach + 1):
-        total += source[min(max(k, 0), count - 1)]
-    for x in range(count):
-        ends = source[max(x - reach - 1, 0)] + source[min(x + reach + 1, count - 1)]
-        target[x] = (weight * total + edge_weight * ends + (1 << 23)) >> 24
-        total += source[min(x + reach + 1, count - 1)] - source[max(x - reach, 0)]
+        row = source[min(max(k, 0), height - 1)]
+        for i in range(length):
+            total[i] += np.uint32(row[i])
+    for y in range(height):
+        above, leaving = source[max(y - reach - 1, 0)], source[max(y - reach, 0)]
+        below = source[min(y + reach + 1, height - 1)]
+        for i in range(length):
+            entering = np.uint32(below[i])
+            ends = np.uint32(np.uint32(above[i]) + entering)
+            target[y, i] = np.uint8(_weigh(total[i], ends, weight, edge_weight))
+            total[i] = np.uint32(np.uint32(total[i] + entering) - np.uint32(leaving[i]))
 
 
 @kernel
@@ -352,22 +402,10 @@ def gaussian_blur(image, radius):
     reach = np.int64(box)
     weight = np.int64(np.float32(1 << 24) / (box * np.float32(2) + np.float32(1)))
     edge_weight = ((1 << 24) - (2 * reach + 1) * weight) // 2
-    lines = np.empty((2, max(height, width)), np.int64)
-    a, b = lines[0], lines[1]
-    for c in range(3):
-        for y in range(height):
-            for x in range(width):
-                a[x] = image[y, x, c]
-            _box_line(a, b, width, reach, weight, edge_weight)
-            _box_line(b, a, width, reach, weight, edge_weight)
-            _box_line(a, b, width, reach, weight, edge_weight)
-            for x in range(width):
-                image[y, x, c] = b[x]
-        for x in range(width):
-            for y in range(height):
-                a[y] = image[y, x, c]
-            _box_line(a, b, height, reach, weight, edge_weight)
-            _box_line(b, a, height, reach, weight, edge_weight)
-            _box_line(a, b, height, reach, weight, edge_weight)
-            for y in range(height):
-                image[y, x, c] = b[y]
+    weights = np.uint32(weight), np.uint32(edge_weight)
+    pixels = image.reshape(height, 3 * width)
+    other = np.empty((height, 3 * width), np.uint8)
+    _box_rows(pixels, other, reach, *weights)
+    _box_columns(other, pixels, reach, *weights)
+    _box_columns(pixels, other, reach, *weights)
+    _box_columns(other, pixels, reach, *weights)
