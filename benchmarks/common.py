@@ -1,5 +1,6 @@
-"""What every benchmark shares: pinning, interleaved rounds, machine description, result file."""
+"""What every benchmark shares: arguments, pinning, interleaved rounds, machine, result file."""
 
+import argparse
 import json
 import os
 import platform
@@ -15,6 +16,42 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
+
+
+def argument_parser(description: str, *, images: bool, rounds: int) -> argparse.ArgumentParser:
+    """The flags that every script has; `images`: it needs a folder of pictures."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    if images:
+        parser.add_argument("--images", required=True, help="folder of pictures, with subfolders")
+        parser.add_argument("--limit", type=int, default=200, help="pictures taken at most (200)")
+        parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
+    parser.add_argument("--json", help="where to write the result")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds ({rounds})")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="for tests: FFCV's operations are not compiled, so the rates mean nothing",
+    )
+    return parser
+
+
+def start(cores: int, smoke: bool) -> dict:
+    """Restrict this process to `cores` cores, give torch and OpenCV as many threads.
+
+    Returns: `describe_machine`. Call before numba is imported.
+    """
+    machine = describe_machine(pin_to_cores(cores)) | {"smoke": smoke}
+    fail_with_threads()
+    # FFCV starts numba's threads when it is imported; TBB's would wait for ever at the end
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+    import cv2
+    import torch
+    from ffcv.pipeline.compiler import Compiler
+
+    Compiler.set_enabled(not smoke)
+    torch.set_num_threads(cores)
+    cv2.setNumThreads(1)
+    return machine
 
 
 def pin_to_cores(count: int) -> list[int]:
@@ -72,6 +109,9 @@ def describe_machine(cores: list[int]) -> dict:
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    changed = ["git", "-C", str(ROOT), "status", "--porcelain", "fast_imagenet", "benchmarks/*.py"]
+    if subprocess.run(changed, capture_output=True, text=True, check=False).stdout.strip():
+        commit += " and changes"
     return {
         "processor": processor,
         "cores_used": len(cores),

@@ -6,25 +6,20 @@ Contestants take turns, round after round, on the same cores; rates are medians.
 and what not, stands in benchmarks/README.md.
 """
 
-import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import common
 
 BATCH_SIZE = 64
 SLOTS = 5  # FFCV's buffers: the batches before all are touched are left out of the timing
-QUALITY = 90
 
 
-def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True, help="folder of pictures, searched recursively")
-    parser.add_argument("--json", help="where to write the result")
+def read_arguments(argv):
+    parser = common.argument_parser(__doc__, images=True, rounds=7)
     parser.add_argument("--cores", type=int, default=1, help="cores and loader threads (1)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (7)")
-    parser.add_argument("--limit", type=int, default=200, help="pictures taken at most (200)")
     parser.add_argument("--per-round", type=int, default=1000, help="pictures per round (1000)")
     parser.add_argument(
         "--clock",
@@ -32,213 +27,190 @@ def read_arguments():
         default="wall",
         help="wall time, or the processor time of this process where the cores are shared (wall)",
     )
-    parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-# ==== Data ========================================================================================
-
-
-def read_pictures(folder: str, limit: int, max_side: int) -> list:
-    """uint8 [h, w, 3] pictures, resized as FFCV's writer does it."""
-    import numpy as np
-    from ffcv.fields.rgb_image import resizer
-    from PIL import Image
-
-    endings = {".jpeg", ".jpg", ".png"}
-    paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in endings]
-    if not paths:
-        raise SystemExit(f"--images {folder}: no .jpeg, .jpg or .png below it")
-    step = max(1, len(paths) // limit)
-    chosen = paths[::step][:limit]
-    return [resizer(np.asarray(Image.open(path).convert("RGB")), max_side) for path in chosen]
-
-
-class Pictures:
-    """What FFCV's writer reads: (picture, index)."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index], index
-
-
-def write_files(images: list, folder: str) -> dict:
+def write_files(images: list, folder: str, workers: int) -> dict:
     """The same pictures as FFCV writes them, with our JPEG encoder, and raw: name -> path."""
-    import numpy as np
-    from ffcv.fields import IntField, RGBImageField, rgb_image
-    from ffcv.writer import DatasetWriter
+    import data
 
-    from fast_imagenet.jpeg import encode_jpeg
-
-    def encode_with_markers(image, quality):
-        return np.frombuffer(encode_jpeg(image, quality), np.uint8)
-
-    stock_encoder, paths = rgb_image.encode_jpeg, {}
-    for name in ("stock", "ours", "raw"):
-        rgb_image.encode_jpeg = encode_with_markers if name == "ours" else stock_encoder
-        mode = "raw" if name == "raw" else "jpg"
-        field = RGBImageField(write_mode=mode, jpeg_quality=QUALITY)
-        paths[name] = str(Path(folder, f"{name}.beton"))
-        writer = DatasetWriter(paths[name], {"image": field, "label": IntField()}, num_workers=1)
-        writer.from_indexed_dataset(Pictures(images), shuffle_indices=False)
-    rgb_image.encode_jpeg = stock_encoder
-    return paths
-
-
-def image_bytes(path: str) -> int:
-    """Bytes of all samples; the file itself is rounded up to whole pages."""
-    from ffcv.reader import Reader
-
-    return int(Reader(path).alloc_table["size"].sum())
+    options = {"ours": {"markers": True}, "raw": {"mode": "raw"}, "stock": {}}
+    return {
+        name: data.write_file(Path(folder, f"{name}.beton"), images, workers=workers, **extra)
+        for name, extra in options.items()
+    }
 
 
 # ==== Contestants =================================================================================
 
 
-def ffcv_epoch(path: str, operations: list, cores: int, count: int, clock):
-    """A function that runs one epoch of `count` pictures and returns the rate."""
-    import numpy as np
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.reader import Reader
-    from ffcv.transforms import ToTensor
+class FfcvEpochs:
+    """One epoch after the other of an FFCV loader.
 
-    loader = Loader(
-        path,
-        batch_size=BATCH_SIZE,
-        num_workers=cores,
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        indices=np.resize(np.arange(int(Reader(path).num_samples)), count + SLOTS * BATCH_SIZE),
-        drop_last=True,
-        pipelines={"image": [*operations, ToTensor()], "label": None},
-    )
+    Calling it with a size runs `count` pictures and returns the rate. One loader serves all sizes,
+    as in training with a growing resolution: stock FFCV would compile each anew.
+    """
 
-    def run() -> float:
-        batches = iter(loader)
+    def __init__(self, path: str, operations: list, cores: int, count: int, clock):
+        import numpy as np
+        from ffcv.loader import Loader, OrderOption
+        from ffcv.reader import Reader
+        from ffcv.transforms import ToTensor
+
+        self.decoder, self.clock = operations[0], clock
+        batch_size = min(BATCH_SIZE, count)
+        total = count + SLOTS * batch_size
+        self.loader = Loader(
+            path,
+            batch_size=batch_size,
+            num_workers=cores,
+            os_cache=True,
+            order=OrderOption.SEQUENTIAL,
+            indices=np.resize(np.arange(int(Reader(path).num_samples)), total),
+            drop_last=True,
+            pipelines={"image": [*operations, ToTensor()], "label": None},
+        )
+
+    def __call__(self, size: int) -> float:
+        self.decoder.output_size = (size, size)
+        batches = iter(self.loader)
         for _ in range(SLOTS):
             next(batches)
-        begin, pictures = clock(), 0
+        begin, pictures = self.clock(), 0
         for (images,) in batches:
             pictures += len(images)
-        return pictures / (clock() - begin)
-
-    return run
-
-
-def torchvision_epoch(path: str, size: int, count: int, clock):
-    """Pillow decode and torchvision's v2 transforms in this process, no worker processes."""
-    import io
-
-    import numpy as np
-    import torch
-    from ffcv.reader import Reader
-    from PIL import Image
-    from torchvision.transforms import v2
-
-    reader, memory = Reader(path), np.memmap(path, "uint8", mode="r")
-    places = dict(
-        zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist(), strict=True)
-    )
-    starts = reader.metadata["f0"]["data_ptr"].tolist()
-    files = [memory[start : start + places[start]].tobytes() for start in starts]
-    transform = v2.Compose(
-        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-    )
-
-    def run() -> float:
-        begin = clock()
-        for first in range(0, count, BATCH_SIZE):
-            batch = range(first, min(count, first + BATCH_SIZE))
-            pictures = (Image.open(io.BytesIO(files[i % len(files)])) for i in batch)
-            torch.stack([transform(picture.convert("RGB")) for picture in pictures])
-        return count / (clock() - begin)
-
-    return run
+        assert images.shape[1:] == (size, size, 3)
+        return pictures / (self.clock() - begin)
 
 
-def contestants(paths: dict, cores: int, count: int, clock) -> dict:
-    """Name -> function that returns a rate."""
+def strong_operations(policy: str) -> list:
+    """RandAugment (2 operations, magnitude 9), ColorJitter 0.4/0.4/0.4, RandomErasing 0.25."""
+    from fast_imagenet.ops import ColorJitter, RandAugment, RandomErasing
+
+    return [
+        RandAugment(2, 9, mode=policy),
+        ColorJitter(0.4, 0.4, 0.4),
+        RandomErasing(0.25, mode="const"),
+    ]
+
+
+def ffcv_contestants(paths: dict, cores: int, count: int, clock) -> dict:
+    """Name -> function that returns a rate; all through FFCV's loader."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder as StockDecoder
     from ffcv.transforms import RandomHorizontalFlip
 
     from fast_imagenet.ops import CropDecode
 
-    def ours(file, size, **options):
-        return ffcv_epoch(paths[file], [CropDecode(size, **options)], cores, count, clock)
+    def epochs(file, *operations):
+        return FfcvEpochs(paths[file], operations, cores, count, clock)
 
-    def stock(file, size):
-        operations = [StockDecoder((size, size)), RandomHorizontalFlip()]
-        return ffcv_epoch(paths[file], operations, cores, count, clock)
+    def stock(file):
+        return epochs(file, StockDecoder((160, 160)), RandomHorizontalFlip())
 
-    runs = {
-        "ffcv_plain_160": stock("stock", 160),
-        "ours_plain_160": ours("ours", 160),
-        "ffcv_plain_224": stock("stock", 224),
-        "ours_plain_224": ours("ours", 224),
-        "ffcv_raw_160": stock("raw", 160),
-        "ours_raw_160": ours("raw", 160),
-        "ours_plain_160_exact_decode": ours("ours", 160, reduced_decode=False),
-        "ours_plain_160_bicubic": ours("ours", 160, method="bicubic"),
-        "ours_plain_160_on_stock_file": ours("stock", 160),
+    def ours(file, *more, **options):
+        return epochs(file, CropDecode(160, **options), *more)
+
+    stock_jpeg, our_jpeg, strong = stock("stock"), ours("ours"), strong_operations
+    return {
+        "ffcv_plain_160": partial(stock_jpeg, 160),
+        "ours_plain_160": partial(our_jpeg, 160),
+        "ffcv_plain_224": partial(stock_jpeg, 224),
+        "ours_plain_224": partial(our_jpeg, 224),
+        "ffcv_raw_160": partial(stock("raw"), 160),
+        "ours_raw_160": partial(ours("raw"), 160),
+        "ours_strong_160": partial(ours("ours", *strong("lite")), 160),
+        "ours_strong_full_160": partial(ours("ours", *strong("full")), 160),
+        "ours_plain_160_exact_decode": partial(ours("ours", reduced_decode=False), 160),
+        "ours_plain_160_bicubic": partial(ours("ours", method="bicubic"), 160),
+        "ours_plain_160_on_stock_file": partial(ours("stock"), 160),
     }
-    if cores == 1:
-        runs["torchvision_plain_160"] = torchvision_epoch(paths["stock"], 160, count // 4, clock)
+
+
+def peer_contestants(path: str, cores: int, count: int, clock) -> dict:
+    """Name -> function that returns a rate; those that are installed, on FFCV's JPEGs."""
+    import data
+    import peers
+
+    files, missing, runs = data.sample_bytes(path), peers.missing_packages(), {}
+    for recipe, share in (("plain", 4), ("strong", 8)):
+        pictures = max(cores, count // share)
+        for name, transform in peers.TRANSFORMS.items():
+            if name not in missing:
+                samples = peers.Samples(files, transform(160, recipe == "strong"), pictures)
+                runs[f"{name}_{recipe}_160"] = peers.epoch(samples, cores, clock)
+        if "dali" not in missing:
+            runs[f"dali_{recipe}_160"] = peers.dali_epoch(
+                files, 160, recipe == "strong", cores, pictures, clock
+            )
     return runs
 
 
 RATIOS = {
     "plain_160_vs_ffcv": ("ours_plain_160", "ffcv_plain_160"),
     "plain_224_vs_ffcv": ("ours_plain_224", "ffcv_plain_224"),
+    "strong_160_vs_torchvision": ("ours_strong_160", "torchvision_strong_160"),
+    "strong_160_vs_ffcv_plain": ("ours_strong_160", "ffcv_plain_160"),
     "raw_160_vs_ffcv": ("ours_raw_160", "ffcv_raw_160"),
     "plain_160_vs_torchvision": ("ours_plain_160", "torchvision_plain_160"),
+    "strong_160_vs_timm": ("ours_strong_160", "timm_strong_160"),
+    "strong_160_vs_albumentations": ("ours_strong_160", "albumentations_strong_160"),
+    "strong_160_vs_dali": ("ours_strong_160", "dali_strong_160"),
 }
 
 
 # ==== Main ========================================================================================
 
 
-def main() -> None:
-    arguments = read_arguments()
-    cores = common.pin_to_cores(arguments.cores)
-    machine = common.describe_machine(cores)
-    common.fail_with_threads()
-    import cv2
-    import torch
+def measure(arguments) -> tuple[dict, dict]:
+    """Rates by contestant, and what they were measured on."""
+    import data
+    import peers
 
-    torch.set_num_threads(len(cores))
-    cv2.setNumThreads(1)
-    images = read_pictures(arguments.images, arguments.limit, arguments.max_side)
+    images = data.read_pictures(arguments.images, arguments.limit, arguments.max_side)
+    clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
+    options = (arguments.cores, arguments.per_round, clock)
+    left_out = peers.missing_packages()
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_files(images, folder)
-        sizes = {name: image_bytes(path) for name, path in paths.items()}
-        clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
-        runs = contestants(paths, len(cores), arguments.per_round, clock)
+        paths = write_files(images, folder, arguments.cores)
+        sizes = {name: sum(map(len, data.sample_bytes(path))) for name, path in paths.items()}
+        runs = ffcv_contestants(paths, *options)
+        if arguments.cores > 1 and arguments.clock == "cpu":
+            left_out |= dict.fromkeys(peers.TRANSFORMS, "its workers are other processes: no clock")
+        else:
+            runs |= peer_contestants(paths["stock"], *options)
         rates = common.interleave(runs, arguments.rounds)
+    pixels = [image.shape[0] * image.shape[1] for image in images]
+    return rates, {
+        "pictures": len(images),
+        "max_side": arguments.max_side,
+        "mean_pixels": sum(pixels) // len(pixels),
+        "quality": data.QUALITY,
+        "batch_size": BATCH_SIZE,
+        "cores": arguments.cores,
+        "clock": arguments.clock,
+        "peers_run_in": "one process" if arguments.cores == 1 else "a DataLoader's workers",
+        "left_out": left_out,
+        "image_bytes": sizes,
+    }
+
+
+def main(argv=None) -> None:
+    arguments = read_arguments(argv)
+    machine = common.start(arguments.cores, arguments.smoke)
+    rates, data = measure(arguments)
+    # processor time is of one core already
+    cores = arguments.cores if arguments.clock == "wall" else 1
+    rates = {name: {"per_core": rate["median"] / cores, **rate} for name, rate in rates.items()}
     ratios = {
         name: round(rates[ours]["median"] / rates[theirs]["median"], 3)
         for name, (ours, theirs) in RATIOS.items()
         if theirs in rates
     }
     for name, rate in rates.items():
-        print(
-            f"{name:32} {rate['median']:8.0f} pictures/s ({rate['min']:.0f} to {rate['max']:.0f})"
-        )
+        spread = f"{rate['min']:.0f} to {rate['max']:.0f}"
+        print(f"{name:32} {rate['median']:8.0f} pictures/s ({spread})")
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:8.2f} x")
-    data = {
-        "pictures": len(images),
-        "max_side": arguments.max_side,
-        "mean_pixels": int(sum(i.shape[0] * i.shape[1] for i in images) / len(images)),
-        "quality": QUALITY,
-        "batch_size": BATCH_SIZE,
-        "clock": arguments.clock,
-        "image_bytes": sizes,
-    }
     common.write_json(arguments.json, {**ratios, "rates": rates, "data": data, "machine": machine})
 
 
