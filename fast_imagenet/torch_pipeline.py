@@ -5,11 +5,11 @@ image folders, runs wherever torch does, and is what the FFCV loader is compared
 keyed by (seed, epoch, sample), so the pixels are the same for any number of workers or ranks, and
 after a resume.
 
-    transforms="cpu": workers decode, crop, resize and flip; ready batches go to the device
-    transforms="gpu": workers read and draw; the device decodes, crops, resizes and flips
+    transforms="cpu": workers decode, crop, resize, flip and augment; ready batches go to the device
+    transforms="gpu": workers read and draw crops; the device does the rest
 
 Arrays: images_bhwc and rgb_hwc uint8 in 0..255, RGB; image_chw the same as torch sees it;
-labels_b int64.
+labels_b int64; samples_b numpy int64, index of each picture in the file.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
+from fast_imagenet.augment import CROP_AND_FLIP, Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.order import epoch_order, rank_batches
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.decode import decode_rgb
+from fast_imagenet.torch_augment import KeyedTransforms, keyed_generator
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
 CHECK_SECONDS = 5  # how often a wait for a batch looks whether a worker has died
@@ -48,19 +50,19 @@ class SampleError(ValueError):
 
 
 class TorchTrainLoader:
-    """Random resized crops and flips; order and draws are set by (seed, epoch, sample) alone.
+    """Randomly changed pictures; order and draws are set by (seed, epoch, sample) alone.
 
     Args:
         path: .beton file; or folder train/ of an image folder, or the folder that has train/ in it.
         global_batch: images per optimizer step over all ranks; must divide by `world_size`.
-        seed: of order, crops and flips, >= 0.
+        seed: of order and draws, >= 0.
         rank, world_size: which slice of every global batch this process gets.
         num_workers: processes that prepare batches; 0 = none, this process does it.
         device: where the batches end up.
-        crop_area: smallest and largest share of the picture that a crop covers, 0 < lo <= hi <= 1.
-        flip: probability of a horizontal flip, 0 to 1.
-        transforms: 'cpu' or 'gpu', where pictures are decoded and resized. JPEG decoders differ by
-            a few levels between the two.
+        augment: crop, flip and what follows them up to the blur; erasing and mixing come after
+            normalisation (batch_transforms.py).
+        transforms: 'cpu' or 'gpu', where pictures are decoded, resized and augmented. JPEG decoders
+            differ by a few levels between the two, torchvision's augmentations too.
 
     Attributes:
         num_samples, num_classes: counts.
@@ -68,7 +70,8 @@ class TorchTrainLoader:
 
     Raises:
         BetonError, SourceError: the data is missing or damaged.
-        ValueError: fewer images than one batch, a batch that does not divide, or 'gpu' without one.
+        ValueError: fewer images than one batch, a batch that does not divide, 'gpu' without one or
+            with a policy that cannot run there, a setting of `augment` out of range.
     """
 
     def __init__(
@@ -81,8 +84,7 @@ class TorchTrainLoader:
         world_size: int = 1,
         num_workers: int = 0,
         device: torch.device | str = "cpu",
-        crop_area: tuple[float, float] = (0.08, 1.0),
-        flip: float = 0.5,
+        augment: Augment = CROP_AND_FLIP,
         transforms: str = "cpu",
     ) -> None:
         self._device = torch.device(device)
@@ -96,15 +98,17 @@ class TorchTrainLoader:
                 f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
                 f"lower training.batch_size"
             )
-        region = RandomRegion(seed, tuple(crop_area), flip)
-        self._pipeline = _Pipeline(source, region, transforms, num_workers, self._device)
+        region = RandomRegion(seed, tuple(augment.crop_area), augment.flip)
+        keyed = KeyedTransforms(augment, seed, transforms)
+        pictures = Pictures(source, region, transforms == "cpu", keyed)
+        self._pipeline = _Pipeline(pictures, num_workers, self._device)
 
     def __len__(self) -> int:
         """Optimizer steps of an epoch; the last, incomplete batch is left out."""
         return self.num_samples // self._batch[0]
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
-        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]).
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
 
         Args:
             epoch: chooses order and draws together with the seed, >= 0.
@@ -118,7 +122,9 @@ class TorchTrainLoader:
             RuntimeError: a worker died, or none delivered a batch for TIMEOUT_SECONDS.
         """
         mine = rank_batches(epoch_order(self.num_samples, self._seed, epoch), *self._batch)
-        return self._pipeline.run(list(mine[start_step:]), resolution, epoch)
+        mine = list(mine[start_step:])
+        batches = self._pipeline.run(mine, resolution, epoch)
+        return ((*batch, samples_b) for batch, samples_b in zip(batches, mine, strict=True))
 
     def close(self) -> None:
         """End the workers; a later epoch starts new ones."""
@@ -154,7 +160,8 @@ class TorchEvalLoader:
         self.num_classes = count_classes(source)
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        self._pipeline = _Pipeline(source, CentreRegion(), transforms, num_workers, device)
+        pictures = Pictures(source, CentreRegion(), transforms == "cpu")
+        self._pipeline = _Pipeline(pictures, num_workers, device)
 
     def batches(self, resolution: int, crop_ratio: float) -> Iterator:
         """Batches (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b]) in the order of the file.
@@ -243,17 +250,10 @@ class RandomRegion:
 
     def __call__(self, height: int, width: int, index: int, epoch: int) -> Region:
         """The region of sample `index` in `epoch`: nothing else changes it."""
-        key = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
         shape = torch.empty((3, height, width), device="meta")
-        # torchvision draws from the process's generator: set it for these draws, then put it back.
-        # Not torch.manual_seed: it also queues a call for every GPU, 0.4 ms and never freed.
-        state = torch.get_rng_state()
-        torch.default_generator.manual_seed(int(key))
-        try:
+        with keyed_generator([self.seed, epoch, index]):
             crop = RandomResizedCrop.get_params(shape, list(self.crop_area), list(ASPECT_RATIO))
             flip = torch.rand(1).item() < self.flip
-        finally:
-            torch.set_rng_state(state)
         return Region(*crop, flip)
 
 
@@ -297,27 +297,40 @@ class Pictures(Dataset):
         source: BetonFile or Source.
         region: RandomRegion (argument: epoch) or CentreRegion (argument: crop ratio).
         finish: True: uint8 images (r, r, 3). False: (uint8 JPEG bytes [n] or pixels (H, W, 3),
-            region, resolution).
+            region, key).
+        change: what happens to a picture of the right size, with (epoch, index); None: nothing.
     """
 
-    def __init__(self, source, region: RandomRegion | CentreRegion, finish: bool) -> None:
-        self.source, self.region, self.finish = source, region, finish
+    def __init__(
+        self,
+        source,
+        region: RandomRegion | CentreRegion,
+        finish: bool,
+        change: KeyedTransforms | None = None,
+    ) -> None:
+        self.source, self.region, self.finish, self.change = source, region, finish, change
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int, int | float]):
         """One sample and its label; whatever goes wrong is reported with the sample's name."""
-        index, resolution, argument = key
+        index, _, argument = key
         try:
             stored, label = read_stored(self.source, index), int(self.source.labels[index])
             if not self.finish:
-                return (*self._unfinished(stored, index, argument), resolution, index), label
+                return (*self._unfinished(stored, index, argument), key), label
             image_chw = to_chw(stored)
             region = self.region(*image_chw.shape[1:], index, argument)
-            return crop_and_resize(image_chw, region, resolution), label
+            return self.finished(image_chw, region, key), label
         except Exception as error:
             raise SampleError(describe(self.source, index, error)) from error
+
+    def finished(self, image_chw: torch.Tensor, region: Region, key: tuple) -> torch.Tensor:
+        """A decoded picture, on any device, as the network gets it: uint8 (r, r, 3)."""
+        index, resolution, argument = key
+        image_hwc = crop_and_resize(image_chw, region, resolution)
+        return self.change(image_hwc, argument, index) if self.change else image_hwc
 
     def _unfinished(self, stored: bytes | np.ndarray, index: int, argument: int | float):
         size = plain_jpeg_size(stored)
@@ -358,13 +371,13 @@ def plain_jpeg_size(stored: bytes | np.ndarray) -> tuple[int, int] | None:
         return (image.height, image.width) if image.mode in ("RGB", "L") else None
 
 
-def finish_on_device(samples: list[tuple], device: torch.device, source) -> torch.Tensor:
-    """Decode, cut out and resize a batch where the network is.
+def finish_on_device(samples: list[tuple], device: torch.device, pictures) -> torch.Tensor:
+    """Decode, cut out, resize and augment a batch where the network is.
 
     Args:
-        samples: (JPEG bytes or pixels, region, resolution, index), from Pictures(finish=False).
+        samples: (JPEG bytes or pixels, region, key), from Pictures(finish=False).
         device: GPU, or CPU in tests.
-        source: for the names of damaged samples.
+        pictures: the Pictures.
     Returns:
         images_bhwc on `device`.
     Raises:
@@ -372,13 +385,13 @@ def finish_on_device(samples: list[tuple], device: torch.device, source) -> torc
     """
     images_chw = _decode_all([sample[0] for sample in samples], device)
     finished = []
-    for image_chw, (data, region, resolution, index) in zip(images_chw, samples, strict=True):
+    for image_chw, (data, region, key) in zip(images_chw, samples, strict=True):
         if image_chw is None:  # the fast decoder refused the batch: this one may not be to blame
             try:
                 image_chw = to_chw(decode_rgb(data.numpy().tobytes())[0]).to(device)
             except Exception as error:
-                raise SampleError(describe(source, index, error)) from error
-        finished.append(crop_and_resize(image_chw, region, resolution))
+                raise SampleError(describe(pictures.source, key[0], error)) from error
+        finished.append(pictures.finished(image_chw, region, key))
     return torch.stack(finished)
 
 
@@ -427,9 +440,9 @@ class _Batches(Sampler):
 class _Pipeline:
     """One DataLoader whose workers stay, fed with the keys of one pass after the other."""
 
-    def __init__(self, source, region, transforms: str, num_workers: int, device) -> None:
-        self._source, self._device = source, device
-        self._finish = transforms == "cpu"
+    def __init__(self, pictures: Pictures, num_workers: int, device) -> None:
+        self._pictures, self._device = pictures, device
+        self._finish = pictures.finish
         self._batches = _Batches()
         workers = {}
         if num_workers:
@@ -440,7 +453,7 @@ class _Pipeline:
                 "timeout": CHECK_SECONDS,  # see _next_batch
             }
         self._loader = DataLoader(
-            Pictures(source, region, self._finish),
+            pictures,
             batch_sampler=self._batches,
             num_workers=num_workers,
             collate_fn=_stack if self._finish else _list,
@@ -460,7 +473,7 @@ class _Pipeline:
             while (batch := _next_batch(prepared)) is not None:
                 images, labels_b = batch
                 if not self._finish:
-                    images = finish_on_device(images, self._device, self._source)
+                    images = finish_on_device(images, self._device, self._pictures)
                 yield (
                     images.to(self._device, non_blocking=True),
                     labels_b.to(self._device, non_blocking=True),

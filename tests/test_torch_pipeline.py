@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import v2
 
 from fast_imagenet import torch_pipeline
+from fast_imagenet.augment import Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.order import epoch_order
 from fast_imagenet.sources import SourceError, open_source
+from fast_imagenet.torch_augment import KeyedTransforms
 from fast_imagenet.torch_pipeline import (
     CentreRegion,
     RandomRegion,
@@ -76,7 +78,7 @@ def train_loader(root, name="train", **options):
 
 
 def collect(batches):
-    images, labels = zip(*batches, strict=True)
+    images, labels = list(zip(*batches, strict=True))[:2]
     return torch.cat(images), torch.cat(labels)
 
 
@@ -96,12 +98,14 @@ def test_batches_of_an_epoch(root, name):
     assert loader.classes == CLASSES
     labels = open_pictures(root, name).labels
     order = epoch_order(TRAIN, seed=1, epoch=4).reshape(3, 8)
-    for step, (images_bhwc, labels_b) in enumerate(loader.epoch(4, resolution=32)):
+    for step, (images_bhwc, labels_b, samples_b) in enumerate(loader.epoch(4, resolution=32)):
         assert images_bhwc.shape == (8, 32, 32, 3)
         assert images_bhwc.is_contiguous()
         assert images_bhwc.dtype == torch.uint8
         assert labels_b.dtype == torch.int64
         assert labels_b.tolist() == labels[order[step]].tolist()
+        assert samples_b.dtype == np.int64
+        assert samples_b.tolist() == order[step].tolist()
     assert step == 2
 
 
@@ -120,7 +124,7 @@ def test_pixels_are_torchvisions(root, name):
 
     torchvision resizes tensors within one level of Pillow; one more for rounding twice.
     """
-    images_bhwc, _ = next(train_loader(root, name).epoch(2, resolution=32))
+    images_bhwc, _, _ = next(train_loader(root, name).epoch(2, resolution=32))
     source = open_pictures(root, name)
     for image_hwc, index in zip(images_bhwc, epoch_order(TRAIN, 1, 2)[:8].tolist(), strict=True):
         pil = as_pil(source, index)
@@ -185,7 +189,8 @@ def test_any_number_of_ranks(root, expected, world_size):
 def test_from_any_step(root, expected, start_step):
     batches = list(train_loader(root).epoch(0, 32, start_step=start_step))
     assert len(batches) == 3 - start_step
-    for (images, labels), step in zip(batches, range(start_step, 3), strict=True):
+    for (images, labels, samples), step in zip(batches, range(start_step, 3), strict=True):
+        assert samples.tolist() == epoch_order(TRAIN, 1, 0)[step * 8 : step * 8 + 8].tolist()
         assert torch.equal(images, expected[0][0][step * 8 : step * 8 + 8])
         assert torch.equal(labels, expected[0][1][step * 8 : step * 8 + 8])
 
@@ -236,6 +241,50 @@ def test_crops_and_flips_follow_the_settings():
     assert all(r.left >= 0 and r.left + r.width <= 500 for r in regions)
     assert not any(RandomRegion(0, (0.2, 0.6), 0.0)(40, 40, i, 0).flip for i in range(50))
     assert all(RandomRegion(0, (0.2, 0.6), 1.0)(40, 40, i, 0).flip for i in range(50))
+
+
+# ------------------------------------------------------------------------------------------------
+# Augmentation
+# ------------------------------------------------------------------------------------------------
+
+COLOR = {"brightness": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.2, "blur": 0.2}
+STRONG = Augment(crop_area=(0.25, 1.0), flip=0.3, policy="rand_augment_timm", **COLOR)
+TENSOR = Augment(crop_area=(0.25, 1.0), flip=0.3, policy="rand_augment_lite", **COLOR)
+
+
+def cropped_then_changed(root, augment, epoch, resolution, transforms="cpu"):
+    """The pictures of an epoch, the changes made here to what a loader without them gives."""
+    plain = Augment(crop_area=augment.crop_area, flip=augment.flip)
+    keyed = KeyedTransforms(augment, 1, transforms)
+    images = []
+    for images_bhwc, _, samples_b in train_loader(root, augment=plain).epoch(epoch, resolution):
+        pairs = zip(images_bhwc, samples_b.tolist(), strict=True)
+        images += [keyed(image.clone(), epoch, index) for image, index in pairs]
+    return torch.stack(images)
+
+
+def test_pictures_are_changed_after_crop_and_flip(root):
+    """By the same key for any number of workers and ranks, and from any step."""
+    wanted = cropped_then_changed(root, STRONG, 1, 40)
+    images, _ = collect(train_loader(root, augment=STRONG).epoch(1, 40))
+    assert torch.equal(images, wanted)
+    assert not torch.equal(images, collect(train_loader(root).epoch(1, 40))[0])
+    loader = train_loader(root, augment=STRONG, num_workers=2)
+    assert torch.equal(collect(loader.epoch(1, 40))[0], wanted)
+    loader.close()
+    ranks = [train_loader(root, augment=STRONG, rank=r, world_size=2) for r in range(2)]
+    steps = zip(*(loader.epoch(1, 40, start_step=1) for loader in ranks), strict=True)
+    assert torch.equal(collect(batch for step in steps for batch in step)[0], wanted[8:])
+
+
+def test_pictures_are_changed_on_the_device(root, device_is_cpu):
+    images, _ = collect(train_loader(root, augment=TENSOR, transforms="gpu").epoch(1, 40))
+    assert torch.equal(images, cropped_then_changed(root, TENSOR, 1, 40, "gpu"))
+
+
+def test_a_policy_that_needs_pillow_is_refused_on_a_gpu(root, device_is_cpu):
+    with pytest.raises(ValueError, match="rand_augment_timm changes Pillow pictures"):
+        train_loader(root, augment=STRONG, transforms="gpu")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -341,6 +390,20 @@ def test_only_plain_jpegs_are_left_to_the_device():
     found = [torch_pipeline.plain_jpeg_size(encoded(number)) for number in range(4)]
     assert found == [sizes[0], None, None, sizes[3]]  # gray, CMYK, PNG, color
     assert torch_pipeline.plain_jpeg_size(np.zeros((4, 4, 3), np.uint8)) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("transforms", ["cpu", "gpu"])
+def test_augmentation_on_a_gpu(root, transforms):
+    options = {"num_workers": 1, "device": "cuda", "transforms": transforms, "augment": TENSOR}
+    loader = train_loader(root, **options)
+    images, _ = collect(loader.epoch(1, 40))
+    assert images.is_cuda
+    assert images.is_contiguous()
+    wanted = cropped_then_changed(root, TENSOR, 1, 40, transforms)
+    difference = (images.cpu().int() - wanted.int()).abs().float().mean()
+    assert difference < 5 if transforms == "gpu" else difference == 0
+    loader.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
