@@ -194,46 +194,79 @@ def resample_nearest(source, inverse, fill, image_hwc):
 # ==== Bilinear ====================================================================================
 
 
+_DOUBLES = ir.VectorType(ir.DoubleType(), 4)
+
+
+def _load_doubles(builder, address):
+    """One pixel, and a byte of the next, as four float64."""
+    stored, whole = ir.VectorType(ir.IntType(8), 4), ir.VectorType(ir.IntType(32), 4)
+    value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=1)
+    return builder.sitofp(builder.zext(value, whole), _DOUBLES)
+
+
+def _splat(builder, scalar):
+    value = ir.Constant(_DOUBLES, ir.Undefined)
+    for lane in range(4):
+        value = builder.insert_element(value, scalar, ir.IntType(32)(lane))
+    return value
+
+
+@intrinsic
+def blend_pixels(typing_context, left, right, lower_left, lower_right, share_x, share_y):
+    """Bilinear mean of four pixels: uint32 as `load_pixel` gives it, truncated, not rounded.
+
+    Args: addresses of the pixels, four bytes readable at each. share_x, share_y: float64 in [0, 1),
+        weight of the right and of the lower ones. No product is fused with a sum: Pillow's are not.
+    """
+
+    def generate(context, builder, signature, arguments):
+        corners = [_load_doubles(builder, address) for address in arguments[:4]]
+        shares = [_splat(builder, share) for share in arguments[4:]]
+
+        def blend(a, b, share):
+            return builder.fadd(a, builder.fmul(builder.fsub(b, a), share))
+
+        upper, lower = (blend(*corners[k : k + 2], shares[0]) for k in (0, 2))
+        mean = builder.fptosi(blend(upper, lower, shares[1]), ir.VectorType(ir.IntType(32), 4))
+        narrow = builder.trunc(mean, ir.VectorType(ir.IntType(8), 4))
+        return builder.bitcast(narrow, ir.IntType(32))
+
+    return types.uint32(*[types.uintp] * 4, types.float64, types.float64), generate
+
+
 @kernel(inline="always")
-def _blend(a, b, share):
-    return a + (b - a) * share
+def _bilinear_pixel(source, at_x, at_y, height, width):
+    """The pixel at a position inside the source; neighbours outside repeat the edge."""
+    at_x -= 0.5
+    at_y -= 0.5
+    left, top = np.int64(math.floor(at_x)), np.int64(math.floor(at_y))
+    upper, lower = 3 * width * max(top, 0), 3 * width * min(top + 1, height - 1)
+    near, far = 3 * max(left, 0), 3 * min(left + 1, width - 1)
+    return blend_pixels(
+        *(source + np.uintp(upper + near), source + np.uintp(upper + far)),
+        *(source + np.uintp(lower + near), source + np.uintp(lower + far)),
+        *(at_x - left, at_y - top),
+    )
 
 
 @kernel
 def resample_bilinear(source, inverse, fill, image_hwc):
-    """As `resample_nearest`, with BILINEAR. The mean of four pixels is truncated, not rounded."""
+    """As `resample_nearest`, with BILINEAR in float64."""
     height, width = image_hwc.shape[:2]
     a, b, c, d, e, f = inverse
+    outside = np.uint32(fill[0] | fill[1] << 8 | fill[2] << 16)
+    target = np.uintp(image_hwc.ctypes.data)
     for y in range(height):
+        row, pixel = target + np.uintp(3 * width * y), outside
         for x in range(width):
             at_x = a * (x + 0.5) + b * (y + 0.5) + c
             at_y = d * (x + 0.5) + e * (y + 0.5) + f
             if at_x < 0.0 or at_x >= width or at_y < 0.0 or at_y >= height:
-                for channel in range(3):
-                    image_hwc[y, x, channel] = fill[channel]
-                continue
-            at_x -= 0.5
-            at_y -= 0.5
-            left, top = math.floor(at_x), math.floor(at_y)
-            share_x, share_y = at_x - left, at_y - top
-            near = 3 * (max(top, 0) * width)
-            far = 3 * (min(top + 1, height - 1) * width)
-            one, two = 3 * max(left, 0), 3 * min(left + 1, width - 1)
-            for k in range(3):
-                corners = (near + one + k, near + two + k, far + one + k, far + two + k)
-                image_hwc[y, x, k] = _mean(source, corners, share_x, share_y)
-
-
-@kernel(inline="always")
-def _mean(source, corners, share_x, share_y):
-    upper = _blend(
-        np.float64(load_byte(source + np.uintp(corners[0]))),
-        np.float64(load_byte(source + np.uintp(corners[1]))),
-        share_x,
-    )
-    lower = _blend(
-        np.float64(load_byte(source + np.uintp(corners[2]))),
-        np.float64(load_byte(source + np.uintp(corners[3]))),
-        share_x,
-    )
-    return np.uint8(_blend(upper, lower, share_y))
+                pixel = outside
+            else:
+                pixel = _bilinear_pixel(source, at_x, at_y, height, width)
+            if x < width - 1:
+                store_pixel(row + np.uintp(3 * x), pixel)
+        for channel in range(3):  # alone, as in `_copy_line`
+            value = np.uint8((pixel >> np.uint32(8 * channel)) & np.uint32(255))
+            store_byte(row + np.uintp(3 * (width - 1) + channel), value)
