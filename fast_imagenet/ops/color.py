@@ -30,8 +30,9 @@ def grey(red, green, blue):
 @kernel(inline="always")
 def blend(degenerate, value, factor):
     """Pillow's blend of two bytes: float32 arithmetic, clipped, truncated. Returns int32."""
-    distance = np.float32(np.int32(value) - np.int32(degenerate))
-    mixed = np.float32(degenerate) + np.float32(factor) * distance
+    # Without the outer int32 the difference is 64 bits wide, which has no vector conversion.
+    distance = np.float32(np.int32(np.int32(value) - np.int32(degenerate)))
+    mixed = np.float32(np.int32(degenerate)) + np.float32(factor) * distance
     return np.int32(min(max(mixed, ZERO), TOP))
 
 
@@ -288,28 +289,37 @@ def adjust_hue(image, factor):
 
 
 @kernel
+def _sharpen_row(above, here, below, column, factor):
+    """Sharpen one row; the result takes the place of `above`. int32 [3 * width] each."""
+    for i in range(len(column)):
+        column[i] = np.int32(above[i] + here[i] + below[i])
+    # Views: an index that may be negative would keep the compiler from using vectors.
+    middle, right, center, result = column[3:], column[6:], here[3:], above[3:]
+    for i in range(len(column) - 6):
+        total = np.int32(column[i] + middle[i] + right[i] + 4 * center[i])
+        smooth = np.int32((2 * total + 13) * 20165) >> np.int32(19)  # (2 * total + 13) // 26
+        result[i] = blend(smooth, center[i], factor)
+
+
+@kernel
 def adjust_sharpness(image, factor):
     """ImageEnhance.Sharpness: blend with a 3 x 3 smoothing; the outermost pixels stay."""
     height, width, _ = image.shape
     if height < 3 or width < 3:
         return
-    above, here = np.empty((2, width, 3), np.int32)
-    for x in range(width):
-        for c in range(3):
-            here[x, c] = image[0, x, c]
+    length, factor = 3 * width, np.float32(factor)
+    pixels, rows = image.reshape(height, length), np.empty((4, length), np.int32)
+    above, here, below, column = rows[0], rows[1], rows[2], rows[3]
+    for i in range(length):
+        here[i], below[i] = pixels[0, i], pixels[1, i]
     for y in range(1, height - 1):
-        above, here = here, above
-        for x in range(width):
-            for c in range(3):
-                here[x, c] = image[y, x, c]
-        for x in range(1, width - 1):
-            for c in range(3):
-                total = above[x - 1, c] + above[x, c] + above[x + 1, c]
-                total += here[x - 1, c] + 5 * here[x, c] + here[x + 1, c]
-                below = np.int32(image[y + 1, x - 1, c]) + np.int32(image[y + 1, x + 1, c])
-                total += below + np.int32(image[y + 1, x, c])
-                smooth = (2 * total + 13) // 26
-                image[y, x, c] = np.uint8(blend(smooth, here[x, c], factor))
+        above, here, below = here, below, above
+        row = pixels[y + 1]
+        for i in range(length):
+            below[i] = row[i]
+        _sharpen_row(above, here, below, column, factor)
+        for i in range(3, length - 3):
+            pixels[y, i] = np.uint8(above[i])
 
 
 # ==== Blur ========================================================================================
