@@ -8,78 +8,87 @@ disk as in every start but the first; stock FFCV cannot cache and compiles at ev
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import common
 
 PICTURES = 32
+KINDS = ("ours", "ours_strong", "ffcv")
 
 
-def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", help="where to write the result")
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each kind (3)")
+def read_arguments(argv):
+    parser = common.argument_parser(__doc__, images=False, rounds=3)
     parser.add_argument("--first-batch", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def write_file(path: str) -> None:
     """A few synthetic JPEGs; their content does not matter here."""
+    import data
     import numpy as np
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (PICTURES, 64, 80, 3), dtype=np.uint8)
-    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
-    samples = [(image, index) for index, image in enumerate(images)]
-    DatasetWriter(path, fields, num_workers=1).from_indexed_dataset(samples)
+    data.write_file(path, images)
 
 
-def time_first_batch(kind: str, path: str) -> None:
-    """Print the seconds to the first batch and to the end of the process's imports before it."""
+def time_first_batch(kind: str, path: str, smoke: bool) -> None:
+    """Print the seconds to the first batch and those of the imports before it."""
     begin = time.perf_counter()
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader
+    from ffcv.pipeline.compiler import Compiler
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-    from fast_imagenet.ops import CropDecode
+    from fast_imagenet.ops import ColorJitter, CropDecode, RandAugment, RandomErasing
 
+    Compiler.set_enabled(not smoke)
     imported = time.perf_counter()
-    operations = [CropDecode(32)]
     if kind == "ffcv":
         operations = [RandomResizedCropRGBImageDecoder((32, 32)), RandomHorizontalFlip()]
+    else:
+        operations = [CropDecode(32)]
+    if kind == "ours_strong":
+        operations += [RandAugment(2, 9), ColorJitter(0.4, 0.4, 0.4), RandomErasing(0.25)]
     pipelines = {"image": [*operations, ToTensor()]}
     loader = Loader(path, batch_size=8, num_workers=1, os_cache=True, pipelines=pipelines)
     next(iter(loader))
     print(json.dumps([time.perf_counter() - imported, imported - begin]), flush=True)
+    os._exit(0)  # the epoch is not at its end
 
 
-def start(kind: str, path: str) -> float:
+def start(kind: str, path: str, smoke: bool) -> float:
     """Seconds to the first batch in a new process."""
     command = [sys.executable, __file__, "--first-batch", kind, path]
+    command += ["--smoke"] if smoke else []
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    return json.loads(done.stdout.splitlines()[0])[0]
+    return json.loads(done.stdout.splitlines()[-1])[0]
 
 
-def main() -> None:
-    arguments = read_arguments()
+def main(argv=None) -> None:
+    arguments = read_arguments(argv)
     if arguments.first_batch:
-        time_first_batch(*arguments.first_batch)
-        return
-    machine = common.describe_machine(common.pin_to_cores(1))
+        time_first_batch(*arguments.first_batch, arguments.smoke)
+    machine = common.start(1, arguments.smoke)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "data.beton"))
         write_file(path)
-        starts = {kind: lambda kind=kind: start(kind, path) for kind in ("ours", "ffcv")}
-        seconds = common.interleave(starts, arguments.rounds)
+        starts = {kind: partial(start, kind, path, arguments.smoke) for kind in KINDS}
+        if arguments.smoke:
+            seconds = {kind: common.summary([start()]) for kind, start in starts.items()}
+        else:
+            seconds = common.interleave(starts, arguments.rounds)
     for kind, value in seconds.items():
         print(f"{kind}: {value['median']:.2f} s to the first batch ({value['rounds']})")
-    common.write_json(arguments.json, {"seconds_to_first_batch": seconds, "machine": machine})
+    keys = {f"{kind}_compile_seconds": seconds[kind]["median"] for kind in KINDS}
+    result = {**keys, "seconds_to_first_batch": seconds, "machine": machine}
+    common.write_json(arguments.json, result)
 
 
 if __name__ == "__main__":
