@@ -129,11 +129,11 @@ def normalize_and_mix(images_bhwc: torch.Tensor, mean, std, mixing: "Mixing | No
     """`normalize` to float32 and `mix` in fewer passes: Mixup happens on the levels."""
     b, height, width, _ = images_bhwc.shape
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, images_bhwc.device)
-    rows = images_bhwc.reshape(b, height, 3 * width)  # long rows: torch is slow on rows of three
-    images = rows.to(torch.float32)
+    # long rows: torch is slow on rows of three; every later pass works in place on this one copy
+    images = images_bhwc.reshape(b, height, 3 * width).to(torch.float32, copy=True)
     blends = mixing is not None and mixing.box is None
     if blends and mixing.lam < 1:
-        images.lerp_(rows.flip(0).to(torch.float32), 1 - mixing.lam)
+        images.lerp_(images.flip(0), 1 - mixing.lam)
     torch.addcmul(shift, images, scale, out=images)
     images_bchw = images.view(b, height, width, 3).permute(0, 3, 1, 2)
     return images_bchw if blends else mix(images_bchw, mixing)
@@ -229,40 +229,42 @@ def erase(
     Returns:
         images_bchw. Where two boxes overlap, the later one is seen.
     """
-    height, width = images_bchw.shape[2:]
+    device, (height, width) = images_bchw.device, images_bchw.shape[2:]
     pixels_nc = images_bchw.permute(0, 2, 3, 1).view(-1, 3)
     for k in range(boxes.shape[1]):  # within one round every pixel is written once
-        b = np.flatnonzero(boxes[:, k, 2])
+        b, place, lengths = _lines(boxes[:, k], width)
         if not len(b):
             continue
-        box, place = _places(boxes[b, k], width, images_bchw.device)
-        start = _send(b * (height * width), images_bchw.device)
-        index = start[box] + place
+        total = int(lengths.sum())  # known here: the device need not be asked
+        line = torch.repeat_interleave(_send(lengths, device), output_size=total)
+        within = torch.arange(total, device=device)
+        index = _send(place + b * (height * width), device)[line] + within
         if mode == "const":
             pixels_nc.index_fill_(0, index, 0.0)
             continue
-        key = (seed, epoch, np.asarray(samples, np.int64)[b], rng.STREAM_ERASING_NOISE)
+        key = (seed, epoch, np.asarray(samples, np.int64)[b, None], rng.STREAM_ERASING_NOISE)
         if mode == "rand":
-            key = (*key[:2], key[2][:, None], key[3])
-            values = _send(rng.normal_array(*key, 3 * k + np.arange(3)), pixels_nc.device)[box]
+            values = _send(rng.normal_array(*key, 3 * k + np.arange(3)), device)[line]
         else:
-            prefix = _send(rng.prefix_array(*key).view(np.int64), pixels_nc.device)[box, None]
-            channels = torch.arange(3, device=pixels_nc.device)
-            values = normal_noise(prefix, 3 * place[:, None] + channels)
+            prefix = _send(rng.prefix_array(*key).view(np.int64), device)[line]
+            counter = 3 * (_send(place, device)[line] + within)
+            values = normal_noise(prefix, counter[:, None] + torch.arange(3, device=device))
         pixels_nc.index_copy_(0, index, values.to(pixels_nc.dtype))
     return images_bchw
 
 
-def _places(boxes: np.ndarray, width: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every pixel in any of the boxes int64 [m, 4]: number of its box, row * width + column."""
-    areas = boxes[:, 2] * boxes[:, 3]
-    table = np.stack([np.cumsum(areas) - areas, boxes[:, 0] * width + boxes[:, 1], boxes[:, 3]])
-    before, corner, box_width, areas_m = _send(np.concatenate([table, areas[None]]), device)
-    total = int(areas.sum())  # known here: the device need not be asked
-    box = torch.repeat_interleave(areas_m, output_size=total)
-    offset = torch.arange(total, device=device) - before[box]
-    row = torch.div(offset, box_width[box], rounding_mode="floor")
-    return box, corner[box] + row * width + offset - row * box_width[box]
+def _lines(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of pixels of boxes int64 [b, 4], one after the other in one sequence of pixels.
+
+    Returns: int64 each: picture of every line; row * width + column of its first pixel, less the
+        number of pixels in the lines before it; number of its pixels.
+    """
+    heights = boxes[:, 2]
+    b = np.repeat(np.arange(len(boxes)), heights)
+    row = np.arange(len(b)) - np.repeat(np.cumsum(heights) - heights, heights)
+    lengths = boxes[b, 3]
+    before = np.cumsum(lengths) - lengths
+    return b, (boxes[b, 0] + row) * width + boxes[b, 1] - before, lengths
 
 
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
