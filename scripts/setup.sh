@@ -106,5 +106,7 @@ fi
 install_system_packages
 make_venv
 install_python_packages
+echo "setup: compiling the operations for this processor (a minute or two)"
+quietly "$venv/bin/python" -m fast_imagenet.ops.compile
 wanted_stamp >"$stamp"
 echo "setup: ready"

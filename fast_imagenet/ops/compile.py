@@ -41,23 +41,27 @@ def changes() -> list:
         ops.RandomGrayscale(),
         ops.RandomSolarize(),
         ops.GaussianBlur(),
-        *(ops.RandomErasing(mode=mode) for mode in ("const", "rand", "pixel")),
+        ops.RandomErasing(),
     ]
 
 
-def try_operation(operation) -> None:
-    """One operation on a few pictures of every type it takes."""
-    for dtype in operation.dtypes:
-        images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(dtype)
-        operation.transform(images, np.arange(8))
+def try_changes() -> None:
+    """Every operation on uint8 pictures; Normalize to each type, and erasing behind it."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    samples = np.arange(len(images))
+    for operation in changes():
+        operation.transform(images.copy(), samples)
+    for dtype in ("float32", "float16", "bfloat16"):
+        normalized = ops.Normalize((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype).transform(images)
+        for mode in ("const", "rand", "pixel"):
+            ops.RandomErasing(1.0, mode).transform(normalized, samples)
 
 
 def main() -> None:
     """Compile everything and say how long it took."""
     start = time.perf_counter()
     try_decoders()
-    for operation in changes():
-        try_operation(operation)
+    try_changes()
     print(f"operations ready after {time.perf_counter() - start:.0f} s")
 
 

@@ -1,0 +1,252 @@
+"""A run that is stopped, killed or stuck: what is saved, what goes on, and what is said."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train_imagenet
+from fast_imagenet.checkpoint import load_checkpoint
+from fast_imagenet.guard import STALLED, STOPPED, Guard, Pauses, Stopped, lock_folder
+from fast_imagenet.runlog import read_jsonl
+from tests.conftest import ROOT, SMOKE
+
+EVERYTHING = [
+    "--training.epochs=2", "--lr.lr_peak_epoch=0.5", "--training.max_steps=0", "--ema.decay=0.9",
+    "--resolution.max_res=64", "--resolution.end_ramp=1", "--augment.mixup=0.2",
+    "--augment.cutmix=1", "--augment.erasing=0.5", "--augment.erasing_mode=pixel",
+    "--augment.policy=rand_augment_lite", "--augment.brightness=0.4", "--augment.saturation=0.4",
+    "--model.arch=timm/resnet18", "--model.drop_path=0.2", "--training.seed=5",
+]  # fmt: skip
+STEPS = 10  # 2 epochs of 80 // 16 steps
+TIMES = {"seconds", "eval_seconds", "total_seconds", "images_per_second", "data_wait_share"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads would wait for each other at every one of these tiny layers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_same_run(folder, whole):
+    """Weights, average, optimizer state, losses and log agree to the last bit."""
+    first, second = (load_checkpoint(path / "last.pt") for path in (whole, folder))
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
+    momenta = [
+        {name: value["momentum_buffer"] for name, value in state["optimizer"]["state"].items()}
+        for state in (first, second)
+    ]
+    assert momenta[0].keys() == momenta[1].keys() and momenta[0]
+    assert all(torch.equal(momenta[0][name], momenta[1][name]) for name in momenta[0])
+    assert losses_of(folder) == losses_of(whole)
+    logs = [read_jsonl(path / "log.jsonl") for path in (folder, whole)]
+    kept = [[{k: v for k, v in line.items() if k not in TIMES | {"memory_gb"}} for line in log]
+            for log in logs]  # fmt: skip
+    assert kept[0] == kept[1]
+
+
+def losses_of(folder):
+    return [loss for line in read_jsonl(folder / "steps.jsonl") for loss in line["losses"]]
+
+
+# ── exact resume ──
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_a_run_restarted_at_every_step_is_the_uninterrupted_run(quick_run, tmp_path, backend):
+    flags = [*EVERYTHING, f"--data.backend={backend}"]
+    whole = quick_run(*flags, folder=tmp_path / "whole")
+    for step in range(1, STEPS + 1):
+        more = [f"--training.max_steps={step}", "--training.resume=auto"]
+        quick_run(*flags, *more, folder=tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", whole)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_the_step_and_the_run_goes_on(quick_run, tmp_path, monkeypatch, name):
+    flags = [*EVERYTHING, "--training.resume=auto"]
+    whole = quick_run(*flags, folder=tmp_path / "whole")
+    show = train_imagenet.Progress.step
+
+    def interrupt(bar, step, *values):
+        if step == 6:
+            signal.raise_signal(signal.Signals[name])
+        show(bar, step, *values)
+
+    monkeypatch.setattr(train_imagenet.Progress, "step", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=name):
+        quick_run(*flags, folder=tmp_path / "parts")
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = load_checkpoint(tmp_path / "parts" / "last.pt")
+    assert (state["epoch"], state["step"], len(state["losses"])) == (1, 2, 2)
+    monkeypatch.setattr(train_imagenet.Progress, "step", show)
+    quick_run(*flags, folder=tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", whole)
+
+
+def test_a_signal_in_evaluation_does_not_wait_for_its_end(quick_run, tmp_path, monkeypatch):
+    whole = quick_run(*EVERYTHING, folder=tmp_path / "whole")
+    normalize, calls = train_imagenet.normalize, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return normalize(*arguments)
+
+    monkeypatch.setattr(train_imagenet, "normalize", interrupt)
+    with pytest.raises(Stopped):
+        quick_run(*EVERYTHING, folder=tmp_path / "parts")
+    assert len(calls) == 1
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 5
+    assert not (tmp_path / "parts" / "log.jsonl").exists()
+    quick_run(*EVERYTHING, "--training.resume=auto", folder=tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", whole)
+
+
+def start_run(tiny_beton, folder, *flags):
+    command = [sys.executable, "train_imagenet.py", f"--config={SMOKE}", *EVERYTHING,
+               f"--data.train_dataset={tiny_beton}/train.beton", "--training.resume=auto",
+               f"--data.val_dataset={tiny_beton}/val.beton", f"--logging.folder={folder}",
+               *flags]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # below nohup or a background shell, Ctrl-C would be ignored by inheritance
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
+    """The command as a user runs it: killed, stopped, and run again to its end."""
+    often = ["--training.checkpoint_minutes=0.0001"]
+    folder = tmp_path / "run"
+    process = start_run(tiny_beton, folder, *often)
+    wait_for(folder / "last.pt", process)
+    process.kill()
+    process.communicate()
+    (folder / "environment.json").unlink(missing_ok=True)  # written again when the second life runs
+    process = start_run(tiny_beton, folder, *often)
+    wait_for(folder / "environment.json", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (STOPPED, 0), said  # 0: it had just finished
+    if process.returncode == STOPPED:
+        assert "stopped by SIGTERM, saved; go on with --training.resume=auto" in said
+        process = start_run(tiny_beton, folder)
+        assert process.wait(timeout=240) == 0
+    whole = start_run(tiny_beton, tmp_path / "whole")
+    assert whole.wait(timeout=240) == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+# ── what ends a run ──
+
+
+def test_a_stalled_loader_ends_the_process_with_its_stacks():
+    code = """
+import time
+from fast_imagenet.guard import Guard
+def batches():
+    yield 1
+    time.sleep(60)
+with Guard(0.4) as guard:
+    for batch in guard.watch(batches()):
+        print("batch", batch, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == STALLED and done.stdout == "batch 1\n"
+    assert "no batch came for 0.4 s" in done.stderr and "--data.timeout" in done.stderr
+    assert re.search(r'File "<string>", line 6 in batches', done.stderr)
+
+
+def test_slow_steps_are_no_stall():
+    with Guard(0.2) as guard:
+        for _ in guard.watch(iter([1, 2])):
+            time.sleep(0.5)
+
+
+def pauses(saved, guard=None, minutes=0.0):
+    ranks = SimpleNamespace(world_size=1, most=lambda value: value, average=lambda tensors: None)
+    return Pauses(guard or SimpleNamespace(signal=""), ranks, minutes, saved.append)
+
+
+def test_a_wild_loss_is_told_within_fifty_steps_and_never_saved():
+    saved, losses = [], []
+    pause = pauses(saved)
+    for step in range(100, 149):
+        losses.append(torch.tensor(float("nan") if step == 117 else 1.0))
+        pause(step + 1, losses)
+    with pytest.raises(ValueError, match="not finite from step 117 on; lower lr.lr"):
+        pause(150, [*losses, torch.tensor(1.0)])
+    assert not saved
+    with pytest.raises(ValueError, match="step 7 on"):  # nor on request
+        pauses(saved, SimpleNamespace(signal="SIGTERM"))(8, [torch.tensor(float("inf"))])
+    assert not saved
+
+
+def test_checkpoints_come_by_the_clock():
+    saved = []
+    pause, losses = pauses(saved, minutes=0.3 / 60), []
+    for step in range(4):
+        losses.append(torch.tensor(float(step)))
+        pause(step + 1, losses)
+        time.sleep(0.2)
+    assert saved in ([[0.0, 1.0, 2.0]], [[0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0, 2.0, 3.0]])
+
+
+def test_a_second_interrupt_ends_at_once():
+    with Guard() as guard:
+        signal.raise_signal(signal.SIGINT)
+        assert guard.signal == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_guard_in_another_thread_leaves_signals_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=lambda: Guard().__enter__().__exit__())
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, quick_run):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, fast_imagenet.guard as g\n"
+         f"with g.lock_folder({str(tmp_path / 'run')!r}): print(flush=True); sys.stdin.read()"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    holder.stdout.readline()
+    with pytest.raises(ValueError, match="run is in use by another process; wait for it"):
+        quick_run(folder=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    holder.kill()  # a killed run keeps nobody out
+    holder.communicate()
+    with lock_folder(tmp_path / "run"):
+        pass
