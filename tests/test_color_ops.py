@@ -75,9 +75,11 @@ def test_hue_equals_torchvision(side, shift):
     equal(changed(color.adjust_hue, image, shift), expected)
 
 
-def test_hue_of_every_color_equals_torchvision():
-    image = all_colors()
-    for shift in (0.0, -0.31):
+def test_hue_of_every_hue_and_many_colors_equals_torchvision():
+    levels = np.arange(256, dtype=np.uint8)
+    pairs = np.stack(np.meshgrid(levels, levels, 0), -1).astype(np.uint8)[:, :, 0]
+    hues = [np.roll(pairs, c, -1) for c in range(3)]  # one channel 0: every hue there is
+    for image, shift in [(all_colors(), 0.0), (all_colors(), -0.31), (np.concatenate(hues), 0.2)]:
         expected = functional.adjust_hue(Image.fromarray(image), shift)
         equal(changed(color.adjust_hue, image, shift), expected)
 
