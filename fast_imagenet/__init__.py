@@ -9,7 +9,9 @@ package holds the rest:
     metrics.py ema.py blurpool.py
     ops/               FFCV operations, one file each
     loader.py          the only file that touches ffcv.Loader
-    torch_pipeline.py  the same recipe on torchvision and a DataLoader
+    torch_pipeline.py torch_augment.py   the same recipe on torchvision and a DataLoader
+    augment.py         Augment: every random change to training pictures, as plain values
+    batch_transforms.py   on the device: normalise, erase, mix
     beton/             the data file: write, check, read
     sources/           where pictures come from: folders, archives, parquet, web data sets, drawn
     ones checkpoint.py runlog.py

@@ -185,28 +185,30 @@ def draw_erasing(
     samples = np.asarray(samples, np.int64)
     boxes = np.zeros((len(samples), count, 4), np.int64)
     erased = np.flatnonzero(rng.uniform_array(seed, epoch, samples, rng.STREAM_ERASING) < p)
-    if not len(erased):
-        return boxes
-    key = (seed, epoch, samples[erased, None], rng.STREAM_ERASING)
+    if len(erased):
+        boxes[erased] = _draw_boxes(seed, epoch, samples[erased], size, count, area, aspect)
+    return boxes
+
+
+def _draw_boxes(seed, epoch, samples, size, count, area, aspect) -> np.ndarray:
+    """int64 [m, count, 4] for pictures that are erased; arguments as `draw_erasing`."""
+    key = (seed, epoch, samples[:, None], rng.STREAM_ERASING)
     number = rng.integer_array(1, count + 1, *key, 1)  # [m, 1]
-    first = 2 + 4 * BOX_TRIES * np.arange(count)  # counter of each box's first try
-    tries = first[:, None] + 4 * np.arange(BOX_TRIES)
-    key_tries = (seed, epoch, samples[erased, None, None], rng.STREAM_ERASING)
-    share = area[0] + rng.uniform_array(*key_tries, tries) * (area[1] - area[0])
+    tries = 2 + 4 * np.arange(count * BOX_TRIES).reshape(count, BOX_TRIES)  # first counter of each
+    share, shape = (rng.uniform_array(*key[:2], key[2][:, None], key[3], tries + i) for i in (0, 1))
+    pixels = (area[0] + share * (area[1] - area[0])) * (size[0] * size[1]) / number[:, :, None]
     log_low, log_high = np.log(aspect)
-    ratio = np.exp(log_low + rng.uniform_array(*key_tries, tries + 1) * (log_high - log_low))
-    pixels = share * (size[0] * size[1]) / number[:, :, None]
+    ratio = np.exp(log_low + shape * (log_high - log_low))
     heights = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)  # [m, count, tries]
     widths = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
     fits = (heights < size[0]) & (widths < size[1])
-    chosen = fits.argmax(2)
-    h = np.take_along_axis(heights, chosen[:, :, None], 2)[:, :, 0]
-    w = np.take_along_axis(widths, chosen[:, :, None], 2)[:, :, 0]
-    top = _integers(size[0] - h + 1, *key, first + 4 * chosen + 2)
-    left = _integers(size[1] - w + 1, *key, first + 4 * chosen + 3)
+    chosen = fits.argmax(2)[:, :, None]
+    h, w = (np.take_along_axis(sides, chosen, 2)[:, :, 0] for sides in (heights, widths))
+    counter = 2 + 4 * (BOX_TRIES * np.arange(count) + chosen[:, :, 0])
+    top = _integers(size[0] - h + 1, *key, counter + 2)
+    left = _integers(size[1] - w + 1, *key, counter + 3)
     there = fits.any(2) & (np.arange(count) < number) & (h > 0) & (w > 0)
-    boxes[erased] = np.stack([top, left, h, w], 2) * there[:, :, None]
-    return boxes
+    return np.stack([top, left, h, w], 2) * there[:, :, None]
 
 
 def _integers(spans: np.ndarray, *key) -> np.ndarray:
@@ -242,11 +244,14 @@ def erase(
         if mode == "const":
             pixels_nc.index_fill_(0, index, 0.0)
             continue
-        key = (seed, epoch, np.asarray(samples, np.int64)[b, None], rng.STREAM_ERASING_NOISE)
+        pictures, of_line = np.unique(b, return_inverse=True)
+        erased = np.asarray(samples, np.int64)[pictures, None]
+        key = (seed, epoch, erased, rng.STREAM_ERASING_NOISE)
         if mode == "rand":
-            values = _send(rng.normal_array(*key, 3 * k + np.arange(3)), device)[line]
+            color = rng.normal_array(*key, 3 * k + np.arange(3))
+            values = _send(color[of_line], device)[line]
         else:
-            prefix = _send(rng.prefix_array(*key).view(np.int64), device)[line]
+            prefix = _send(rng.prefix_array(*key).view(np.int64)[of_line], device)[line]
             counter = 3 * (_send(place, device)[line] + within)
             values = normal_noise(prefix, counter[:, None] + torch.arange(3, device=device))
         pixels_nc.index_copy_(0, index, values.to(pixels_nc.dtype))
