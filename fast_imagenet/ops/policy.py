@@ -200,9 +200,12 @@ def point_operation(code, argument, image_hwc, plain, levels, counts):
     """Compose one point operation onto a table.
 
     Args: image_hwc: the picture before the table, for its statistics. plain: whether the table is
-        still the identity. levels: int32 [3, 256], changed. counts: int32 [3, 256], overwritten.
+        still to be started, as the identity. levels: int32 [3, 256], changed. counts: int32
+        [3, 256], overwritten.
     Returns: whether the table is still the identity.
     """
+    if plain:
+        identity_lut(levels)
     if code == BRIGHTNESS and argument != 1.0:
         brightness_lut(levels, np.float32(argument))
     elif code == CONTRAST and argument != 1.0:
@@ -286,8 +289,6 @@ def _change_in_order(image_hwc, operations, arguments, fill, bilinear, workspace
     for k in range(len(operations)):
         code, argument = operations[k], arguments[k]
         if code >= BRIGHTNESS:
-            if plain:
-                identity_lut(levels)
             plain = point_operation(code, argument, image_hwc, plain, levels, counts)
         elif code >= COLOR and argument != 1.0:
             if not plain:
@@ -343,8 +344,6 @@ def apply_policy_lite(first, step, images_bhwc, operations, arguments):
         for k in range(operations.shape[1]):
             code, argument = operations[b, k], arguments[b, k]
             if code >= BRIGHTNESS:
-                if plain:
-                    identity_lut(levels)
                 plain = point_operation(code, argument, image_hwc, plain, levels, counts)
             elif SHEAR_X <= code <= ROTATE:
                 inverse = compose_maps(inverse, operation_map(code, argument, height, width))
