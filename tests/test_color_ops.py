@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -65,6 +66,11 @@ def test_enhancers_equal_pillow(side, factor):
     }
     for enhancer, result in kernels.items():
         equal(result, enhancer(pil).enhance(float(factor)))
+
+
+def test_a_picture_that_is_not_contiguous_is_refused():
+    with pytest.raises(TypingError, match="contiguous"):
+        color.adjust_saturation(noise(8, 9)[:, ::2], np.float32(0.5))
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -71,10 +71,16 @@ def _blend_tail(image, program, steps, store):
     return total
 
 
+@kernel(inline="always")
+def _addresses(image, program):
+    # reshape: a picture that is not contiguous does not compile, instead of being misread.
+    return np.uintp(image.reshape(image.size).ctypes.data), np.uintp(program.ctypes.data)
+
+
 @kernel
 def blend_pixels(image, program, steps):
     """Apply the first `steps` rows of a program to every pixel."""
-    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    start, chain = _addresses(image, program)
     for block in range(image.shape[0] * image.shape[1] // PIXELS):
         blend_block(start + np.uintp(3 * PIXELS * block), chain, steps)
     _blend_tail(image, program, steps, True)
@@ -83,7 +89,7 @@ def blend_pixels(image, program, steps):
 @kernel
 def blend_with_mean(image, program, steps):
     """`blend_pixels`, and the `grey_mean` of the result."""
-    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
         total += blend_and_sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
@@ -94,7 +100,7 @@ def blend_with_mean(image, program, steps):
 @kernel
 def mean_after(image, program, steps):
     """The `grey_mean` that `blend_pixels` would lead to; the picture stays."""
-    start, chain = np.uintp(image.ctypes.data), np.uintp(program.ctypes.data)
+    start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
         total += sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
