@@ -1,0 +1,198 @@
+"""The package as others get it: a wheel, installed elsewhere, in a program of stock FFCV."""
+
+import email
+import hashlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from fast_imagenet import ops, rng
+from fast_imagenet.augment import Augment
+from fast_imagenet.batch_transforms import BatchTransforms
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.loader import image_operations
+from fast_imagenet.preview import Stored
+from tests import ops_data
+from tests.conftest import ROOT
+
+DOCS = (ROOT / "docs/operations.md").read_text()
+(PROGRAM,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+(STOP,) = re.findall(r"```py\n(.*?)```", DOCS, re.S)  # what its section on errors recommends
+SEED, SIDE, BATCH, COUNT = 7, 64, 16, 37  # of PROGRAM, and of its file: the last batch is partial
+AUGMENT = Augment(
+    crop_area=(0.25, 1.0),
+    policy="rand_augment_lite",
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    erasing=0.25,
+)
+# What follows PROGRAM in the same process: its last epoch again, kept.
+KEEP = """
+import sys
+import numpy as np
+import fast_imagenet
+last = images_bchw.clone()
+loader.next_epoch = EPOCHS - 1
+batches = [(images.clone(), labels.clone()) for images, labels in loader]
+images, labels = (np.concatenate([batch[k].numpy() for batch in batches]) for k in (0, 1))
+np.savez("seen.npz", images=images, labels=labels, last=last.numpy())
+print(fast_imagenet.__file__, {"train_imagenet", "fast_imagenet.loader"} & sys.modules.keys())
+"""
+
+
+def call(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of the working tree, built without a network from a copy of it."""
+    folder = tmp_path_factory.mktemp("build")
+    source = folder / "source"
+    for name in ("fast_imagenet", "tests", "benchmarks", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "README.md", ROOT / "LICENSE"):
+        shutil.copy(path, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    call([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(source)])
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(wheel, pytestconfig):
+    """Folder into which the wheel is installed; the same for the same content, since the kernels
+    are compiled once a place (a minute)."""
+    with zipfile.ZipFile(wheel) as archive:
+        content = b"".join(archive.read(name) for name in sorted(archive.namelist()))
+    caches = pytestconfig.cache.mkdir("wheel")
+    target = caches / hashlib.sha256(content).hexdigest()[:16]
+    if not target.exists():
+        for old in caches.iterdir():
+            shutil.rmtree(old, ignore_errors=True)
+        fresh = caches / f"partial-{os.getpid()}"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+        call([*command, "--target", str(fresh), str(wheel)])
+        fresh.rename(target)
+    return target
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in names if name.startswith("fast_imagenet/")}
+    sources = (ROOT / "fast_imagenet").rglob("*.py")
+    assert package == {path.relative_to(ROOT).as_posix() for path in sources}
+    assert {name.split("/")[0].partition("-")[2] for name in names - package} == {
+        f"{project()['version']}.dist-info"
+    }
+
+
+def test_its_metadata_is_that_of_the_project(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    metadata = email.message_from_bytes(archive.read(name))
+    stated = project()
+    assert [metadata[key] for key in ("Name", "Version", "Summary", "License-Expression")] == [
+        stated[key] for key in ("name", "version", "description", "license")
+    ]
+    assert metadata["Requires-Python"] == stated["requires-python"]
+    always = [need for need in metadata.get_all("Requires-Dist") if "extra ==" not in need]
+    assert sorted(always) == sorted(stated["dependencies"])
+    assert metadata.get_payload().startswith("# fast-imagenet")
+    assert any(entry.endswith("licenses/LICENSE") for entry in archive.namelist())
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.slow
+def test_the_program_of_the_docs_runs_on_it(site, tmp_path):
+    """Stock FFCV's file and Loader, another folder, a new process; pictures equal the recipe's."""
+    images = [ops_data.picture(50 + 7 * k, 120 - 2 * k, seed=k) for k in range(COUNT)]
+    path = ops_data.write_file(tmp_path / "train.beton", images, markers=False)
+    (tmp_path / "program.py").write_text(PROGRAM + KEEP)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    printed = call([sys.executable, "program.py"], cwd=tmp_path, env=environment)
+    assert printed.split() == [str(site / "fast_imagenet" / "__init__.py"), "set()"]
+    seen = np.load(tmp_path / "seen.npz")
+    assert sorted(seen["labels"].tolist()) == list(range(COUNT))
+    assert seen["images"].shape == (COUNT, 3, SIDE, SIDE) and seen["images"].dtype == np.float32
+    np.testing.assert_array_equal(seen["last"], seen["images"][-(COUNT % BATCH) :])
+    np.testing.assert_allclose(seen["images"], expected(path, seen["labels"]), atol=1e-6)
+
+
+def expected(path, samples_b):
+    """The same pictures by the parts of the recipe, in this process, without FFCV."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    decoder, *changes = image_operations(AUGMENT, SIDE, SEED)
+    for operation in (decoder, *changes):
+        operation.set_epoch(1)
+    images_bhwc = Stored(BetonFile(path), samples_b).decode(decoder)
+    for operation in changes:
+        operation.transform(images_bhwc, samples_b)
+    on_device = BatchTransforms(AUGMENT, mean, std, COUNT, 0.0, SEED)
+    labels_b = torch.from_numpy(samples_b)
+    return on_device(torch.from_numpy(images_bhwc), labels_b, samples_b, 1, 0)[0].numpy()
+
+
+def test_the_docs_name_every_operation_with_its_arguments():
+    stated = dict(re.findall(r"^- `(\w+)\((.*)\)`$", DOCS, re.M))
+    public = {name: getattr(ops, name) for name in ops.__all__}
+    known = {name: x for name, x in public.items() if isinstance(x, type)}
+    del known["DecodeError"]
+    assert stated.keys() == known.keys()
+    for name, arguments in stated.items():
+        scope = {}
+        exec(f"def stated({arguments}): pass", scope)
+        given, real = (inspect.signature(f).parameters for f in (scope["stated"], known[name]))
+        assert [(x.name, x.kind, x.default) for x in given.values()] == [
+            (x.name, x.kind, x.default) for x in real.values()
+        ], name
+
+
+def test_the_docs_list_every_stream():
+    stated = re.findall(r"^\| `(STREAM_\w+)` \| (\d+) \|", DOCS, re.M)
+    real = {name: str(number) for name, number in vars(rng).items() if name.startswith("STREAM_")}
+    assert dict(stated) == real and len(stated) == len(set(real.values()))
+
+
+def test_a_damaged_picture_ends_the_program_as_the_docs_say(tmp_path):
+    """And stock operations stand between ours; the label goes through FFCV's default."""
+    images = [ops_data.picture(40, 50, seed=k) for k in range(6)]
+    path = ops_data.write_file(tmp_path / "train.beton", images)
+    (tmp_path / "program.py").write_text(f"""{STOP}
+from ffcv.loader import Loader
+from ffcv.transforms import RandomHorizontalFlip, ToTensor
+from fast_imagenet.ops import CropDecode, RandomGrayscale
+mixed = [CropDecode(16, flip=0), RandomHorizontalFlip(1.0), RandomGrayscale(1.0), ToTensor()]
+loader = Loader("train.beton", batch_size=3, num_workers=1, pipelines={{"image": mixed}})
+for images, labels in loader:
+    print(images.shape, bool((images[..., 0] == images[..., 1]).all()), labels.flatten().tolist())
+""")
+    command, folders = [sys.executable, "program.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = call(command, cwd=tmp_path, env=folders).splitlines()
+    assert printed == [
+        f"torch.Size([3, 16, 16, 3]) True {labels}" for labels in ([0, 1, 2], [3, 4, 5])
+    ]
+    file = BetonFile(path)
+    data, start = bytearray((tmp_path / "train.beton").read_bytes()), int(file.offsets[4])
+    data[start : start + 2] = b"no"
+    (tmp_path / "train.beton").write_bytes(data)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=folders, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert re.search(r"DecodeError: .*train.beton: sample 4: ", done.stderr)
