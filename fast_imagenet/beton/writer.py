@@ -34,7 +34,6 @@ from fast_imagenet.beton.encode import (
     ConversionError,
     EncodeSettings,
     encode_chunk,
-    encode_jpeg,
     start_worker,
     work,
 )
@@ -42,7 +41,7 @@ from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.target import claim, publish
 from fast_imagenet.sources.base import Source, choose, readable, shuffle
 
-__all__ = ["ConversionError", "EncodeSettings", "encode_jpeg", "write_beton"]
+__all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
 CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
@@ -276,6 +275,10 @@ def _encoded(
 def _encoded_by_pool(
     source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
 ) -> Iterator[Chunk]:
+    if settings.mode != "raw" and not source.draws_pixels:
+        from fast_imagenet.jpeg_recode import compile_kernels
+
+        compile_kernels()  # once and here: every worker would do it for itself
     # spawn: a forked child would inherit locks that threads of OpenCV, numba or a test hold
     context = multiprocessing.get_context("spawn")
     slots = context.Array("q", [0] + [-1] * (2 * workers))

@@ -35,19 +35,28 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
     Raises:
         ImageError: empty, truncated or not a picture, an animation, or more than MAX_PIXELS pixels.
     """
+    image, kinds = open_picture(data, name)
+    return decode_opened(image, data), kinds
+
+
+def open_picture(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture with only its header read, and what is unusual about it: see `decode_rgb`."""
     if not data:
         raise ImageError("the file is empty")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         image = _open(data)
         exif_kinds = _exif_kinds(image, caught)
-        kinds = (
-            _kinds(image, name) + exif_kinds
-        )  # before loading, which forgets how pixels were stored
+        # before loading, which forgets how pixels were stored
+        return image, _kinds(image, name) + exif_kinds
+
+
+def decode_opened(image: Image.Image, data: bytes) -> np.ndarray:
+    """Pixels of a picture from `open_picture`: see `decode_rgb`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         rgb_hwc = _decode_plain_jpeg(image, data)
-        if rgb_hwc is None:
-            rgb_hwc = _convert(image)
-    return rgb_hwc, kinds
+        return _convert(image) if rgb_hwc is None else rgb_hwc
 
 
 def _open(data: bytes) -> Image.Image:
