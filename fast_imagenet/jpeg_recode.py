@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 MAX_BLOCKS = 1 << 19  # luma blocks of the largest picture taken: 33 megapixels, 140 MB of tokens
 LOOK = 11  # bits looked up at once: two tables of 8 kB stay in the first cache
 BLOCK_TOKENS = 64
-WORD_SLACK = 128  # words: a damaged block reads at most 64 words beyond the end
+WORD_SLACK = 256  # words: damaged blocks are read at most 165 words beyond the end
 
 # Entries of a look-up table: bits 0-6 bits used, 7 not all (a slow read), 8-15 zeros before the
 # value, 16 and up the value, or for a slow read its size in bits.
@@ -36,8 +36,8 @@ SLOW = 128
 END_OF_BLOCK = 128  # as a number of zeros: beyond the last coefficient
 
 _U32 = np.uint32
-_kernel = njit(cache=True, nogil=True)
-_inlined = njit(cache=True, nogil=True, forceinline=True)
+_OPTIONS = dict(cache=True, nogil=True, error_model="numpy")
+_kernel, _inlined = njit(**_OPTIONS), njit(**_OPTIONS, forceinline=True)
 
 
 def _pointer_to(kind):
@@ -45,7 +45,7 @@ def _pointer_to(kind):
     def pointer(typing_context, address):
         """An address (uintp) as a C pointer, indexed like an array and never checked.
 
-        With arrays numba counted references in the inner loops, which took two thirds of the time,
+        With arrays numba counted references in the inner loops, which took half of the time,
         and wrapped negative places, which kept them from becoming vectors.
         """
 
@@ -497,7 +497,7 @@ PLANE = 64 * LANES
 PLANES = 11
 
 
-@_kernel
+@_inlined
 def _shrink_pairs(space, one, two, out, along, across):
     """Halve in one direction: coefficients `along` of planes `one`, `two` become those of `out`."""
     for other in range(8):
@@ -599,6 +599,58 @@ def _finish_row(space, tall, wide, c, scales, row, firsts, spans, tokens, count,
     return count
 
 
+@_inlined
+def _place_of(y, x, c):
+    """Where in `space` coefficient 0 of an old block of component c goes."""
+    plane = 4 * (c - 1) + 2 * (y & 1) + (x & 1)
+    return ((x >> 1) // LANES * PLANES + plane) * PLANE + (x >> 1) % LANES
+
+
+@_inlined
+def _clear(space, size):
+    for i in range(size):
+        space[i] = 0
+
+
+@_inlined
+def _read_mcu(
+    at,
+    y,
+    x,
+    wide,
+    words,
+    look,
+    slow,
+    scales,
+    steps,
+    previous,
+    space,
+    firsts,
+    spans,
+    tokens,
+    count,
+    hits,
+):
+    """Read one MCU of `_read_full`. Returns: (at, number of tokens, whether it is sound)."""
+    good = True
+    for c in range(3):
+        at, used, _, value = _next_value(at, words, 2 * c, look, slow)
+        value += previous[c]
+        previous[c] = value
+        good = good and used != 0 and abs(value) <= 2047
+        if c == 0:
+            block = 2 * y * ((wide + 1) // 2) + x
+            firsts[block], spans[2 * block] = _round_level(value, scales[0]), count
+            at, count = _read_block(at, words, c, look, slow, scales, tokens, count, hits)
+            spans[2 * block + 1], good = count, good and count >= 0
+        else:
+            place = _place_of(y, x, c)
+            space[place] = np.float32(value) * steps[64 * c]
+            at, sound = _read_whole(at, words, c, look, slow, steps, space, place)
+            good = good and sound
+    return at, count, good
+
+
 @_kernel
 def _read_full(
     words, size, look, slow, scales, steps, tall, wide, space, firsts, spans, tokens, hits
@@ -617,34 +669,20 @@ def _read_full(
     previous = np.zeros(3, np.int64)
     for y in range(tall):
         for x in range(wide):
-            good = True
-            for c in range(3):
-                at, used, _, value = _next_value(at, words, 2 * c, look, slow)
-                value += previous[c]
-                previous[c] = value
-                good = good and used != 0 and abs(value) <= 2047
-                if c == 0:
-                    block = y * 2 * columns + x
-                    firsts[block], spans[2 * block] = _round_level(value, scales[0]), count
-                    at, count = _read_block(at, words, c, look, slow, scales, tokens, count, hits)
-                    spans[2 * block + 1], good = count, good and count >= 0
-                else:
-                    plane = 4 * (c - 1) + 2 * (y & 1) + (x & 1)
-                    lane, part = (x >> 1) % LANES, (x >> 1) // LANES
-                    place = (part * PLANES + plane) * PLANE + lane
-                    space[place] = np.float32(value) * steps[64 * c]
-                    at, sound = _read_whole(at, words, c, look, slow, steps, space, place)
-                    good = good and sound
+            at, count, good = _read_mcu(
+                *(at, y, x, wide, words, look, slow, scales, steps, previous, space),
+                *(firsts, spans, tokens, count, hits),
+            )
             if not good or at > 8 * size:
                 return -1
         if y & 1 or y == tall - 1:
+            row = 4 * rows * columns + (y >> 1) * columns
             for c in range(1, 3):
-                row = (3 + c) * rows * columns + (y >> 1) * columns
                 count = _finish_row(
                     space, y & 1, wide, c, scales, row, firsts, spans, tokens, count, hits
                 )
-            for i in range(-(-columns // LANES) * PLANES * PLANE):
-                space[i] = 0
+                row += rows * columns
+            _clear(space, -(-columns // LANES) * PLANES * PLANE)
     if not _ends_here(at, size):
         return -1
     return _fill_margin(firsts, spans, tokens, hits, tall, wide, count)

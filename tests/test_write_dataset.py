@@ -160,6 +160,22 @@ def test_bytes_do_not_depend_on_workers(folder, tmp_path):
     assert BetonFile(tmp_path / "other.beton").labels.tolist() != BetonFile(path).labels.tolist()
 
 
+@pytest.mark.parametrize("side", [0, 30])
+def test_every_jpeg_has_restart_markers(side, folder, tmp_path):
+    """Written anew as they are (0) and from pixels; the fitting ones keep their pixels nearly."""
+    source = open_source("image_folder", folder, "train")
+    write_beton(tmp_path / "x.beton", source, EncodeSettings(max_side=side, quality=92))
+    file = BetonFile(tmp_path / "x.beton")
+    stored = [file.read(index)[0] for index in range(len(file))]
+    for data in stored:
+        at = data.index(b"\xff\xdd\0\4")
+        assert 1 <= int.from_bytes(data[at + 4 : at + 6], "big") <= 4
+        assert data.index(b"\xff\xda") > at
+    plain = pillow_rgb(as_jpeg(scene()))
+    kept = [data for data in stored if np.array_equal(pillow_rgb(data), plain)]
+    assert bool(kept) == (side == 0)
+
+
 def test_limit_is_even_over_classes(folder, tmp_path):
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
     assert call(*flags, "--write.limit=6") == 0

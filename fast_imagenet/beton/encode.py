@@ -123,7 +123,7 @@ def read_bytes(source: Source, index: int) -> bytes:
 def recode_fitting(size_wh: tuple[int, int], data: bytes, index: int, settings: EncodeSettings):
     """A stored JPEG that need not shrink, written anew without the detour over pixels, or None.
 
-    Nearer to the source than decoding and encoding again, smaller, and twice as fast.
+    Nearer to the source than decoding and encoding again, smaller, and sooner done.
     """
     limit = min(settings.max_side or MAX_SIDE, MAX_SIDE)
     if max(size_wh) > limit or not is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
