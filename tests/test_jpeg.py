@@ -200,6 +200,10 @@ def test_what_is_not_plain_is_left_to_others():
         assert jpeg.recode_jpeg(data, 60, 90) is None, name
     assert jpeg.recode_jpeg(jpeg.encode_jpeg(image), 60, 90) is None  # has markers already
     assert jpeg_recode.recode(as_jpeg(image, subsampling=0), 1) is None  # no steps given
+    for subsampling in (0, 2):
+        data = as_jpeg(image, subsampling=subsampling)
+        longer = data[:-2] + b"\0\0" + data[-2:]
+        assert jpeg.recode_jpeg(longer, 60, 90) is None
     assert jpeg.recode_jpeg(as_jpeg(image, keep_rgb=True, subsampling=0), 60, 90) is None
 
 
