@@ -19,7 +19,7 @@ LEAST_SECONDS = 0.01  # a timed call repeats its batch until it lasts so long
 
 def read_arguments(argv):
     parser = common.argument_parser(__doc__, images=True, rounds=5)
-    parser.set_defaults(limit=32)
+    parser.set_defaults(limit=64)
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="pixels")
     return parser.parse_args(argv)
 
