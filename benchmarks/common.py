@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
+PACKAGES += ["albumentations", "nvidia-dali-cuda120"]  # peers that may be missing
 
 
 def argument_parser(description: str, *, images: bool, rounds: int) -> argparse.ArgumentParser:
