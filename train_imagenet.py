@@ -640,7 +640,18 @@ def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
     save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.ema.state_dict(), info)
     log.finish(record)
     end = f"epoch {record['epoch']} after {record['total_seconds'] / 60:.1f} min"
+    print(data_wait_line(record["data_wait_share"]), end="")
     print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")
+
+
+def data_wait_line(share: float) -> str:
+    """What to change when more than a fifth of an epoch was waiting for data; else nothing."""
+    if share <= 0.2:
+        return ""
+    return (
+        f"{share:.0%} of the last epoch was waiting for data: raise data.num_workers, write "
+        f"smaller pictures (write.max_side) or lighten section augment\n"
+    )
 
 
 def summary_line(cfg, record: dict) -> str:

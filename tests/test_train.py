@@ -257,6 +257,14 @@ def test_a_run_leaves_everything_it_promises(quick_run, backend, capsys):
     assert state["epoch"] == 3 and state["best"] == max(line["ema_top1"] for line in log)
 
 
+def test_a_run_that_waits_for_data_says_so(quick_run, capsys):
+    line = train_imagenet.data_wait_line
+    assert line(0.2) == "" and "34% of the last epoch was waiting for data: raise" in line(0.34)
+    folder = quick_run("--training.max_steps=4")
+    said, share = capsys.readouterr().out, read_log(folder)[-1]["data_wait_share"]
+    assert said.count("waiting for data") == (share > 0.2)
+
+
 def test_final_weights_load_into_the_plain_network(quick_run, tiny_beton):
     from fast_imagenet.blurpool import apply_blurpool
 
