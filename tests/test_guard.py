@@ -132,6 +132,11 @@ def start_run(tiny_beton, folder, *flags):
     )
 
 
+def finish(process):
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + 240
     while not path.exists():
@@ -156,10 +161,8 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     assert process.returncode in (STOPPED, 0), said  # 0: it had just finished
     if process.returncode == STOPPED:
         assert "stopped by SIGTERM, saved; go on with --training.resume=auto" in said
-        process = start_run(tiny_beton, folder)
-        assert process.wait(timeout=240) == 0
-    whole = start_run(tiny_beton, tmp_path / "whole")
-    assert whole.wait(timeout=240) == 0
+        finish(start_run(tiny_beton, folder))
+    finish(start_run(tiny_beton, tmp_path / "whole"))
     assert_same_run(folder, tmp_path / "whole")
 
 

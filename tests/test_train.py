@@ -333,7 +333,7 @@ def test_a_checkpoint_without_its_blurpool_is_refused(quick_run):
 
 def test_a_loss_that_diverges_is_told_and_never_saved(quick_run, tmp_path):
     flags = ["--data.backend=torchvision", "--lr.lr=1e30", "--lr.lr_peak_epoch=0"]
-    with pytest.raises(ValueError, match="not finite from step 1 on, lr .*; lower lr.lr"):
+    with pytest.raises(ValueError, match="not finite from step 1 on; lower lr.lr"):
         quick_run(*flags, "--training.max_steps=5", folder=tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
 
