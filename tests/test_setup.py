@@ -27,7 +27,7 @@ BOUNDS = {
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     for bound in map(Requirement, group)
 }
-OPTIONAL = {"wandb"}  # imported only when asked for
+OPTIONAL = {"wandb", "albumentations", "nvidia"}  # imported only when asked for, or if there
 COMES_ALONG = {"llvmlite", "packaging"}  # with numba, which pins it, and with pytest
 
 
