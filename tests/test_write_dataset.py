@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIDE_KEYS = {
     *("sidecar_version", "file", "format", "num_samples", "num_classes", "classes", "class_names"),
     *("counts", "source", "settings", "file_bytes", "image_bytes", "page_size", "modes", "notes"),
-    *("max_height", "max_width", "odd", "skipped", "labels_crc32", "seconds", "images_per_second"),
+    *("max_height", "max_width", "odd", "skipped", "labels_crc32", "blocks_crc32", "seconds"),
+    "images_per_second",
 }
 
 

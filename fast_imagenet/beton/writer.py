@@ -10,7 +10,6 @@ complete; this one stops with the path of the picture.
 """
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -37,7 +36,8 @@ from fast_imagenet.beton.encode import (
     start_worker,
     work,
 )
-from fast_imagenet.beton.reader import BetonFile, sidecar_path
+from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
+from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
 from fast_imagenet.beton.target import claim, publish
 from fast_imagenet.sources.base import Source, choose, readable, shuffle
 
@@ -66,6 +66,7 @@ def write_beton(
     overwrite: bool = False,
     page_size: int = PAGE_SIZE,
     progress: Callable[[int, int], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> dict:
     """Write `source` to `path` in an order drawn from `settings.seed`; summary in `<path>.json`.
 
@@ -80,6 +81,7 @@ def write_beton(
         overwrite: replace an existing file, which stays in place until the new one is complete.
         page_size: bytes, a power of two from 2 MiB up; doubled until the largest picture fits.
         progress: called after every chunk with the numbers of new samples and of new bytes.
+        shard: (number from 0, of how many): write only this part of the order; see merge.py.
 
     Returns:
         The summary: see `summarise`.
@@ -92,27 +94,59 @@ def write_beton(
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(path, overwrite) as removed, _partial_file(path) as partial:
-        chosen = choose(source.labels, limit, settings.seed)
-        indices = shuffle(chosen, source.blocks, settings.seed)
+    with claim(path, overwrite) as removed, partial_file(path) as partial:
+        order = _order(source, settings, limit)
+        indices, stamp = shard_of(order, *shard), _describe(source, settings, order, shard)
         with closing(_encoded(source, indices, settings, workers)) as chunks:
-            totals = _write_pages(
-                partial, chunks, len(indices), source.classes, page_size, progress
-            )
+            totals = _write_pages(partial, chunks, len(indices), stamp, page_size, progress)
         seconds = time.perf_counter() - started
         summary = summarise(BetonFile(partial), source, settings, totals, seconds)
         summary["file"] = readable(path.name)
-        summary["notes"] += _all_skipped(source, indices, summary["counts"])
+        if shard[1] == 1:
+            summary["notes"] += _all_skipped(source, indices, summary["counts"])
         if removed:
             names = ", ".join(readable(file.name) for file in removed)
             summary["notes"].append(f"removed what a killed conversion had left: {names}")
-        _write_summary(sidecar_path(partial), summary)
+        write_summary(sidecar_path(partial), summary)
         publish(partial, path, overwrite)
     return summary
 
 
+def is_written(
+    path: Path, source: Source, settings: EncodeSettings, limit: int, shard: tuple[int, int]
+) -> bool:
+    """Whether `path` already is the file that write_beton would make, complete with its summary.
+
+    Raises:
+        FileExistsError: it is another file, or a damaged one.
+    """
+    if not os.path.lexists(path):
+        return False
+    expected = _describe(source, settings, _order(source, settings, limit), shard)
+    try:
+        file = BetonFile(path)
+    except BetonError as error:
+        raise FileExistsError(f"{error}, after removing it") from error
+    if not file.stamp or any(file.stamp.get(key) != value for key, value in expected.items()):
+        raise FileExistsError(
+            f"{path} was written from other data or with other settings: remove it, choose another"
+            " --write.folder, or allow --write.overwrite=true"
+        )
+    return bool(file.sidecar)
+
+
+def _order(source: Source, settings: EncodeSettings, limit: int) -> np.ndarray:
+    chosen = choose(source.labels, limit, settings.seed)
+    return shuffle(chosen, source.blocks, settings.seed)
+
+
+def shard_of(order: np.ndarray, number: int, count: int) -> np.ndarray:
+    """Part `number` of `count`: consecutive, so that the parts in turn are the whole order."""
+    return order[len(order) * number // count : len(order) * (number + 1) // count]
+
+
 @contextmanager
-def _partial_file(path: Path) -> Iterator[Path]:
+def partial_file(path: Path) -> Iterator[Path]:
     """Name of the growing file; it and its summary are gone at the end, whatever happens.
 
     Raises:
@@ -140,7 +174,7 @@ def _write_pages(
     partial: Path,
     chunks: Iterator[Chunk],
     capacity: int,
-    classes: list[str],
+    stamp: dict,
     page_size: int,
     progress: Callable[[int, int], None] | None,
 ) -> "Totals":
@@ -153,7 +187,7 @@ def _write_pages(
             totals.add(chunk)
             if progress:
                 progress(len(chunk.sizes) + len(chunk.skipped), len(chunk.payload))
-        pages.finish(classes)
+        totals.blocks = pages.finish(stamp)
     return totals
 
 
@@ -181,7 +215,9 @@ class PageFile:
         self._allocations = np.zeros(capacity, fmt.ALLOCATION)
         self._page_size = page_size
         self._count = 0
-        self._position = fmt.align_up(fmt.METADATA_START + self._samples.nbytes, page_size)
+        self._start = fmt.align_up(fmt.METADATA_START + self._samples.nbytes, page_size)
+        self._position = self._start
+        self._sums = BlockSums(page_size)
         file.seek(self._position)
 
     def append(self, chunk: Chunk) -> None:
@@ -196,6 +232,7 @@ class PageFile:
         ):
             pointer = self._place(size)
             self._file.write(payload[start : start + size])
+            self._sums.add(payload[start : start + size])
             self._samples[self._count] = ((mode, width, height, pointer), label)
             self._allocations[self._count] = (self._count, pointer, size)
             self._count += 1
@@ -214,43 +251,54 @@ class PageFile:
         if pointer % self._page_size + size > self._page_size:
             pointer = fmt.align_up(pointer, self._page_size)
             self._file.seek(pointer)  # leaves a hole of zeros
+            self._sums.add_zeros(pointer - self._position)
         self._position = pointer + size
         return pointer
 
-    def finish(self, classes: list[str]) -> None:
+    def finish(self, stamp: dict) -> np.ndarray:
         """Write allocation table, metadata and, last, the header; then sync to the disk.
+
+        Args:
+            stamp: for the header, besides counts and sums.
+
+        Returns:
+            The crc32 of every block of the data pages, uint32 [blocks].
 
         Raises:
             ConversionError: there are no samples.
         """
-        if not self._count:
+        count = self._count
+        if not count:
             raise ConversionError(
                 "no picture is left to write: every one was skipped, or there were none"
             )
-        table = fmt.align_up(self._position, self._page_size)
-        self._file.seek(table)
-        self._file.write(self._allocations[: self._count].tobytes())
-        header = np.zeros(1, fmt.HEADER)
-        header[0] = (fmt.FORMAT_VERSION, 2, self._page_size, self._count, table)
-        fields = fmt.field_descriptors()
-        _stamp(fields[0]["arguments"], classes)
-        self._file.seek(0)
-        self._file.write(
-            header.tobytes() + fields.tobytes() + self._samples[: self._count].tobytes()
+        end = fmt.align_up(self._position, self._page_size)
+        self._sums.add_zeros(end - self._position)
+        pages = self._page_size, self._start, end
+        write_tables(
+            self._file, self._samples[:count], self._allocations[:count], pages, self._sums, stamp
         )
         self._file.flush()
         os.fsync(self._file.fileno())
+        return self._sums.table()
 
 
-def _stamp(arguments: np.ndarray, classes: list[str]) -> None:
-    """Note the class list in the 1,024 bytes that FFCV keeps for pictures and never reads."""
-    digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
-    stamp = {"written_by": "fast-imagenet", "num_classes": len(classes), "classes_sha256": digest}
-    text = json.dumps(stamp).encode("ascii")
-    arguments[: len(text)] = np.frombuffer(text, np.uint8)
+def _describe(
+    source: Source, settings: EncodeSettings, order: np.ndarray, shard: tuple[int, int]
+) -> dict:
+    """What a stamp says of a conversion: equal for all parts of one, but for `shard`."""
+    return {
+        "written_by": "fast-imagenet",
+        "num_classes": len(source.classes),
+        "classes_sha256": class_digest(source.classes),
+        "settings": asdict(settings),
+        "order_crc32": zlib.crc32(source.labels[order].tobytes(), zlib.crc32(order.tobytes())),
+        "shard": list(shard),
+    }
 
 
-def _write_summary(path: Path, summary: dict) -> None:
+def write_summary(path: Path, summary: dict) -> None:
+    """Write `summary` as JSON and sync it to the disk."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=1, ensure_ascii=False)
         file.flush()
@@ -342,6 +390,7 @@ class Totals:
         self.odd_counts = Counter()
         self.odd_names = {}
         self.skipped = []
+        self.blocks = np.zeros(0, np.uint32)  # the crc32 of every block, at the end
 
     def add(self, chunk: Chunk) -> None:
         """Add one chunk; of each kind of odd file only the first MAX_LISTED names are kept."""
@@ -374,7 +423,8 @@ def summarise(
         (list or None), counts (samples per class, in the order of classes); source ({kind,
         read_bytes}); settings (EncodeSettings as a dictionary); file_bytes, image_bytes, page_size;
         modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd ({kind: {count, files}});
-        skipped (list of {file, reason}); labels_crc32; seconds, images_per_second.
+        skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see stamp.py); seconds,
+        images_per_second.
     """
     return {
         "sidecar_version": SIDECAR_VERSION,
@@ -400,6 +450,7 @@ def summarise(
         "notes": list(source.notes),
         "skipped": [{"file": name, "reason": reason} for name, reason in totals.skipped],
         "labels_crc32": zlib.crc32(file.labels.tobytes()),
+        "blocks_crc32": table_to_text(totals.blocks),
         "seconds": round(seconds, 3),
         "images_per_second": round(file.num_samples / max(seconds, 1e-9), 1),
     }
