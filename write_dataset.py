@@ -9,6 +9,10 @@ Pictures become RGB exactly as torchvision reads them, are shrunk to --write.max
 JPEG or raw pixels. The file is FFCV's own format, equal for any number of workers, and has its
 final name only when it is complete. Its summary lies beside it: train.beton.json.
 
+Large data, on many machines: --source.shards=16 --source.shard=0 to 15, each anywhere and at any
+time, then python -m fast_imagenet.beton merge data/train.beton data/train.part-*.beton: the result
+is that of a single conversion.
+
 Exit status: 0 done, 1 a picture or the disk failed, 2 wrong settings or data, 130 interrupted.
 """
 
@@ -42,6 +46,8 @@ Section("source", "where the pictures come from", SETTINGS).params(
     imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
     synthetic_train=Param(Int(1), "pictures to draw for train", default=4000),
     synthetic_val=Param(Int(1), "pictures to draw for val", default=1000),
+    shards=Param(Int(1, 9999), "parts to convert one by one and merge later", default=1),
+    shard=Param(Int(0, 9998), "which part, from 0; one that is complete is kept", default=0),
 )
 Section("write", "what the files hold", SETTINGS).params(
     folder=Param(Str(empty=False), "gets train.beton and val.beton", default="data"),
@@ -83,6 +89,11 @@ def find_problems(cfg: SimpleNamespace) -> list[str]:
         )
     elif cfg.source.kind not in NEEDS_NO_PATH and not path.is_dir():
         problems.append(f"the source folder {path} does not exist: give one with --source.path")
+    if cfg.source.shard >= cfg.source.shards:
+        problems.append(
+            f"--source.shard={cfg.source.shard} must be below --source.shards={cfg.source.shards}:"
+            " parts are counted from 0"
+        )
     return problems + find_folder_problems(cfg)
 
 
@@ -102,7 +113,7 @@ def find_folder_problems(cfg: SimpleNamespace) -> list[str]:
     targets = target_files(cfg).values()
     existing = [target for target in targets if os.path.lexists(target) and not target.is_dir()]
     problems = []
-    if existing and not cfg.write.overwrite:
+    if existing and not cfg.write.overwrite and cfg.source.shards == 1:
         names = " and ".join(map(str, existing))
         problems.append(f"{names} exist: choose --write.folder or allow --write.overwrite=true")
     found = [find_target_problem(target, overwrite=True) for target in targets]
@@ -121,7 +132,9 @@ def source_path(cfg: SimpleNamespace) -> Path | None:
 def target_files(cfg: SimpleNamespace) -> dict[str, Path]:
     """The file to write for each chosen split."""
     splits = SPLITS if cfg.source.split == "all" else (cfg.source.split,)
-    return {split: Path(cfg.write.folder) / f"{split}.beton" for split in splits}
+    number, count = cfg.source.shard, cfg.source.shards
+    part = f".part-{number:04}-of-{count:04}" if count > 1 else ""
+    return {split: Path(cfg.write.folder) / f"{split}{part}.beton" for split in splits}
 
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -154,15 +167,12 @@ def open_sources(cfg: SimpleNamespace) -> dict:
     return sources
 
 
-def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
-    """Write one split behind a progress bar and print its summary; returns the summary."""
-    from tqdm import tqdm
-
+def encode_settings(cfg: SimpleNamespace):
+    """How pictures are stored, as write_beton takes it."""
     from fast_imagenet.beton.encode import EncodeSettings
-    from fast_imagenet.beton.writer import write_beton
 
     write = cfg.write
-    settings = EncodeSettings(
+    return EncodeSettings(
         mode=write.mode,
         jpeg_share=write.jpeg_share,
         smart_bytes=write.smart_bytes,
@@ -171,7 +181,24 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
         seed=write.seed,
         skip_bad=cfg.source.on_error == "skip",
     )
-    total = min(write.limit or len(source), len(source))
+
+
+def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> None:
+    """Write one split behind a progress bar and print its summary; a complete part is kept."""
+    from tqdm import tqdm
+
+    from fast_imagenet.beton.writer import is_written, shard_of, write_beton
+
+    write, settings = cfg.write, encode_settings(cfg)
+    shard = number, shards = cfg.source.shard, cfg.source.shards
+    if (
+        shards > 1
+        and not write.overwrite
+        and is_written(path, source, settings, write.limit, shard)
+    ):
+        print(f"{path}: complete, kept", flush=True)
+        return
+    total = len(shard_of(range(min(write.limit or len(source), len(source))), number, shards))
     often = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line every 10 s
     with tqdm(total=total, desc=path.name, unit=" images", mininterval=often) as bar:
         written = 0
@@ -188,11 +215,12 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
             settings,
             limit=write.limit,
             workers=write.workers or len(os.sched_getaffinity(0)),
-            overwrite=write.overwrite,
+            overwrite=write.overwrite or shards > 1,  # without its summary a part is not complete
             progress=progress,
+            shard=shard,
         )
-    print(readable("\n".join(report(split, path, summary, write.limit))), flush=True)
-    return summary
+    is_part = write.limit > 0 or shards > 1
+    print(readable("\n".join(report(split, path, summary, is_part))), flush=True)
 
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -200,7 +228,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> dict:
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def report(split: str, path: Path, summary: dict, limit: int) -> list[str]:
+def report(split: str, path: Path, summary: dict, is_part: bool) -> list[str]:
     """Lines for the screen from the summary of one file."""
     megabytes, counts = summary["file_bytes"] / 1e6, summary["counts"]
     modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
@@ -217,7 +245,7 @@ def report(split: str, path: Path, summary: dict, limit: int) -> list[str]:
     ]
     lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
     expected = IMAGENET_COUNTS[split]
-    if summary["num_classes"] == 1000 and not limit and summary["num_samples"] != expected:
+    if summary["num_classes"] == 1000 and not is_part and summary["num_samples"] != expected:
         lines.append(f"  note     all of ImageNet-1k has {expected:,} pictures in {split}")
     lines += [f"  note     {note}" for note in summary["notes"]]
     return [*lines, f"  more     {path}.json"]

@@ -37,6 +37,7 @@ class BetonFile:
         modes: 'jpg' or 'raw', str [n].
         offsets, sizes: int64 [n], bytes: where a picture lies in the file.
         page_size: bytes.
+        data_end: first byte after the data pages.
         sidecar: content of `<file>.json`, {} when there is none.
         classes: class identifiers in the order of the labels, None without sidecar.
         num_classes: from the sidecar, otherwise the largest label + 1.
@@ -57,6 +58,7 @@ class BetonFile:
         header, samples_dtype = _read_header(self.path, self._bytes)
         self.num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
+        self.data_end = int(header["alloc_table_ptr"])
         samples = _read_samples(self.path, self._bytes, header, samples_dtype)
         allocations = _read_allocations(self.path, self._bytes, header)
         self.labels = samples["label"].astype(np.int64)
@@ -65,7 +67,7 @@ class BetonFile:
         self.offsets, self.sizes = _check_samples(self.path, header, samples, allocations)
         self.modes = np.array(fmt.MODE_NAMES)[samples["image"]["mode"]]
         try:
-            self.stamp = read_stamp(self._bytes, int(header["alloc_table_ptr"]))
+            self.stamp = read_stamp(self._bytes, self.data_end)
         except StampError as error:
             raise _damaged(self.path, str(error)) from error
         self.sidecar = _read_sidecar(self.path, self)
@@ -96,6 +98,10 @@ class BetonFile:
             return stored.tobytes(), label
         shape = int(self.heights[index]), int(self.widths[index]), 3
         return np.array(stored).reshape(shape), label
+
+    def raw_bytes(self, start: int, size: int) -> np.ndarray:
+        """`size` bytes from byte `start` of the file: uint8, a view, read when they are used."""
+        return self._bytes[start : start + size]
 
     def image(self, index: int) -> np.ndarray:
         """Pixels of sample `index`: uint8 RGB [height, width, 3].
@@ -265,7 +271,7 @@ def _read_sidecar(path: Path, file: BetonFile) -> dict:
         summary = json.loads(sidecar.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BetonError(f"{sidecar} cannot be read ({error}): {_REMEDY}") from error
     expected = {"num_samples": file.num_samples, "labels_crc32": zlib.crc32(file.labels.tobytes())}
     if not isinstance(summary, dict) or any(summary.get(k) != v for k, v in expected.items()):

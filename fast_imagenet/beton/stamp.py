@@ -25,6 +25,7 @@ _AREA_END = _AREA_START + fmt.FIELD["arguments"].itemsize
 _CRC_START = _AREA_END - 4
 _NOTE_OF_EARLY_FILES = {"written_by", "num_classes", "classes_sha256"}  # they have no checksums
 _NUMBERS = ("num_samples", "num_classes", "block_bytes", "first_block", "blocks_crc32")
+_KEYS = {"classes_sha256", "settings", "order_crc32", "shard", *_NUMBERS}
 _ZEROS = memoryview(bytes(1 << 20))
 
 
@@ -34,7 +35,7 @@ class StampError(ValueError):
 
 def class_digest(classes: list[str]) -> str:
     """Hexadecimal sha256 of a class list, in the order of the labels."""
-    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+    return hashlib.sha256("\n".join(classes).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,11 +162,12 @@ def read_stamp(data: np.ndarray, end: int) -> dict | None:
         return None
     try:
         stamp = json.loads(area[:-4].tobytes().rstrip(b"\0"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StampError("the stamp in its header is unreadable") from error
     if isinstance(stamp, dict) and set(stamp) == _NOTE_OF_EARLY_FILES:
         return None
-    if not isinstance(stamp, dict) or not all(type(stamp.get(k)) is int for k in _NUMBERS):
+    complete = isinstance(stamp, dict) and set(stamp) >= _KEYS
+    if not complete or not all(type(stamp[key]) is int for key in _NUMBERS):
         raise StampError("the stamp in its header is incomplete")
     start = stamp["first_block"] * stamp["block_bytes"]
     whole_blocks = stamp["block_bytes"] > 0 and (end - start) % stamp["block_bytes"] == 0

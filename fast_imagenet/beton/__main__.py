@@ -1,0 +1,62 @@
+"""Check and join data files.
+
+python -m fast_imagenet.beton verify FILE...       structure, header and tables: under a second
+python -m fast_imagenet.beton verify FILE --full   every byte, at the speed of the disk
+python -m fast_imagenet.beton merge OUT PART...    parts of one conversion into one file
+
+Exit status: 0 all is well, 1 a file is refused, 2 wrong arguments.
+"""
+
+import argparse
+import sys
+
+from fast_imagenet.beton.verify import verify
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do as `argv` says; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fast_imagenet.beton", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|merge")
+    one = commands.add_parser("verify", help="check data files")
+    one.add_argument("files", nargs="+", metavar="FILE")
+    one.add_argument("--full", action="store_true", help="read and check every byte")
+    two = commands.add_parser("merge", help="join the parts of one conversion")
+    two.add_argument("out", metavar="OUT", help="the new file; never replaced")
+    two.add_argument("parts", nargs="+", metavar="PART", help="all parts, in any order")
+    args = parser.parse_args(argv)
+    if args.command == "verify":
+        return max(show(path, args.full) for path in args.files)
+    return join(args.out, args.parts)
+
+
+def show(path: str, full: bool) -> int:
+    """Check one file and print what was found; returns the exit status."""
+    findings, notes = verify(path, full)
+    for sentence in findings:
+        print(sentence, file=sys.stderr)
+    for sentence in notes:
+        print(f"note: {sentence}")
+    if not findings:
+        print(f"{path}: no fault found{'' if full else ' (--full checks the pictures, too)'}")
+    return 1 if findings else 0
+
+
+def join(out: str, parts: list[str]) -> int:
+    """Merge and print the result; returns the exit status."""
+    from fast_imagenet.beton.encode import ConversionError
+    from fast_imagenet.beton.merge import merge
+    from fast_imagenet.beton.reader import BetonError
+
+    try:
+        summary = merge(out, parts)
+    except (BetonError, ConversionError, OSError) as error:
+        print(f"merge: {error}", file=sys.stderr)
+        return 1
+    count, size = summary["num_samples"], summary["file_bytes"] / 1e6
+    print(f"{out}: {count:,} pictures from {len(parts)} parts, {size:,.1f} MB, every byte checked")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
