@@ -44,6 +44,7 @@ Section("data", "where pictures come from", SETTINGS).params(
     in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
     backend=Param(OneOf("ffcv", "torchvision"), "who loads and transforms", default="ffcv"),
     transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
+    check_pages=Param(Bool(), "ffcv: check each page's sum as it is first read", default=True),
     timeout=Param(Number(1), "seconds without a batch that end the run", default=300.0),
 )
 Section("resolution", "training side in pixels", SETTINGS).params(
@@ -183,7 +184,7 @@ def build_loaders(cfg, ranks: Ranks):
     if cfg.data.backend == "ffcv":
         from fast_imagenet.loader import EvalLoader, TrainLoader
 
-        extra = {"in_memory": cfg.data.in_memory}
+        extra = {"in_memory": cfg.data.in_memory, "check_pages": cfg.data.check_pages}
     else:
         from fast_imagenet.torch_pipeline import TorchEvalLoader as EvalLoader
         from fast_imagenet.torch_pipeline import TorchTrainLoader as TrainLoader

@@ -134,6 +134,7 @@ def _can_be_made(folder: Path) -> bool:
 
 # Settings that may change when a run goes on: they decide speed or place, not the weights.
 FREE_ON_RESUME = {
+    "data.check_pages",
     "data.num_workers",
     "data.timeout",
     "data.train_dataset",

@@ -43,6 +43,7 @@ from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 from fast_imagenet import ops  # noqa: E402
 from fast_imagenet.augment import CROP_AND_FLIP, Augment  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
+from fast_imagenet.beton.verify import PageChecks  # noqa: E402
 from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
@@ -119,6 +120,8 @@ class TrainLoader:
         device: where the batches end up.
         in_memory: True: uniformly random order, the file stays in the page cache. False: random
             within windows of PAGES_IN_MEMORY pages, for files larger than memory.
+        check_pages: check the checksum of each page of the file as it is first read, where the file
+            has them: 0.3 ms of processor time a MB, once.
         augment: the random changes; those of the batch (erasing, mixup, cutmix) are not done here.
 
     Raises:
@@ -138,6 +141,7 @@ class TrainLoader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         in_memory: bool = True,
+        check_pages: bool = True,
         augment: Augment = CROP_AND_FLIP,
     ) -> None:
         self._file = BetonFile(path)
@@ -148,6 +152,8 @@ class TrainLoader:
         file = self._file
         self._pages = None if in_memory else file.offsets // file.page_size
         self._operations = image_operations(augment, 224, seed)
+        if check_pages:
+            self._operations[0].before_batch = _page_checker(file)
         if rank == 0 and not is_compiled(apply_crops):
             print("compiling the operations, once on this machine: about a minute", flush=True)
         self._loader = _make_loader(
@@ -198,7 +204,7 @@ class EvalLoader:
     Args:
         path: .beton file with fields `image` and `label`.
         batch_size: images per batch and rank; the last batch may be smaller.
-        rank, world_size, num_workers, device, in_memory: as TrainLoader.
+        rank, world_size, num_workers, device, in_memory, check_pages: as TrainLoader.
     """
 
     def __init__(
@@ -211,11 +217,14 @@ class EvalLoader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         in_memory: bool = True,
+        check_pages: bool = True,
     ) -> None:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
         self._decoder = ops.CenterCropDecode(224, 1.0)
+        if check_pages:
+            self._decoder.before_batch = _page_checker(self._file)
         self._loader = _make_loader(
             path,
             [self._decoder],
@@ -239,6 +248,12 @@ class EvalLoader:
 
     def close(self) -> None:
         """Nothing stays open between epochs."""
+
+
+def _page_checker(file: BetonFile):
+    """A function that checks the pages of a batch of samples; nothing where there are no sums."""
+    checks, pages = PageChecks(file), file.offsets // file.page_size
+    return None if checks.why_not else lambda samples: checks.check(pages[samples])
 
 
 def _make_loader(
@@ -312,6 +327,8 @@ class _Epoch(EpochIterator):
         try:
             return super().__next__()
         except StopIteration:
+            if isinstance(self.error, BetonError):
+                raise self.error from None
             if isinstance(self.error, ops.DecodeError):  # a sentence, not a defect of the program
                 raise BetonError(str(self.error)) from self.error
             if self.error is not None:

@@ -1,5 +1,6 @@
 """The FFCV loader: which samples come in which order, how errors arrive, what an end leaves."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -116,6 +117,24 @@ def test_a_damaged_picture_is_named(path, tmp_path):
     damaged = loader.EvalLoader(tmp_path / "damaged.beton", batch_size=COUNT)
     with pytest.raises(loader.BetonError, match=f"damaged.beton: sample {jpegs[2]}: .*write"):
         list(damaged.batches(32, 1.0))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_changed_pixel_is_noticed_as_its_page_is_first_read(path, tmp_path, in_memory):
+    whole = loader.BetonFile(path)
+    raws = [index for index in range(COUNT) if whole.modes[index] == "raw"]
+    data, changed = bytearray(path.read_bytes()), tmp_path / "changed.beton"
+    data[int(whole.offsets[raws[0]]) + 1000] ^= 1
+    changed.write_bytes(data)
+    for side in path.parent.glob(f"{path.name}.*"):
+        shutil.copy(side, tmp_path / side.name.replace(path.name, changed.name))
+    options = {"in_memory": in_memory, "batch_size": COUNT}
+    with pytest.raises(loader.BetonError, match=r"changed.beton.*page|changed.beton.*byte"):
+        list(loader.EvalLoader(changed, **options).batches(32, 1.0))
+    with pytest.raises(loader.BetonError, match="changed.beton"):
+        list(train_loader(changed, in_memory=in_memory).epoch(0, 32))
+    unchecked = loader.EvalLoader(changed, check_pages=False, **options)
+    assert len(list(unchecked.batches(32, 1.0))) == 1
 
 
 def test_ranks_share_the_batches_of_one_rank(path, one_rank):

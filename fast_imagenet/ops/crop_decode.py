@@ -278,6 +278,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         self.output_size = output_size
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
         self._own_decoder = True  # tests compare the two
+        self.before_batch = None  # called with the indices of a batch before it is read
         self.error_count = 0
         self.errors: list[tuple[int, str]] = []
         self._workspaces: list[_Workspace] = []
@@ -301,6 +302,8 @@ class _CropOperation(SimpleRGBImageDecoder):
 
     def generate_code(self):
         def decode(batch_indices, images_bhwc, metadata, storage_state):
+            if self.before_batch is not None:
+                self.before_batch(batch_indices)
             samples = locate_samples(batch_indices, metadata, storage_state)
             images_bhwc = images_bhwc[: len(batch_indices)]
             indices = np.asarray(batch_indices, np.int64)
