@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fast_imagenet import jpeg_native
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import (
     Chunk,
@@ -323,7 +324,8 @@ def _encoded(
 def _encoded_by_pool(
     source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
 ) -> Iterator[Chunk]:
-    if settings.mode != "raw" and not source.draws_pixels:
+    recodes = settings.mode != "raw" and not source.draws_pixels
+    if recodes and not jpeg_native.is_there():
         from fast_imagenet.jpeg_recode import compile_kernels
 
         compile_kernels()  # once and here: every worker would do it for itself
