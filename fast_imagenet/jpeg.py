@@ -12,9 +12,6 @@ import functools
 import cv2
 import numpy as np
 
-from fast_imagenet import jpeg_native
-from fast_imagenet.jpeg_header import read_header
-
 # Chosen by measurement: longer intervals decode more pixels beside the crop, shorter ones cost
 # bytes (interval 1: +4.2 %, 2: +2.5 %, 4: +1.5 %, 6: +1.3 % over none; 500 px, quality 90).
 MAX_RESTART_INTERVAL = 4
@@ -72,28 +69,16 @@ def recode_jpeg(data: bytes, width: int, quality: int) -> bytes | None:
     Args: data: the file. width: its pixels in a row. quality: 1 to 100.
     Returns: the new file; None where the file is not a plain one, see jpeg_recode.py.
     """
-    if jpeg_native.is_there():
-        return jpeg_native.recode(data, restart_interval(width), quantisers(quality))
     from fast_imagenet.jpeg_recode import recode  # numba: half a second that not every user needs
 
     return recode(data, restart_interval(width), quantisers(quality))
 
 
-def shrink_jpeg(data: bytes, size_wh: tuple[int, int], quality: int) -> bytes | None:
-    """A stored JPEG smaller (area average), with restart markers, in one go.
-
-    Args: data: the file. size_wh: of the new picture, pixels. quality: 1 to 100.
-    Returns: the new file; None where the file is not a plain one, see jpeg_recode.py, is damaged,
-        or jpeg_native.py has no library.
-    """
-    if not jpeg_native.is_there():
-        return None
-    return jpeg_native.shrink(data, size_wh, restart_interval(size_wh[0]), quantisers(quality))
-
-
 @functools.cache
 def quantisers(quality: int) -> np.ndarray:
     """The steps for luma and chroma that OpenCV writes: uint16 [2, 64] in file order."""
+    from fast_imagenet.jpeg_recode import read_header
+
     tiny = np.zeros((8, 8, 3), np.uint8)
     data = cv2.imencode(".jpg", tiny, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1].tobytes()
     return read_header(data).steps[:2]

@@ -31,7 +31,7 @@ check_python() {
 
 wanted_stamp() {
     "$python" --version
-    cat requirements.txt scripts/setup.sh fast_imagenet/beton/*.c | sha256sum
+    cat requirements.txt scripts/setup.sh | sha256sum
 }
 
 # Names of the Debian packages whose contents are not there.
@@ -106,7 +106,6 @@ fi
 install_system_packages
 make_venv
 install_python_packages
-"$venv/bin/python" -m fast_imagenet.jpeg_native || true  # it says why, and that all works without
 echo "setup: compiling the operations for this processor (a minute or two)"
 quietly "$venv/bin/python" -m fast_imagenet.ops.compile
 wanted_stamp >"$stamp"

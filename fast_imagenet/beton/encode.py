@@ -16,9 +16,9 @@ import numpy as np
 from PIL import ImageFile
 
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
-from fast_imagenet.jpeg import encode_jpeg, recode_jpeg, shrink_jpeg
+from fast_imagenet.jpeg import encode_jpeg, recode_jpeg
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
-from fast_imagenet.sources.decode import ImageError, decode_opened, is_sound_scan, open_picture
+from fast_imagenet.sources.decode import ImageError, decode_opened, open_picture
 
 
 class ConversionError(RuntimeError):
@@ -80,18 +80,11 @@ class Chunk:
 def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
     """Shrink (area average) so that the longer side is `max_side` pixels; 0 = leave as it is."""
     height, width = rgb_hwc.shape[:2]
-    size_wh = fitting_size((width, height), max_side)
-    if size_wh == (width, height):
+    if max_side <= 0 or max(height, width) <= max_side:
         return rgb_hwc
+    scale = max_side / max(height, width)
+    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(rgb_hwc, size_wh, interpolation=cv2.INTER_AREA)
-
-
-def fitting_size(size_wh: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """Width and height with the longer side at most `max_side` pixels; 0 = as they are."""
-    if max_side <= 0 or max(size_wh) <= max_side:
-        return size_wh
-    scale = max_side / max(size_wh)
-    return max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
 
 
 def hash_share(seed: int, index: int) -> float:
@@ -127,20 +120,15 @@ def read_bytes(source: Source, index: int) -> bytes:
     return data
 
 
-def convert_stored(size_wh: tuple[int, int], data: bytes, index: int, settings: EncodeSettings):
-    """A stored JPEG written anew without the detour over RGB pixels: (bytes, (width, height)).
+def recode_fitting(size_wh: tuple[int, int], data: bytes, index: int, settings: EncodeSettings):
+    """A stored JPEG that need not shrink, written anew without the detour over pixels, or None.
 
-    Nearer to the source than decoding and encoding again, smaller, and sooner done. None where
-    that cannot be done.
+    Nearer to the source than decoding and encoding again, smaller, and sooner done.
     """
-    new_wh = fitting_size(size_wh, settings.max_side)
-    if max(new_wh) > MAX_SIDE or not is_jpeg(settings, index, 3 * new_wh[0] * new_wh[1]):
+    limit = min(settings.max_side or MAX_SIDE, MAX_SIDE)
+    if max(size_wh) > limit or not is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
         return None
-    if new_wh == size_wh:
-        stored = recode_jpeg(data, size_wh[0], settings.quality)
-    else:
-        stored = shrink_jpeg(data, new_wh, settings.quality) if is_sound_scan(data) else None
-    return None if stored is None else (stored, new_wh)
+    return recode_jpeg(data, size_wh[0], settings.quality)
 
 
 def encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings):
@@ -169,7 +157,7 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
     Raises:
         ImageError: the picture cannot be read, decoded or stored.
     """
-    made, kinds = None, ()
+    stored, kinds = None, ()
     if source.draws_pixels:
         rgb_hwc = source.pixels(index)
         source_bytes = rgb_hwc.nbytes
@@ -177,10 +165,10 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
         data = read_bytes(source, index)
         source_bytes = len(data)
         image, kinds = open_picture(data, source.name(index))
-        made = convert_stored(image.size, data, index, settings)
-        rgb_hwc = decode_opened(image, data) if made is None else None
-    if made is not None:
-        (stored, size_wh), mode = made, MODE_JPG
+        stored = recode_fitting(image.size, data, index, settings)
+        rgb_hwc = decode_opened(image, data) if stored is None else None
+    if stored is not None:
+        mode, size_wh = MODE_JPG, image.size
     else:
         stored, mode, size_wh = encode_pixels(rgb_hwc, index, settings)
     chunk.payload += stored

@@ -27,7 +27,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fast_imagenet import jpeg_native
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import (
     Chunk,
@@ -324,8 +323,7 @@ def _encoded(
 def _encoded_by_pool(
     source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
 ) -> Iterator[Chunk]:
-    recodes = settings.mode != "raw" and not source.draws_pixels
-    if recodes and not jpeg_native.is_there():
+    if settings.mode != "raw" and not source.draws_pixels:
         from fast_imagenet.jpeg_recode import compile_kernels
 
         compile_kernels()  # once and here: every worker would do it for itself

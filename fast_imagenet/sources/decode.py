@@ -87,7 +87,7 @@ def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     So whatever is not plainly sound is left to Pillow.
     """
     plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if not plain or "progressive" in image.info or not is_sound_scan(data):
+    if not plain or "progressive" in image.info or not _is_sound_scan(data):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     rgb_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -96,7 +96,7 @@ def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     return rgb_hwc
 
 
-def is_sound_scan(data: bytes) -> bool:
+def _is_sound_scan(data: bytes) -> bool:
     """Whether nothing but stuffed bytes and restart markers stands between the last SOS and EOI."""
     stored = np.frombuffer(data, np.uint8)
     markers = stored[np.flatnonzero(stored[:-1] == 0xFF) + 1]
