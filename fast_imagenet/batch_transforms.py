@@ -106,8 +106,8 @@ def check_erasing(p: float, mode: str, count: int) -> None:
         raise ValueError(f"random erasing has probability {p}; give 0 to 1")
     if mode not in ERASING_MODES:
         raise ValueError(f"random erasing has mode {mode!r}; use {', '.join(ERASING_MODES)}")
-    if count < 1:
-        raise ValueError(f"random erasing has a count of {count}; give at least 1 box")
+    if count != int(count) or not 1 <= count <= 1000:
+        raise ValueError(f"random erasing has a count of {count}; give 1 to 1000 boxes")
 
 
 # ------------------------------------------------------------------------------------------------

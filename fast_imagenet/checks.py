@@ -70,7 +70,13 @@ def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
 
 
 def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    augment = cfg.augment
     return [
+        (
+            augment.policy == "rand_augment_timm" and augment.policy_magnitude > 10,
+            f"augment.policy_magnitude={augment.policy_magnitude:g} is of 30, and "
+            f"augment.policy=rand_augment_timm counts to 10: lower it",
+        ),
         (
             cfg.data.transforms == "gpu" and cfg.data.backend != "torchvision",
             f"data.transforms=gpu needs data.backend=torchvision, not {cfg.data.backend}: "

@@ -21,6 +21,7 @@ file.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from queue import Empty, Full
@@ -48,6 +49,7 @@ from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
 
+CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
 PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
 
 
@@ -303,6 +305,10 @@ def _train_batches(loader: Loader, samples_nb: np.ndarray) -> Iterator:
             yield images_bhwc, labels_b, samples_b
 
 
+class _ClosedError(Exception):
+    """Ends the loader thread of an epoch that nobody wants any more."""
+
+
 class _Epoch(EpochIterator):
     """FFCV's loader thread, whose error reaches the caller and which ends when it is closed."""
 
@@ -311,9 +317,17 @@ class _Epoch(EpochIterator):
     def run(self) -> None:
         try:
             super().run()
+        except _ClosedError:
+            return
         except BaseException as error:  # whatever it is, the caller must not wait for ever
             self.error = error
             self._offer_end()
+
+    def run_pipeline(self, *batch):
+        # FFCV looks only while the queue is full: it would decode the rest of the epoch
+        if self.terminate_event.is_set():
+            raise _ClosedError
+        return super().run_pipeline(*batch)
 
     def _offer_end(self) -> None:
         while not self.terminate_event.is_set():
@@ -339,13 +353,14 @@ class _Epoch(EpochIterator):
         """End the thread and free its buffers, wherever the epoch stands."""
         if self.closed:
             return
-        super().close()
-        self.closed = True
-        while self.is_alive():
-            # a thread that waits for a place in the queue sees the end only when it gets one
-            with suppress(Empty):
+        self.terminate_event.set()
+        limit = time.monotonic() + CLOSE_SECONDS
+        while self.is_alive() and time.monotonic() < limit:
+            with suppress(Empty):  # it may wait for a place in the queue
                 self.output_queue.get(timeout=0.1)
             self.join(timeout=0.1)
+        super().close()  # gives up the file's memory: not before the thread has left it
+        self.closed = True
         self.memory_allocations = None
 
 

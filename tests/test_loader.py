@@ -191,6 +191,19 @@ def test_leaving_an_epoch_early_ends_its_thread(one_rank):
     assert len(labels_of(one_rank.epoch(0, 32))) == COUNT // 8
 
 
+def test_an_epoch_left_early_decodes_no_more_than_is_under_way(path, monkeypatch):
+    decoded, run = [], loader.EpochIterator.run_pipeline
+    monkeypatch.setattr(
+        loader.EpochIterator, "run_pipeline",
+        lambda self, *batch: (decoded.append(1), run(self, *batch))[1],
+    )  # fmt: skip
+    many = train_loader(path, global_batch=1)
+    batches = many.epoch(0, 32)
+    next(batches)
+    batches.close()
+    assert len(decoded) < 12  # of 45
+
+
 def test_quasi_random_order_visits_everything_once_a_few_pages_at_a_time():
     pages = np.repeat(np.arange(20), 7)
     order = paged_epoch_order(pages, window=4, seed=1, epoch=0)

@@ -156,7 +156,12 @@ def _read_tables(address, header, quantisers, look, slow, choice):
         at += 2 + length
     if frame == np.uintp(0) or scan == np.uintp(0):
         return False
-    return _read_choice(frame, scan, choice)
+    if not _read_choice(frame, scan, choice):
+        return False
+    defined = True  # libturbojpeg refuses a file whose table is missing
+    for c in range(3):
+        defined = defined and quantisers[choice[c, 2], 0] != 0
+    return defined
 
 
 @kernel

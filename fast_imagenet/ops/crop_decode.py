@@ -13,7 +13,9 @@ stock FFCV keeps one per sample of every batch under way.
 
 import dataclasses
 import math
+import threading
 import weakref
+from contextlib import contextmanager
 
 import numba
 import numpy as np
@@ -25,12 +27,13 @@ from . import native
 from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
 from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
 from .kernel import kernel
-from .operation import EpochCounter
+from .operation import EpochCounter, whole_seed
 from .precompiled import enable_precompiled, run_threads
 from .resize import METHODS, resize_box
 
 RAW_MODE = 1  # FFCV's number for a sample stored as pixels; 0 is JPEG
 CROP_TRIES = 10
+MAX_OUTPUT = 16_384  # pixels a side: a picture of 0.8 GB
 # Status of one sample, and the words for it.
 GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE = range(5)
 REASONS = {
@@ -276,6 +279,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         if on_error not in ("raise", "count"):
             raise ValueError(f"on_error is {on_error!r}; give 'raise' or 'count'")
         self.output_size = output_size
+        self._lock = threading.Lock()
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
         self._own_decoder = True  # tests compare the two
         self.before_batch = None  # called with the indices of a batch before it is read
@@ -290,10 +294,16 @@ class _CropOperation(SimpleRGBImageDecoder):
 
     @output_size.setter
     def output_size(self, size):
-        size = (size, size) if isinstance(size, int | np.integer) else tuple(map(int, size))
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"output_size is {size}; give a height and a width of at least 1")
-        self._output_size = size
+        sides = (size, size) if isinstance(size, int | np.integer) else size
+        whole = isinstance(sides, tuple | list) and all(
+            isinstance(side, int | np.integer) and 1 <= side <= MAX_OUTPUT for side in sides
+        )
+        if not whole or len(sides) != 2:
+            raise ValueError(
+                f"output_size is {size!r}; give a height and a width, whole numbers from 1 to "
+                f"{MAX_OUTPUT}, or one for both"
+            )
+        self._output_size = tuple(map(int, sides))
 
     def declare_state_and_memory(self, previous_state):
         shape, pixel_type = (*self.output_size, 3), np.dtype("<u1")
@@ -323,20 +333,25 @@ class _CropOperation(SimpleRGBImageDecoder):
     def apply(self, samples, crops, images_bhwc) -> np.ndarray:
         """Fill uint8 images_bhwc [b, h, w, 3] (contiguous). Returns int64 [b], one status each."""
         threads = min(numba.get_num_threads(), max(1, len(samples)))
-        self._grow_workspaces(threads, samples)
         status = np.zeros(len(samples), np.int64)
         options = (METHODS[self.method], bool(self.reduced_decode), bool(self._own_decoder))
         out, size = np.uintp(images_bhwc.ctypes.data), images_bhwc.shape[1:3]
 
         def work(thread):
-            workspace = self._workspaces[thread].addresses
+            workspace = workspaces[thread].addresses
             apply_crops(thread, threads, samples, crops, out, size, options, workspace, status)
 
-        run_threads(work, threads)
+        with self._borrowed(threads, samples) as workspaces:
+            run_threads(work, threads)
         return status
 
-    def _grow_workspaces(self, threads, samples) -> None:
-        """At least `threads` workspaces, each large enough for the largest sample of the batch."""
+    @contextmanager
+    def _borrowed(self, threads, samples):
+        """`threads` workspaces for one call, each large enough for the largest of its samples.
+
+        Nobody else uses them meanwhile: two loaders, or an epoch that was left early and the next,
+        may call one operation at the same time.
+        """
         jpegs = samples[samples[:, 2] != RAW_MODE]
         needs = (
             jpegs[:, 1],
@@ -344,13 +359,17 @@ class _CropOperation(SimpleRGBImageDecoder):
             plane_bytes(jpegs[:, 3], jpegs[:, 4]),
         )
         sizes = tuple(int(need.max(initial=0)) for need in needs)
-        for thread in range(threads):
-            if thread == len(self._workspaces):
-                self._workspaces.append(_Workspace(sizes))
-            old = self._workspaces[thread].sizes
-            if any(a < b for a, b in zip(old, sizes, strict=True)):
-                larger = tuple(max(pair) for pair in zip(old, sizes, strict=True))
-                self._workspaces[thread] = _Workspace(larger)
+        with self._lock:
+            idle = [self._workspaces.pop() for _ in range(min(threads, len(self._workspaces)))]
+        for old in idle:
+            sizes = tuple(max(pair) for pair in zip(old.sizes, sizes, strict=True))
+        borrowed = [old if old.sizes == sizes else _Workspace(sizes) for old in idle]
+        borrowed += [_Workspace(sizes) for _ in range(threads - len(idle))]
+        try:
+            yield borrowed
+        finally:
+            with self._lock:
+                self._workspaces.extend(borrowed)
 
     def _report(self, indices, status, memory) -> None:
         file = getattr(memory, "filename", None) or "the data file"
@@ -366,7 +385,12 @@ class _CropOperation(SimpleRGBImageDecoder):
             )
 
     def __getstate__(self):
-        return {**self.__dict__, "_workspaces": []}  # handles belong to one process
+        state = {**self.__dict__, "_workspaces": [], "before_batch": None}
+        del state["_lock"]
+        return state  # handles and locks belong to one process
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 class CropDecode(EpochCounter, _CropOperation):
@@ -403,14 +427,14 @@ class CropDecode(EpochCounter, _CropOperation):
         super().__init__(
             output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
         )
-        if not 0 < scale[0] <= scale[1] <= 1:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale is {scale}; give 0 < low <= high <= 1")
-        if not 0 < ratio[0] <= ratio[1]:
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio is {ratio}; give 0 < low <= high")
         if not 0 <= flip <= 1:
             raise ValueError(f"flip is {flip}; give a probability, 0 to 1")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
-        self.flip, self.seed = float(flip), int(seed)
+        self.flip, self.seed = float(flip), whole_seed(seed)
 
     def declare_state_and_memory(self, previous_state):
         self.count_epoch()

@@ -42,8 +42,10 @@ class GaussianBlur(KeyedOperation):
     def __init__(self, sigma=(0.1, 2.0), p: float = 0.5, *, seed: int = 0):
         super().__init__(seed)
         sigma = (sigma, sigma) if np.ndim(sigma) == 0 else tuple(sigma)
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1] < np.inf:
-            raise ValueError(f"sigma is {sigma}; give a radius above 0, or 0 < low <= high")
+        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1] <= 1000:
+            raise ValueError(
+                f"sigma is {sigma}; give a radius above 0, or 0 < low <= high; 1000 at most"
+            )
         if not 0 <= p <= 1:
             raise ValueError(f"p is {p}; give a probability, 0 to 1")
         self.sigma, self.p = tuple(map(float, sigma)), float(p)

@@ -17,6 +17,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 
 from .kernel import kernel
+from .operation import check_batch
 from .precompiled import enable_precompiled, run_threads
 
 # numpy has no bfloat16: its 16 bits travel as uint16.
@@ -70,7 +71,8 @@ class Normalize(Operation):
         if self.dtype not in TYPES:
             raise ValueError(f"dtype is {dtype}; give {', '.join(TYPES)}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+        finite = np.isfinite([*self.mean, *self.std]).all()
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(
                 f"mean is {mean}, std {std}; give three numbers each, of pixels in 0..1, and std "
                 f"above 0"
@@ -83,6 +85,7 @@ class Normalize(Operation):
         Args: images_bhwc: uint8 [b, h, w, 3]. out_bhwc: where to, contiguous; None: a new array.
         Returns: out_bhwc.
         """
+        check_batch(images_bhwc, len(images_bhwc), (np.dtype("u1"),), "Normalize")
         if out_bhwc is None:
             out_bhwc = np.empty(images_bhwc.shape, TYPES[self.dtype])
         threads = min(numba.get_num_threads(), max(1, len(images_bhwc)))

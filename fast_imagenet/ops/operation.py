@@ -5,12 +5,43 @@ An operation is three things: `draw`, all its choices for a batch, from keyed ra
 """
 
 import dataclasses
+import operator
 
 import numba
 import numpy as np
 from ffcv.pipeline.operation import Operation
 
 from .precompiled import enable_precompiled, run_threads
+
+
+def whole_seed(seed: int) -> int:
+    """The seed modulo 2**64 as a signed number, which kernels take.
+
+    Raises: ValueError: not a whole number.
+    """
+    try:
+        low = operator.index(seed) & 0xFFFF_FFFF_FFFF_FFFF
+    except TypeError:
+        raise ValueError(f"seed is {seed!r}; give a whole number") from None
+    return low - (1 << 64) if low >> 63 else low
+
+
+def check_batch(images_bhwc: np.ndarray, count: int, dtypes, name: str) -> None:
+    """Refuse what a kernel would read beside: kernels check nothing.
+
+    Args: count: of sample indices. dtypes: that the operation takes. name: of the operation.
+    Raises: ValueError naming what was given and what is wanted.
+    """
+    given = getattr(images_bhwc, "shape", None)
+    if given is None or len(given) != 4 or given[3] != 3 or 0 in given[1:]:
+        raise ValueError(f"{name} was given pictures of shape {given}; give [b, h, w, 3]")
+    if np.dtype(images_bhwc.dtype) not in dtypes:
+        wanted = " or ".join(map(str, dtypes))
+        raise ValueError(f"{name} was given {images_bhwc.dtype} pictures; it takes {wanted}")
+    if not images_bhwc.flags.c_contiguous:
+        raise ValueError(f"{name} was given a view; give np.ascontiguousarray(images)")
+    if count != len(images_bhwc):
+        raise ValueError(f"{name} was given {len(images_bhwc)} pictures and {count} indices")
 
 
 class EpochCounter:
@@ -45,7 +76,7 @@ class KeyedOperation(EpochCounter, Operation):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         enable_precompiled()
-        self.seed = int(seed)
+        self.seed = whole_seed(seed)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         raise NotImplementedError
@@ -57,8 +88,11 @@ class KeyedOperation(EpochCounter, Operation):
 
         Args: images_bhwc: [b, h, w, 3], contiguous. samples: int64 [b], index of each picture.
         Returns: images_bhwc.
+        Raises: ValueError: another shape or type, a view, or another number of indices.
         """
-        choices = self.draw(np.asarray(samples, np.int64), images_bhwc.shape[1:3])
+        samples = np.asarray(samples, np.int64)
+        check_batch(images_bhwc, len(samples), self.dtypes, type(self).__name__)
+        choices = self.draw(samples, images_bhwc.shape[1:3])
         threads = min(numba.get_num_threads(), max(1, len(samples)))
         run_threads(lambda first: self.apply(first, threads, images_bhwc, *choices), threads)
         return images_bhwc

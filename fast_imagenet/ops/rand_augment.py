@@ -131,11 +131,12 @@ class RandAugment(KeyedOperation):
         super().__init__(seed)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; give one of {', '.join(MODES)}")
-        if num_ops != int(num_ops) or num_ops < 1:
-            raise ValueError(f"num_ops is {num_ops}; give a whole number of at least 1")
-        if num_magnitude_bins != int(num_magnitude_bins) or num_magnitude_bins < 2:
+        if not 1 <= num_ops <= 1000 or num_ops != int(num_ops):
+            raise ValueError(f"num_ops is {num_ops}; give a whole number of at least 1, to 1000")
+        if not 2 <= num_magnitude_bins <= 1000 or num_magnitude_bins != int(num_magnitude_bins):
             raise ValueError(
-                f"num_magnitude_bins is {num_magnitude_bins}; give a whole number of at least 2"
+                f"num_magnitude_bins is {num_magnitude_bins}; give a whole number of at least 2, "
+                f"to 1000"
             )
         top = TIMM_TOP if mode == "timm" else num_magnitude_bins - 1
         if not 0 <= magnitude <= top:

@@ -20,7 +20,7 @@ from ..batch_transforms import (
     draw_erasing,
 )
 from .kernel import kernel
-from .operation import KeyedOperation
+from .operation import KeyedOperation, check_batch
 from .precompiled import run_threads
 
 # How a float32 is stored; numba has no half types on a CPU, so these are written as bits.
@@ -133,9 +133,9 @@ class RandomErasing(KeyedOperation):
     ):
         super().__init__(seed)
         check_erasing(p, mode, count)
-        if not 0 < area[0] <= area[1] <= 1:
+        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"area is {area}; give 0 < low <= high <= 1")
-        if not 0 < aspect[0] <= aspect[1]:
+        if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < np.inf:
             raise ValueError(f"aspect is {aspect}; give 0 < low <= high")
         if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
             raise ValueError(f"fill is {fill}; give three levels, 0 to 255")
@@ -149,8 +149,9 @@ class RandomErasing(KeyedOperation):
 
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """As KeyedOperation.transform; also for float32, float16 and uint16 (bfloat16's bits)."""
-        self._check(images_bhwc.dtype)
         samples = np.asarray(samples, np.int64)
+        check_batch(images_bhwc, len(samples), self.dtypes, "RandomErasing")
+        self._check(images_bhwc.dtype)
         threads = min(numba.get_num_threads(), max(1, len(samples)))
         form = FORMATS.get(images_bhwc.dtype, FLOAT32)
         images = images_bhwc.view(np.uint16) if form == FLOAT16 else images_bhwc

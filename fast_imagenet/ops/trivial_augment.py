@@ -60,7 +60,7 @@ class TrivialAugmentWide(KeyedOperation):
 
     def __init__(self, *, num_magnitude_bins=31, seed=0):
         super().__init__(seed)
-        if num_magnitude_bins != int(num_magnitude_bins) or num_magnitude_bins < 2:
+        if not 2 <= num_magnitude_bins <= 1000 or num_magnitude_bins != int(num_magnitude_bins):
             raise ValueError(
                 f"num_magnitude_bins is {num_magnitude_bins}; give a whole number of at least 2"
             )
