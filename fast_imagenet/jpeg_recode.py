@@ -223,6 +223,8 @@ def _fill_reading_table(counts, symbols, is_dc, look, slow):
         slow[17 + length] = place - code
         for _ in range(counts[length - 1]):
             symbol = symbols[place]
+            if symbol & 15 > 10 + is_dc or (is_dc and symbol > 11):
+                return False  # values that no 8-bit picture has; Pillow refuses such a file
             slow[34 + place] = symbol
             if length <= LOOK:
                 _fill_entries(look, code << (LOOK - length), length, symbol, is_dc)

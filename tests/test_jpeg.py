@@ -228,6 +228,21 @@ def test_damaged_files_are_refused_or_readable(subsampling):
     assert 100 < refused < 400
 
 
+@pytest.mark.parametrize(
+    ("is_dc", "symbol", "sound"),
+    [
+        (True, 11, True),
+        (True, 12, False),
+        (True, 0x1B, False),
+        (False, 0xFA, True),
+        (False, 11, False),
+    ],
+)
+def test_codes_that_no_8_bit_picture_has_are_not_read(is_dc, symbol, sound):
+    code = bytes([1, *[0] * 15, symbol])
+    assert (jpeg_recode.reading_table(code, is_dc) is not None) == sound
+
+
 def test_codes_have_at_most_16_bits():
     counts = np.zeros(256, np.int64)
     counts[:40] = [1, 1, *(round(1.618**k) for k in range(38))]
