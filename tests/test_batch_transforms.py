@@ -422,7 +422,7 @@ def test_torch_compile_takes_the_operations():
     [
         ({"erasing": 1.5}, "random erasing has probability 1.5; give 0 to 1"),
         ({"erasing": 0.5, "erasing_mode": "blue"}, "mode 'blue'; use const, rand, pixel"),
-        ({"erasing_count": 0}, "a count of 0; give at least 1 box"),
+        ({"erasing_count": 0}, "a count of 0; give 1 to 1000 boxes"),
         ({"mixup": -1.0}, "mixup is -1.0"),
     ],
 )
