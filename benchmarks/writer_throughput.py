@@ -165,6 +165,8 @@ def main() -> None:
     arguments = read_arguments()
     cores = common.pin_to_cores(arguments.cores)
     machine = common.describe_machine(cores)
+    # TBB's threads would wait for ever at the end, as FFCV's writer forks this process
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     import cv2
 
     cv2.setNumThreads(1)  # FFCV's workers are forks of this process; ours set it themselves
