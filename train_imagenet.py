@@ -168,7 +168,7 @@ from fast_imagenet.models import (
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
-from fast_imagenet.runlog import RunLog, shareable
+from fast_imagenet.runlog import RunLog, read_jsonl, shareable
 from fast_imagenet.runstate import FRESH, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at
 
@@ -543,7 +543,7 @@ def run_epoch(run: Run) -> dict:
 def end_epoch(run: Run, record: dict) -> dict:
     """Evaluate, write the log's line and the checkpoint; returns the line.
 
-    Raises: Stopped, when the run is saved.
+    Raises: Stopped, when a signal came in evaluation and the run is saved.
     """
     cfg, t, state, log = run.cfg, run.t, run.state, run.log
     steps, start = len(run.loader), time.perf_counter()
@@ -567,9 +567,7 @@ def end_epoch(run: Run, record: dict) -> dict:
         best = max(state["best"], record["ema_top1"])
         state |= FRESH | {"epoch": state["epoch"] + 1, "losses": [], "best": best, "seconds": total}
         run.save(state, best=better)
-    if run.ranks.most(bool(run.guard.signal)):
-        raise Stopped(run.guard.signal)
-    return record
+    return record  # a signal that came meanwhile is obeyed after the next step, or the run ends
 
 
 def watched_loader(run: Run):
@@ -593,6 +591,8 @@ def train(cfg, ranks: Ranks) -> None:
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
         if not epochs:
             print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
+            if ranks.is_main and not Path(folder, "weights.safetensors").exists():  # killed before
+                finish(cfg, open_log(cfg, ranks), t, loader, read_jsonl(f"{folder}/log.jsonl")[-1])
             return
         prepare_network(cfg, model, called, t, epochs, ranks.device)
         log = open_log(cfg, ranks)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import train_imagenet
+from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
 from fast_imagenet.guard import STALLED, STOPPED, Guard, Pauses, Stopped, lock_folder
 from fast_imagenet.runlog import read_jsonl
@@ -213,14 +214,33 @@ def test_a_wild_loss_is_told_within_fifty_steps_and_never_saved():
     assert not saved
 
 
-def test_checkpoints_come_by_the_clock():
-    saved = []
-    pause, losses = pauses(saved, minutes=0.3 / 60), []
-    for step in range(4):
+def test_checkpoints_come_by_the_clock(monkeypatch):
+    now, saved, losses = [0.0], [], []
+    monkeypatch.setattr(guard_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pause = pauses(saved, minutes=10)
+    for step in range(6):
         losses.append(torch.tensor(float(step)))
+        now[0] += 240.0
         pause(step + 1, losses)
-        time.sleep(0.2)
-    assert saved in ([[0.0, 1.0, 2.0]], [[0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0, 2.0, 3.0]])
+    assert [len(saved_losses) for saved_losses in saved] == [3, 6]
+    never = pauses(saved, minutes=0)
+    now[0] += 1e9
+    never(7, losses)
+    assert len(saved) == 2
+
+
+def test_a_run_killed_before_its_final_weights_leaves_them_on_resume(quick_run, capsys):
+    flags = ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--training.max_steps=0"]
+    folder = quick_run(*flags)
+    weights, summary = (
+        (folder / name).read_bytes() for name in ("weights.safetensors", "summary.json")
+    )
+    for name in ("weights.safetensors", "summary.json", "curves.png"):
+        (folder / name).unlink()
+    quick_run(*flags, "--training.resume=auto", folder=folder)
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert (folder / "summary.json").read_bytes() == summary
+    assert (folder / "curves.png").exists()
 
 
 def test_a_second_interrupt_ends_at_once():

@@ -17,10 +17,11 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
 
 from .kernel import kernel
-from .operation import check_batch
+from .operation import check_batch, check_place
 from .precompiled import enable_precompiled, run_threads
 
 # numpy has no bfloat16: its 16 bits travel as uint16.
+UINT8 = (np.dtype("u1"),)  # what it takes
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
@@ -85,7 +86,7 @@ class Normalize(Operation):
         Args: images_bhwc: uint8 [b, h, w, 3]. out_bhwc: where to, contiguous; None: a new array.
         Returns: out_bhwc.
         """
-        check_batch(images_bhwc, len(images_bhwc), (np.dtype("u1"),), "Normalize")
+        check_batch(images_bhwc, len(images_bhwc), UINT8, "Normalize")
         if out_bhwc is None:
             out_bhwc = np.empty(images_bhwc.shape, TYPES[self.dtype])
         threads = min(numba.get_num_threads(), max(1, len(images_bhwc)))
@@ -96,16 +97,10 @@ class Normalize(Operation):
         return out_bhwc
 
     def declare_state_and_memory(self, previous_state):
-        shape, given = previous_state.shape, previous_state.dtype
-        if not previous_state.jit_mode:
-            raise ValueError("Normalize comes after ToTensor or a torch module; put it before")
-        if len(shape) != 3 or shape[2] != 3 or np.dtype(given) != np.uint8:
-            raise ValueError(
-                f"Normalize was given {np.dtype(given)} {shape}; it takes uint8 [height, width, "
-                f"3], as CropDecode gives them"
-            )
+        check_place(previous_state, UINT8, "Normalize")
         dtype = np.dtype(TYPES[self.dtype])
-        return dataclasses.replace(previous_state, dtype=dtype), AllocationQuery(shape, dtype)
+        state = dataclasses.replace(previous_state, dtype=dtype)
+        return state, AllocationQuery(state.shape, dtype)
 
     def generate_code(self):
         def normalize(images_bhwc, out_bhwc):

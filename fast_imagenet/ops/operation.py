@@ -44,6 +44,21 @@ def check_batch(images_bhwc: np.ndarray, count: int, dtypes, name: str) -> None:
         raise ValueError(f"{name} was given {len(images_bhwc)} pictures and {count} indices")
 
 
+def check_place(state, dtypes, name: str) -> None:
+    """Refuse a place in a pipeline. Args: state: FFCV's, before the operation; as `check_batch`.
+
+    Raises: ValueError: behind ToTensor, or the pictures there have another shape or type.
+    """
+    if not state.jit_mode:
+        raise ValueError(f"{name} comes after ToTensor or a torch module; put it before")
+    if len(state.shape) != 3 or state.shape[2] != 3 or np.dtype(state.dtype) not in dtypes:
+        wanted = " or ".join(map(str, dtypes))
+        raise ValueError(
+            f"{name} was given {np.dtype(state.dtype)} {state.shape}; it takes {wanted} "
+            f"[height, width, 3], as CropDecode gives them"
+        )
+
+
 class EpochCounter:
     """The epoch that keys an operation's draws: set by the caller, else counted by FFCV's calls."""
 
@@ -98,15 +113,7 @@ class KeyedOperation(EpochCounter, Operation):
         return images_bhwc
 
     def declare_state_and_memory(self, previous_state):
-        name, shape = type(self).__name__, previous_state.shape
-        if not previous_state.jit_mode:
-            raise ValueError(f"{name} comes after ToTensor or a torch module; put it before")
-        if len(shape) != 3 or shape[2] != 3 or np.dtype(previous_state.dtype) not in self.dtypes:
-            wanted = " or ".join(map(str, self.dtypes))
-            raise ValueError(
-                f"{name} was given {np.dtype(previous_state.dtype)} {shape}; it takes {wanted} "
-                f"[height, width, 3], as CropDecode gives them"
-            )
+        check_place(previous_state, self.dtypes, type(self).__name__)
         self.count_epoch()
         return dataclasses.replace(previous_state, jit_mode=True), None
 
