@@ -23,6 +23,7 @@ from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.base import shuffle
 from tests import make_sources as make
+from tests.faults import Faulty
 from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, scene
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -314,38 +315,6 @@ def test_nothing_but_broken_files(tmp_path):
     assert files_in(tmp_path / "out") == []
 
 
-class Faulty:
-    """Eighty pictures, one of which does `fault`; picklable, as workers need it."""
-
-    kind, blocks, notes, draws_pixels = "test", None, (), False
-    classes, class_names = ["a", "b"], None
-
-    def __init__(self, fault: str = "", note: str = "", bad: int = 17, sleepy: int = -1):
-        self.fault, self.note, self.bad, self.sleepy = fault, note, bad, sleepy
-        self.labels = np.arange(80) % 2
-
-    def __len__(self):
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        return f"faulty/{index}.JPEG"
-
-    def read(self, index: int) -> bytes:
-        if index == self.sleepy:
-            time.sleep(100)
-        if index == self.bad:
-            if self.fault == "raise":
-                raise ZeroDivisionError("of the test")
-            if self.fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fault == "exit":
-                os._exit(3)
-        if self.fault == "slow":
-            Path(f"{self.note}.{os.getpid()}").touch()
-            time.sleep(0.2)
-        return as_jpeg(scene(20, 24, seed=index))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("fault", ["raise", "kill", "exit"])
 def test_worker_that_raises_or_dies_ends_the_command(fault, workers, tmp_path):
@@ -431,7 +400,7 @@ import sys
 sys.path.insert(0, {root!r})
 import write_dataset
 from fast_imagenet import sources
-from tests.test_write_dataset import Faulty
+from tests.faults import Faulty
 if __name__ == "__main__":
     sources.open_source = lambda *_, **__: Faulty("slow", {note!r})
     sys.exit(write_dataset.main(sys.argv[1:]))
