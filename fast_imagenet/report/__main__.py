@@ -1,0 +1,122 @@
+"""Tables, plots and pages from the records of runs.
+
+python -m fast_imagenet.report                    README.md, docs/results.md and docs/results_*.png
+python -m fast_imagenet.report --check            say what of it is not current
+python -m fast_imagenet.report add RUN_FOLDER     a finished run becomes a record, and so a row
+
+Exit status: 0 done or all current, 1 not current or refused, 2 wrong arguments.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fast_imagenet.checkpoint import write_atomically
+from fast_imagenet.report.plots import draw, is_current, plot_data
+from fast_imagenet.report.records import RecordError, read_records
+from fast_imagenet.report.reported import read_reported
+from fast_imagenet.report.tables import Book, render_readme, render_results
+
+
+def open_book(folder: Path) -> Book:
+    """Everything in a folder of records; the tables lie beside it.
+
+    Raises:
+        RecordError: it is no such folder, or something in it is wrong.
+    """
+    if not (folder / "reported.yaml").is_file():
+        raise RecordError(f"{folder} holds no reported.yaml: run this in the repository's folder")
+    reported = read_reported(folder / "reported.yaml")
+    return Book(
+        folder.absolute().parent, folder.absolute(), read_records(folder.absolute()), reported
+    )
+
+
+def texts(book: Book) -> dict[str, str]:
+    """Path below the root -> content as it should be."""
+    readme = book.root / "README.md"
+    current = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    return {"README.md": render_readme(current, book), "docs/results.md": render_results(book)}
+
+
+def stale(book: Book) -> list[str]:
+    """Files that do not show what the records say."""
+    found = []
+    for name, text in texts(book).items():
+        path = book.root / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            found.append(name)
+    plots = plot_data(book)
+    return found + [n for n, series in plots.items() if not is_current(book.root / n, series)]
+
+
+def build(book: Book) -> list[str]:
+    """Write what is not current; its names."""
+    names, content, plots = stale(book), texts(book), plot_data(book)
+    for name in names:
+        data = content[name].encode() if name in content else draw(name, plots[name])
+        write_atomically(book.root / name, lambda file, data=data: file.write(data))
+    return names
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do as `argv` says; returns the exit status."""
+    args = parse(argv)
+    try:
+        return {None: run_build, "add": run_add}[args.command](args)
+    except (ValueError, OSError) as error:  # RecordError is one: a sentence for the user
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+
+
+def run_build(args) -> int:
+    """Renew or check."""
+    book = open_book(args.folder)
+    if not args.check:
+        names = build(book)
+        print(f"wrote {', '.join(names)}" if names else "all current")
+        return 0
+    if names := stale(book):
+        for name in names:
+            print(f"{name} is not what records/ says", file=sys.stderr)
+        print("run python -m fast_imagenet.report", file=sys.stderr)
+    return 1 if names else 0
+
+
+def run_add(args) -> int:
+    """Copy a run into records/ and show its row."""
+    from fast_imagenet.report.add import add_run, show
+
+    flags = {"label": args.label, "data": args.data, "main": args.main}
+    about = {key: value for key, value in flags.items() if value}
+    about |= {"unfinished": True} if args.unfinished else {}
+    options = dict(name=args.name, group=args.group, config=args.config, about=about)
+    place = add_run(args.run, args.folder, **options)
+    print(f"{place}: added\n{show(open_book(args.folder), place)}")
+    print("python -m fast_imagenet.report writes it into README.md and docs/")
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The words of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m fast_imagenet.report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    folder = dict(type=Path, metavar="FOLDER", help="of the records (records)")
+    parser.add_argument("--folder", default=Path("records"), **folder)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 when stale")
+    commands = parser.add_subparsers(dest="command", metavar="add")
+    add = commands.add_parser("add", help="make a record of a run")
+    add.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a log.jsonl")
+    add.add_argument("--folder", default=argparse.SUPPRESS, **folder)
+    add.add_argument("--name", help="row: stem of the config (that of logging.folder)")
+    add.add_argument("--group", help="folder of the runs that differ in seed only (DATE_MACHINE)")
+    add.add_argument("--label", help="what the group is, in a few words")
+    add.add_argument("--data", help="data set, where the name is that of no shipped config")
+    add.add_argument("--main", action="store_true", help="this group is the one in README.md")
+    add.add_argument("--config", help="settings, for a log.jsonl alone: a YAML of a run")
+    add.add_argument("--unfinished", action="store_true", help="take a run that was cut short")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Plots for docs/, from records and reported numbers only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import statistics
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fast_imagenet.report.records import Group
+
+# file below the root -> (title, caption)
+PLOTS = {
+    "docs/results_accuracy.png": (
+        "accuracy against epochs and time",
+        "Plain top-1 after each epoch, mean and standard deviation over the seeds.",
+    ),
+    "docs/results_images_seen.png": (
+        "accuracy against images seen",
+        "Top-1 at the end against images seen. Filled: measured here, plain protocol. Hollow: "
+        "reported, each under its own protocol, so compare points of one line only.",
+    ),
+    "docs/results_throughput.png": (
+        "throughput",
+        "Training images a second, median over the epochs, and the share of the time of training "
+        "that was waiting for data.",
+    ),
+}
+COLORS = ("#1f5fa8", "#d9641e", "#2f8f5b", "#8a4f9e", "#b58900", "#c2416b", "#2a9d9d", "#5c6770")
+MARKS = "osD^vP*X<>"
+DIGEST = "Data-Digest"  # key in the PNG: of the numbers drawn, so that a check needs no pixels
+
+
+def plot_data(book) -> dict[str, list]:
+    """What each plot shows, as JSON values: path -> a list of series."""
+    groups = [group for entry in book.rows for group in entry.groups]
+    return {
+        "docs/results_accuracy.png": [_curve(group, _title(book, group)) for group in groups],
+        "docs/results_images_seen.png": _points(book, groups),
+        "docs/results_throughput.png": [
+            {
+                "title": _title(book, group),
+                "rate": _rounded(group.spread("images_per_second")),
+                "wait": _rounded(group.spread("data_wait")),
+            }
+            for group in groups
+        ],
+    }
+
+
+def digest(series: list) -> str:
+    """Of what a plot shows."""
+    return hashlib.sha256(json.dumps(series, sort_keys=True).encode()).hexdigest()
+
+
+def is_current(path: Path, series: list) -> bool:
+    """Whether a PNG shows these numbers."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get(DIGEST) == digest(series)
+    except OSError:
+        return False
+
+
+def draw(name: str, series: list) -> bytes:
+    """The PNG of one of PLOTS; the same bytes for the same numbers and versions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing, height = {
+        "docs/results_accuracy.png": (_draw_accuracy, 4.2),
+        "docs/results_images_seen.png": (_draw_points, 5.8),
+        "docs/results_throughput.png": (_draw_bars, 1.2 + 0.4 * max(1, len(series))),
+    }[name]
+    figure = Figure(figsize=(10, height), dpi=90, layout="constrained")
+    FigureCanvasAgg(figure)
+    drawing(figure, series)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return _fewer_colors(file, digest(series))
+
+
+def _fewer_colors(png: io.BytesIO, text: str) -> bytes:
+    """The same picture in 200 colours, a third of the bytes, with the digest as its only text."""
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text(DIGEST, text)
+    with Image.open(png) as image:
+        few = image.convert("RGB").quantize(200, method=Image.Quantize.MAXCOVERAGE)
+    few.save(file, "PNG", optimize=True, pnginfo=info)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers
+# ------------------------------------------------------------------------------------------------
+
+
+def _title(book, group: Group) -> str:
+    several = len(book.entry(group.name).groups) > 1 or "label" in group.about
+    return f"{group.name}{f', {group.label}' if several else ''}"
+
+
+def _curve(group: Group, title: str) -> dict:
+    """Plain top-1 after each epoch: mean, deviation, and the mean time in minutes."""
+    key = "ema_plain_top1" if group.runs[0].averaged else "plain_top1"
+    epochs = range(len(group.runs[0].log))
+    values = [[run.log[i][key] for run in group.runs] for i in epochs]
+    minutes = [[run.log[i]["total_seconds"] / 60 for run in group.runs] for i in epochs]
+    return {
+        "title": title,
+        "seeds": len(group.runs),
+        "top1": [round(statistics.fmean(v), 4) for v in values],
+        "deviation": [round(statistics.stdev(v), 4) if len(v) > 1 else 0.0 for v in values],
+        "minutes": [round(statistics.fmean(v), 3) for v in minutes],
+    }
+
+
+def _points(book, groups: list[Group]) -> list[dict]:
+    series = {}
+    for report in book.reported.reports:
+        title = f"{report.by}, {report.network}, {report.protocol}"
+        series.setdefault((report.data, title, False), []).append(
+            (report.epochs * book.reported.data[report.data]["images"] / 1e6, report.top1, 0.0)
+        )
+    for group in groups:
+        top, key = group.spread("plain"), (book.data(group), _title(book, group), True)
+        millions = round(group.spread("images").mean / 1000, 6)
+        series.setdefault(key, []).append((millions, round(top.mean, 4), top.deviation or 0.0))
+    return [
+        {"data": data, "title": title, "measured": measured, "points": sorted(points)}
+        for (data, title, measured), points in series.items()
+    ]
+
+
+def _rounded(spread) -> list[float]:
+    return [round(spread.mean, 3), round(spread.deviation or 0.0, 3)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Drawing
+# ------------------------------------------------------------------------------------------------
+
+
+def _draw_accuracy(figure, series: list[dict]) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    hours = any(one["minutes"][-1] >= 120 for one in series)
+    for k, one in enumerate(series):
+        color, top = COLORS[k % len(COLORS)], one["top1"]
+        label = f"{one['title']}: {top[-1]:.1f} %, {one['seeds']} seed{'s' * (one['seeds'] > 1)}"
+        times = [minutes / (60 if hours else 1) for minutes in one["minutes"]]
+        for ax, x in zip(axes, (list(range(1, len(top) + 1)), times), strict=True):
+            low = [a - b for a, b in zip(top, one["deviation"], strict=True)]
+            high = [a + b for a, b in zip(top, one["deviation"], strict=True)]
+            ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            ax.plot(x, top, color=color, linewidth=1.6, marker="o", markersize=3, label=label)
+    if series:
+        axes[0].legend(loc="lower right", frameon=False, fontsize=8)
+    _decorate(axes[0], "plain top-1 against epochs, %", "epoch")
+    unit = "hours" if hours else "minutes"
+    _decorate(axes[1], f"plain top-1 against {unit}, %", f"{unit}, training and evaluation")
+
+
+def _draw_points(figure, series: list[dict]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    names = list(dict.fromkeys(one["data"] for one in series)) or [""]
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for ax, data in zip(axes, names, strict=True):
+        for k, one in enumerate(one for one in series if one["data"] == data):
+            _draw_series(ax, one, k)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        place = dict(loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+        ax.legend(**place, frameon=False, fontsize=8)
+        _decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
+
+
+def _draw_series(axes, one: dict, k: int) -> None:
+    x, y, error = zip(*one["points"], strict=True)
+    color, mine = COLORS[k % len(COLORS)], one["measured"]
+    style = dict(color=color, linewidth=0.8, markersize=8 if mine else 5.5, zorder=3 + mine)
+    style |= dict(markerfacecolor=color if mine else "white", label=one["title"])
+    mark = MARKS[k % len(MARKS)] + ("-" if len(x) > 1 else "")
+    axes.errorbar(x, y, yerr=error if any(error) else None, fmt=mark, **style)
+
+
+def _draw_bars(figure, series: list[dict]) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = [one["title"] for one in series]
+    for ax, key, color, title in (
+        (axes[0], "rate", COLORS[0], "training images/s"),
+        (axes[1], "wait", COLORS[1], "time waiting for data, %"),
+    ):
+        values, errors = zip(*(one[key] for one in series), strict=True) if series else ((), ())
+        bars = ax.barh(titles, values, xerr=errors, color=color, height=0.6)
+        ax.bar_label(bars, fmt="%.4g", padding=4, fontsize=9)
+        ax.margins(x=0.2)
+        _decorate(ax, title, "")
+        ax.grid(False, axis="y")
+    axes[0].invert_yaxis()
+
+
+def _decorate(axes, title: str, xlabel: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(xlabel)
+    axes.grid(True, color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
