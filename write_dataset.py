@@ -29,6 +29,7 @@ from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config
 from fast_imagenet.sources import KINDS, SPLITS
 from fast_imagenet.sources.base import readable
+from fast_imagenet.sources.official import MD5_CHOICES
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -43,6 +44,7 @@ Section("source", "where the pictures come from", SETTINGS).params(
     split=Param(OneOf(*SPLITS, "all"), "which part to write", default="all"),
     on_error=Param(OneOf("fail", "skip"), "a damaged picture: stop, or list it", default="fail"),
     classes=Param(Str(), "parquet, webdataset: file of class names, one a line", default=""),
+    md5=Param(OneOf(*MD5_CHOICES), "ilsvrc_tar: compare md5; all reads 155 GB", default="devkit"),
     imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
     synthetic_train=Param(Int(1), "pictures to draw for train", default=4000),
     synthetic_val=Param(Int(1), "pictures to draw for val", default=1000),
@@ -60,6 +62,7 @@ Section("write", "what the files hold", SETTINGS).params(
     limit=Param(Int(0), "pictures a split, evenly over the classes; 0 = all", default=0),
     seed=Param(Int(0), "of the order, of limit, and of drawn pictures", default=0),
     overwrite=Param(Bool(), "replace files that exist", default=False),
+    check_space=Param(Bool(), "refuse when disk or /dev/shm look too small", default=True),
 )
 # fmt: on
 
@@ -161,6 +164,8 @@ def open_sources(cfg: SimpleNamespace) -> dict:
             classes=cfg.source.classes,
             download=cfg.source.imagenette_size,
             size=sizes[split],
+            # of many parts the first checks for all
+            md5="devkit" if cfg.source.shard and cfg.source.md5 == "all" else cfg.source.md5,
         )
     if len(sources) == 2:
         use_classes(sources["val"], sources["train"])
@@ -183,8 +188,12 @@ def encode_settings(cfg: SimpleNamespace):
     )
 
 
-def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> None:
-    """Write one split behind a progress bar and print its summary; a complete part is kept."""
+def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0) -> None:
+    """Write one split behind a progress bar and print its summary; a complete part is kept.
+
+    Args:
+        later: pictures that go to the same folder after it.
+    """
     from tqdm import tqdm
 
     from fast_imagenet.beton.writer import is_written, shard_of, write_beton
@@ -198,7 +207,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> None:
     ):
         print(f"{path}: complete, kept", flush=True)
         return
-    total = len(shard_of(range(min(write.limit or len(source), len(source))), number, shards))
+    total = len(shard_of(range(pictures_of(cfg, source)), number, shards))
     often = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line every 10 s
     with tqdm(total=total, desc=path.name, unit=" images", mininterval=often) as bar:
         written = 0
@@ -218,9 +227,17 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path) -> None:
             overwrite=write.overwrite or shards > 1,  # without its summary a part is not complete
             progress=progress,
             shard=shard,
+            check_space=write.check_space,
+            later=later // shards,
+            tell=bar.write,
         )
     is_part = write.limit > 0 or shards > 1
     print(readable("\n".join(report(split, path, summary, is_part))), flush=True)
+
+
+def pictures_of(cfg: SimpleNamespace, source) -> int:
+    """Pictures of a split that all its parts together will hold."""
+    return min(cfg.write.limit or len(source), len(source))
 
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -275,8 +292,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         sources = open_sources(cfg)
+        later = sum(pictures_of(cfg, source) for source in sources.values())
         for split, path in target_files(cfg).items():
-            convert(cfg, split, sources[split], path)
+            later -= pictures_of(cfg, sources[split])
+            convert(cfg, split, sources[split], path, later)
     except SourceError as error:
         return fail(str(error), 2)
     except (ConversionError, OSError) as error:

@@ -34,9 +34,9 @@ KINDS = {
     "kill": ({}, ()),
     "exit": ({}, ()),
     "oversized": ({}, ("--write.max_side=0",)),
-    "full_disk": ({"out": SMALL_DISK}, ("--write.mode=raw",)),
+    "full_disk": ({"out": SMALL_DISK}, ("--write.mode=raw", "--write.check_space=false")),
     "short_disk": ({"out": SMALL_DISK}, ("--write.mode=raw",)),
-    "full_shm": ({str(SHM): "size=4k"}, ()),
+    "full_shm": ({str(SHM): "size=4k"}, ("--write.check_space=false",)),
     "short_shm": ({str(SHM): "size=4k"}, ()),
 }
 WORKER_FAULTS = ("raise", "kill", "exit", "oversized", "full_disk", "full_shm")
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     """What became of a command with a fault.
 
     Attributes:
-        seconds: from the fault, where a picture was at fault, else from the start, to the end.
+        seconds: to the end, from the fault; of a disk or /dev/shm, from when the data was opened.
         status: exit status; negative = killed by that signal.
         message: what the command said on its standard error.
         leftovers: files below the folder, objects in /dev/shm and living processes it has left.
@@ -157,7 +157,6 @@ def inject(kind: str, folder: Path, workers: int = 2, timeout: float = 120) -> O
         CannotInject: see `start`.
         subprocess.TimeoutExpired: the command hangs; it is killed with all its children.
     """
-    begin = time.time()
     process = start(kind, folder, workers)
     try:
         _, message = process.communicate(timeout=timeout)
@@ -166,8 +165,7 @@ def inject(kind: str, folder: Path, workers: int = 2, timeout: float = 120) -> O
         process.communicate()
         raise
     end = time.time()
-    fault = folder / "fault"
-    begin = fault.stat().st_mtime if fault.exists() else begin
+    begin = (folder / "fault").stat().st_mtime
     left = leftovers(process.pid, folder / "out") + listed(folder / "left")
     return Outcome(end - begin, process.returncode, message, left)
 
@@ -208,9 +206,15 @@ def main(argv: list[str]) -> int:
     from tests.faults import Faulty  # by this name, which workers can import
 
     kind, folder, flags = argv[0], Path(argv[1]), argv[2:]
-    note = folder / ("worker" if kind == "slow" else "fault")
+    note = folder / "fault"
     shape = (100, 120) if "disk" in kind else (20, 24)
-    sources.open_source = lambda *_, **__: Faulty(kind, str(note), shape=shape)
+
+    def open_source(*_, **__) -> Faulty:
+        if kind not in PICTURE_FAULTS:
+            note.touch()
+        return Faulty(kind, str(note), shape=shape)
+
+    sources.open_source = open_source
     out = folder / "out"
     status = write_dataset.main(["--source.kind=synthetic", "--source.split=train", *flags])
     if os.path.ismount(out):

@@ -1,22 +1,34 @@
 """Every source kind holds the same pictures; odd files decode as in Pillow; wrong layouts."""
 
+import hashlib
 import os
 import pickle
 import socket
+import tarfile
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fast_imagenet.sources import KINDS, Source, SourceError, open_source, use_classes
+from fast_imagenet.sources import (
+    KINDS,
+    Source,
+    SourceError,
+    ilsvrc_tar,
+    official,
+    open_source,
+    tar,
+    use_classes,
+)
 from fast_imagenet.sources import decode as decode_module
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, PackedNames, choose, readable, shuffle
 from fast_imagenet.sources.decode import ImageError, decode_rgb
 from fast_imagenet.sources.matfile import MatError, read_struct_array
+from fast_imagenet.sources.official import Official
 from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_picture
 from tests import make_sources as make
-from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, scene
+from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, saved, scene
 
 MAKERS = {
     "image_folder": make.make_image_folder,
@@ -58,6 +70,13 @@ def test_deep_gray_is_clipped_or_scaled_as_pillow_does():
     clipped, scaled = np.minimum(deep_hw, 255), deep_hw >> 8
     assert any(np.array_equal(rgb_hwc[..., 0], expected) for expected in (clipped, scaled))
     assert "16bit" in kinds
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "PCX", "SGI"])
+def test_kinds_of_pictures_that_are_not_listed_are_refused(kind):
+    assert kind not in decode_module.FORMATS
+    with pytest.raises(ImageError, match="not a picture of a known kind"):
+        decode_rgb(saved(Image.fromarray(scene()), kind))
 
 
 def test_size_is_checked_before_pixels(monkeypatch):
@@ -281,14 +300,81 @@ def test_ilsvrc_tar_with_foreign_members_is_refused(name, tmp_path):
     _refused("ilsvrc_tar", tmp_path, "train", repr(name), "not in the official archive")
 
 
-def test_links_in_tars_are_refused(tmp_path):
-    import tarfile
+def write_member(path, kind, size):
+    """A tar of one member of this type that claims `size` bytes."""
+    info = tarfile.TarInfo("1.jpg")
+    info.type, info.size, info.linkname = kind, size, "/etc/passwd"
+    path.write_bytes(info.tobuf() + bytes(10_240))
 
-    with tarfile.open(tmp_path / "train-0.tar", "w:") as archive:
-        link = tarfile.TarInfo("1.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    _refused("webdataset", tmp_path, "train", "link or device")
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"6", b"S"])
+def test_links_devices_and_sparse_files_in_tars_are_refused(kind, tmp_path):
+    write_member(tmp_path / "train-0.tar", kind, 0)
+    _refused("webdataset", tmp_path, "train", "link, device or sparse")
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"X"])
+def test_extra_headers_of_tars_are_not_read_whatever_their_size(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "MAX_HEADER_BYTES", 4000)
+    read = []
+    monkeypatch.setattr(tarfile.TarInfo, "_proc_member", lambda *_: read.append(1))
+    write_member(tmp_path / "train-0.tar", kind, 5000)
+    _refused("webdataset", tmp_path, "train", "an extra header of 5,000 bytes")
+    assert not read
+
+
+def test_large_members_of_tars_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "MAX_IMAGE_BYTES", 500)
+    members = [("1.jpg", b"x" * 501), ("1.cls", b"0")]
+    (tmp_path / "train-0.tar").write_bytes(make.tar_bytes(members))
+    _refused("webdataset", tmp_path, "train", "'1.jpg' of 501 bytes", "500 at most")
+
+
+# ------------------------------------------------------------------------------------------------
+# The official archives
+# ------------------------------------------------------------------------------------------------
+
+
+def official_of(path, size=True):
+    """What official.py would know, if the archive at `path` were the official one."""
+    data = path.read_bytes()
+    return Official(hashlib.md5(data).hexdigest(), len(data) if size else None)
+
+
+def test_official_archives_are_compared_and_reported(tmp_path, monkeypatch):
+    make.make_ilsvrc_tar(tmp_path)
+    names = list(official.OFFICIAL)
+    assert names == [ilsvrc_tar.TRAIN_TAR, ilsvrc_tar.VAL_TAR, ilsvrc_tar.DEVKIT]
+    train, val, devkit = names
+
+    def notes(split, md5="devkit"):
+        return list(open_source("ilsvrc_tar", tmp_path, split, md5=md5).notes)
+
+    size = (tmp_path / train).stat().st_size
+    told = f"{train} has {size:,} bytes, the official archive 147,897,477,120: it is another one"
+    assert notes("train") == [told]
+    assert "fa75699e90414af021442c21a62c3abf: it is another one, or damaged" in notes("val")[1]
+    assert notes("val", "none")[1].startswith(f"{devkit} was accepted, its md5 was not compared")
+    with pytest.raises(SourceError, match=f"{val} has .* bytes.*--source.md5=devkit"):
+        notes("val", "all")
+    known = {name: official_of(tmp_path / name, name != devkit) for name in names}
+    monkeypatch.setattr(official, "OFFICIAL", known)
+    assert "has the official size; its md5 was not compared" in notes("train")[0]
+    is_official = "{} is the official archive, md5 {}"
+    expected = [is_official.format(name, known[name].md5) for name in (val, devkit)]
+    assert notes("val")[1] == expected[1] and "md5" in notes("val")[0]
+    assert notes("val", "all") == expected
+    data = bytearray((tmp_path / val).read_bytes())
+    data[700] ^= 1
+    (tmp_path / val).write_bytes(data)
+    with pytest.raises(SourceError, match=f"{val} has the md5 .*, the official archive "):
+        notes("val", "all")
+
+
+def test_md5_in_blocks_is_that_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(official, "BLOCK", 7)
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    assert official.md5_of(tmp_path / "a") == hashlib.md5(bytes(range(100))).hexdigest()
 
 
 def test_webdataset_faults(tmp_path):

@@ -339,11 +339,12 @@ def test_failure_does_not_wait_for_a_worker_that_hangs(tmp_path):
 
 
 def test_storage_that_hangs_is_reported(tmp_path, monkeypatch):
-    from fast_imagenet.beton import writer
+    from fast_imagenet.beton import pool
 
-    monkeypatch.setattr(writer, "STALL_SECONDS", 4)
-    with pytest.raises(ConversionError, match=r"faulty/30\.JPEG: nothing was finished for 4 s"):
-        write_beton(tmp_path / "x.beton", Faulty(sleepy=30), workers=1)
+    monkeypatch.setattr(pool, "STALL_SECONDS", 6)
+    first = shuffle(np.arange(80), None, seed=0)[0]
+    with pytest.raises(ConversionError, match=rf"faulty/{first}\.JPEG: nothing was finished for 6"):
+        write_beton(tmp_path / "x.beton", Faulty(sleepy=first), workers=1)
     assert not _children()
     assert files_in(tmp_path) == []
 
@@ -587,9 +588,9 @@ def test_file_system_without_hard_links(tmp_path, monkeypatch):
 
 def test_second_writer_ends_at_once(tmp_path, capsys):
     """The lock of a living process, of another machine, and one that nobody understands."""
-    lock = tmp_path / "train.beton.lock"
+    lock, pid, here = tmp_path / "train.beton.lock", os.getppid(), socket.gethostname()
     holders = {
-        f"{os.getppid()} {socket.gethostname()}": f"process {os.getppid()}:",
+        f"{pid} {here}": f"process {pid} on {here}:",
         "1 elsewhere": "process 1 on the machine 'elsewhere'",
         "odd": "an unknown process",
     }
@@ -647,9 +648,9 @@ class Stopping(Faulty):
 
 
 def test_stopped_worker_is_killed(tmp_path, monkeypatch):
-    from fast_imagenet.beton import writer
+    from fast_imagenet.beton import pool
 
-    monkeypatch.setattr(writer, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "STOP_SECONDS", 0.5)
     order = shuffle(np.arange(80), None, seed=0).tolist()
     source = Stopping("raise", bad=order[15], sleepy=order[16])
     ended = []

@@ -15,9 +15,10 @@ import numpy as np
 
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
+from fast_imagenet.beton.needs import check_exact
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, write_tables
-from fast_imagenet.beton.target import claim, publish
+from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.beton.verify import PageChecks, verify
 from fast_imagenet.beton.writer import MAX_LISTED, Totals, partial_file, summarise, write_summary
 from fast_imagenet.sources.base import readable
@@ -39,12 +40,14 @@ def merge(path: str | Path, parts: list[str | Path]) -> dict:
         BetonError: a part is missing or damaged.
         ConversionError: the parts are not those of one conversion.
         FileExistsError: `path` exists.
-        OSError: the disk refuses, for instance because it is full.
+        OSError: the disk refuses, because it is full or too small for the parts together.
     """
     path = Path(path)
     files = _in_order([BetonFile(part) for part in parts])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(path, overwrite=False), partial_file(path) as partial:
+    fix = "or choose another folder for OUT"
+    with claim(path, overwrite=False), partial_file(path, fix) as partial:
+        check_exact(path, sum(map(_bytes_of, files)))
         with open(partial, "wb", buffering=1 << 20) as out:
             sums = _write(out, files)
         totals = _totals(files)
@@ -57,8 +60,15 @@ def merge(path: str | Path, parts: list[str | Path]) -> dict:
         findings, _ = verify(partial, full=True)
         if findings:
             raise OSError(f"{findings[0]} (the disk gave back other bytes than were written)")
+        check_held(path)
         publish(partial, path, overwrite=False)
     return summary
+
+
+def _bytes_of(file: BetonFile) -> int:
+    """Bytes that a part adds to the merged file; what lies before its pages is mostly a hole."""
+    rows = len(file) * (fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize)
+    return rows + file.data_end - file.stamp["first_block"] * file.stamp["block_bytes"]
 
 
 def _in_order(files: list[BetonFile]) -> list[BetonFile]:

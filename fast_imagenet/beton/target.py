@@ -2,7 +2,7 @@
 
 train.beton                 only ever a complete file
 train.beton.json            its summary
-train.beton.lock            process id and host of the writer at work
+train.beton.lock            process id and host of the writer at work, touched every few seconds
 train.beton.partial-<pid>   the growing file of that process, and its .json
 """
 
@@ -10,11 +10,16 @@ import fcntl
 import os
 import re
 import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fast_imagenet.beton.reader import sidecar_path
+
+BEAT_SECONDS = 10  # between two touches of a lock
+DEAD_SECONDS = 120  # a lock of another machine that was not touched for so long is a dead writer's
 
 
 def find_target_problem(path: Path, overwrite: bool) -> str | None:
@@ -42,7 +47,7 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
             is writing it.
         OSError: the folder cannot be written.
     """
-    lock, mine = _lock_path(path), f"{os.getpid()} {socket.gethostname()}\n"
+    lock, mine = _lock_path(path), _my_name()
     with _folder_held(path.parent):
         problem = find_target_problem(path, overwrite)
         if problem:
@@ -52,11 +57,27 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(mine)
         removed = _remove_leftovers(path)
+    end = threading.Event()
+    threading.Thread(target=_touch, args=(lock, end), daemon=True).start()
     try:
         yield removed
     finally:
+        end.set()
         if _read_lock(lock) == mine:
             lock.unlink(missing_ok=True)
+
+
+def check_held(path: Path) -> None:
+    """Make sure that no other process has taken the lock of `path`, say while this one was frozen.
+
+    Raises:
+        FileExistsError: another process writes the file now.
+    """
+    if _read_lock(_lock_path(path)) != _my_name():
+        raise FileExistsError(
+            f"{path} was taken over by another process, as this one had stood still for"
+            f" {DEAD_SECONDS} s or its lock was removed: leave it to that process"
+        )
 
 
 def publish(partial: Path, path: Path, overwrite: bool) -> None:
@@ -115,6 +136,27 @@ def _folder_held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _my_name() -> str:
+    return f"{os.getpid()} {socket.gethostname()}\n"
+
+
+def _touch(lock: Path, end: threading.Event) -> None:
+    """Show other machines that this process lives, until `end` is set."""
+    while not end.wait(BEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(lock)
+
+
+def _is_untouched(lock: Path) -> bool:
+    """Whether `lock` is older than DEAD_SECONDS, by the clock of its own file system."""
+    try:
+        with tempfile.TemporaryFile(dir=lock.parent) as now, open(lock, "rb") as file:
+            age = os.fstat(now.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return False
+    return age > DEAD_SECONDS
+
+
 def _read_lock(lock: Path) -> str | None:
     try:
         return lock.read_text(encoding="utf-8", errors="replace")
@@ -131,15 +173,15 @@ def _live_holder(lock: Path) -> str | None:
     if not text:  # none, or a writer that was killed before it had filled the file
         return None
     pid, _, host = text.strip().partition(" ")
-    if not pid.isdecimal():
-        return "an unknown process"
     here = host == socket.gethostname()
-    if here and not _is_other_process(int(pid)):
+    if here and pid.isdecimal():
+        return f"process {pid} on {host}" if is_other_process(int(pid)) else None
+    if _is_untouched(lock):
         return None
-    return f"process {pid}" if here else f"process {pid} on the machine {host!r}"
+    return f"process {pid} on the machine {host!r}" if pid.isdecimal() else "an unknown process"
 
 
-def _is_other_process(pid: int) -> bool:
+def is_other_process(pid: int) -> bool:
     """Whether `pid` is a living process other than this one; a zombie is none."""
     if pid == os.getpid():
         return False
@@ -162,7 +204,7 @@ def _remove_leftovers(path: Path) -> list[Path]:
     removed = []
     for file in sorted(path.parent.iterdir()):
         found = pattern.fullmatch(file.name)
-        if found and not _is_other_process(int(found[1])):
+        if found and not is_other_process(int(found[1])):
             file.unlink()
             removed.append(file)
     return removed

@@ -11,47 +11,36 @@ complete; this one stops with the path of the picture.
 
 import errno
 import json
-import multiprocessing
 import os
-import pickle
 import time
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from fast_imagenet.beton import format as fmt
-from fast_imagenet.beton.encode import (
-    Chunk,
-    ConversionError,
-    EncodeSettings,
-    encode_chunk,
-    start_worker,
-    work,
-)
+from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
+from fast_imagenet.beton.needs import check_disk, estimate_file
+from fast_imagenet.beton.pool import encoded
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
-from fast_imagenet.beton.target import claim, publish
+from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.sources.base import Source, choose, readable, shuffle
 
 __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
-CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
-WINDOW = (
-    3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
+PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
+SMALLER = (
+    "choose another --write.folder, or make the file smaller with --write.max_side,"
+    " --write.quality or --write.limit"
 )
-STALL_SECONDS = (
-    600  # longest wait for one chunk: a file server that hangs must not hang the command
-)
-STOP_SECONDS = 3  # for workers to end by themselves; a stopped or stuck one is killed then
 MAX_LISTED = 100  # names listed in the summary for each kind of odd file
 SIDECAR_VERSION = 1
 
@@ -67,6 +56,9 @@ def write_beton(
     page_size: int = PAGE_SIZE,
     progress: Callable[[int, int], None] | None = None,
     shard: tuple[int, int] = (0, 1),
+    check_space: bool = True,
+    later: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> dict:
     """Write `source` to `path` in an order drawn from `settings.seed`; summary in `<path>.json`.
 
@@ -82,6 +74,9 @@ def write_beton(
         page_size: bytes, a power of two from 2 MiB up; doubled until the largest picture fits.
         progress: called after every chunk with the numbers of new samples and of new bytes.
         shard: (number from 0, of how many): write only this part of the order; see merge.py.
+        check_space: refuse when the disk or /dev/shm are clearly too small, before writing.
+        later: pictures that will be written to the same folder after this file.
+        tell: called with a sentence about needed and free bytes.
 
     Returns:
         The summary: see `summarise`.
@@ -90,15 +85,19 @@ def write_beton(
         ConversionError: a picture failed (the message begins with its path), or none is left.
         FileExistsError: `path` exists and `overwrite` is off, even if it has only appeared
             meanwhile; or another process is writing it.
-        OSError: the disk refuses, for instance because it is full.
+        OSError: the disk refuses, because it is full or, by the estimate, will be.
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(path, overwrite) as removed, partial_file(path) as partial:
+    with claim(path, overwrite) as removed, partial_file(path, SMALLER) as partial:
         order = _order(source, settings, limit)
         indices, stamp = shard_of(order, *shard), _describe(source, settings, order, shard)
-        with closing(_encoded(source, indices, settings, workers)) as chunks:
-            totals = _write_pages(partial, chunks, len(indices), stamp, page_size, progress)
+        with closing(encoded(source, indices, settings, workers, check_space)) as chunks:
+            first = list(islice(chunks, PROBE))
+            if check_space:
+                _check_disk(path, first, len(indices), later, tell)
+            everything = chain(first, chunks)
+            totals = _write_pages(partial, everything, len(indices), stamp, page_size, progress)
         seconds = time.perf_counter() - started
         summary = summarise(BetonFile(partial), source, settings, totals, seconds)
         summary["file"] = readable(path.name)
@@ -108,8 +107,16 @@ def write_beton(
             names = ", ".join(readable(file.name) for file in removed)
             summary["notes"].append(f"removed what a killed conversion had left: {names}")
         write_summary(sidecar_path(partial), summary)
+        check_held(path)
         publish(partial, path, overwrite)
     return summary
+
+
+def _check_disk(path: Path, first: list[Chunk], count: int, later: int, tell) -> None:
+    need, least = estimate_file(first, count)
+    sentence = check_disk(path, need, least, need / count * later if later else 0)
+    if tell:
+        tell(sentence)
 
 
 def is_written(
@@ -146,8 +153,12 @@ def shard_of(order: np.ndarray, number: int, count: int) -> np.ndarray:
 
 
 @contextmanager
-def partial_file(path: Path) -> Iterator[Path]:
+def partial_file(path: Path, fix: str) -> Iterator[Path]:
     """Name of the growing file; it and its summary are gone at the end, whatever happens.
+
+    Args:
+        path: the final name.
+        fix: what to do about a full disk, besides freeing some space.
 
     Raises:
         OSError: a full disk, as one sentence that says how far the file had come.
@@ -156,14 +167,13 @@ def partial_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         # blocks, not the length: the file begins with a hole
         written = partial.stat().st_blocks * 512 if partial.exists() else 0
         raise OSError(
             f"{path}: {error.strerror} after {written / 1e6:,.1f} MB (the unfinished file was"
-            " removed): free some space, choose another --write.folder, or make the file smaller"
-            " with --write.max_side, --write.quality or --write.limit"
+            f" removed): free some space, {fix}"
         ) from error
     finally:
         for leftover in (partial, sidecar_path(partial)):
@@ -303,78 +313,6 @@ def write_summary(path: Path, summary: dict) -> None:
         json.dump(summary, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-
-
-# ------------------------------------------------------------------------------------------------
-# The workers
-# ------------------------------------------------------------------------------------------------
-
-
-def _encoded(
-    source: Source, indices: np.ndarray, settings: EncodeSettings, workers: int
-) -> Iterator[Chunk]:
-    """Encoded chunks in the order of `indices`, made by `workers` processes (0: here)."""
-    parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-    if workers:
-        return _encoded_by_pool(source, parts, settings, workers)
-    return (encode_chunk(source, part, settings, lambda index: None) for part in parts)
-
-
-def _encoded_by_pool(
-    source: Source, parts: list[np.ndarray], settings: EncodeSettings, workers: int
-) -> Iterator[Chunk]:
-    if settings.mode != "raw" and not source.draws_pixels:
-        from fast_imagenet.jpeg_recode import compile_kernels
-
-        compile_kernels()  # once and here: every worker would do it for itself
-    # spawn: a forked child would inherit locks that threads of OpenCV, numba or a test hold
-    context = multiprocessing.get_context("spawn")
-    slots = context.Array("q", [0] + [-1] * (2 * workers))
-    # Shared memory, not an argument: Python fills the pipe of arguments before it looks whether the
-    # child still lives, so a child that dies at once would leave a large argument stuck for ever.
-    job = context.RawArray("B", pickle.dumps((source, settings)))
-    others = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(workers, context, start_worker, (job, slots, os.getpid()))
-    waiting: deque[Future] = deque()
-    try:
-        for part in parts:
-            waiting.append(pool.submit(work, part))
-            if len(waiting) > WINDOW * workers:
-                yield waiting.popleft().result(STALL_SECONDS)
-        while waiting:
-            yield waiting.popleft().result(STALL_SECONDS)
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise ConversionError(
-            f"{_being_read(source, slots)}: a worker process died here (killed, or out of memory);"
-            " fewer --write.workers need less memory"
-        ) from error
-    except TimeoutError as error:
-        what = f"nothing was finished for {STALL_SECONDS} s, the storage seems to hang"
-        raise ConversionError(f"{_being_read(source, slots)}: {what}") from error
-    finally:
-        _stop(pool, others)
-
-
-def _being_read(source: Source, slots) -> str:
-    """Names of the pictures that the workers were at."""
-    indices = [index for index in slots[2::2] if index >= 0]
-    return " or ".join(source.name(index) for index in indices[:4]) or "before the first picture"
-
-
-def _stop(pool: ProcessPoolExecutor, others: list) -> None:
-    """End all child processes but `others` now, whatever they are doing, and wait for them."""
-    pool.shutdown(wait=False, cancel_futures=True)
-    workers = [child for child in multiprocessing.active_children() if child not in others]
-    for worker in workers:
-        worker.terminate()
-    deadline = time.monotonic() + STOP_SECONDS
-    for worker in workers:
-        worker.join(max(0, deadline - time.monotonic()))
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(STOP_SECONDS)  # a process inside a dead file server's call outlives SIGKILL
 
 
 # ------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def open_source(kind: str, path: str | Path, split: str, *, seed: int = 0, **opt
         options: settings of one kind; a kind ignores those of others, so that a caller may pass
             the same ones for all. `classes`: file of class names, one a line (parquet, webdataset).
             `download`: 'full', '320px' or '160px' (imagenette). `size`: pictures to draw
-            (synthetic).
+            (synthetic). `md5`: 'devkit', 'all' or 'none' (ilsvrc_tar).
 
     Raises:
         SourceError: the path does not hold such data; the message is one sentence that names what

@@ -4,7 +4,8 @@
     ILSVRC2012_img_val.tar          50,000 pictures, labels in the devkit
     ILSVRC2012_devkit_t12.tar.gz    ground truth by ILSVRC2012_ID, and the table of ids and wnids
 
-Only members with the expected names are accepted.
+Only members with the expected names are accepted. The summary says whether they are the official
+archives (official.py).
 """
 
 import re
@@ -15,7 +16,8 @@ import numpy as np
 
 from fast_imagenet.sources.base import SourceError
 from fast_imagenet.sources.matfile import MatError, read_struct_array
-from fast_imagenet.sources.tar import TarSource, check_member, list_members
+from fast_imagenet.sources.official import check_official
+from fast_imagenet.sources.tar import SmallHeaders, TarSource, check_member, list_members
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -29,13 +31,20 @@ _TRAIN_IMAGE = re.compile(r"(?:\./)?n\d{8}_\d+\.JPEG")
 _VAL_IMAGE = re.compile(r"(?:\./)?(?:val/)?ILSVRC2012_val_(\d{8})\.JPEG")
 
 
-def open_ilsvrc_tar(path: Path, split: str, **_) -> TarSource:
+def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_) -> TarSource:
     """One split out of the official archives in the folder `path`.
+
+    Args:
+        md5: which archives' md5 to compare first; see check_official.
 
     Raises:
         SourceError: an archive is missing, truncated or holds something unexpected.
     """
-    return _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
+    names = (TRAIN_TAR,) if split == "train" else (VAL_TAR, DEVKIT)
+    notes = [check_official(_need(path / name), md5) for name in names]
+    source = _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
+    source.notes = tuple(notes)
+    return source
 
 
 def _need(path: Path) -> Path:
@@ -133,7 +142,7 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
 def _devkit_files(path: Path) -> dict[str, bytes]:
     """The two files that we need, by the end of their names."""
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with tarfile.open(path, "r:gz", tarinfo=SmallHeaders) as archive:
             members = [info for info in archive if info.isreg() and info.size <= MAX_DEVKIT_BYTES]
             found = {
                 wanted: archive.extractfile(info).read()

@@ -15,6 +15,28 @@ from fast_imagenet.sources.base import (
     SourceError,
 )
 
+MAX_HEADER_BYTES = 1 << 20  # long names and attributes, which tarfile reads into memory
+_EXTRA_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class SmallHeaders(tarfile.TarInfo):
+    """A member whose extra headers may not be large: tarfile would read whatever size they claim.
+
+    Raises, while an archive is read:
+        tarfile.ReadError: one is larger than MAX_HEADER_BYTES.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile):
+        if self.type in _EXTRA_HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"an extra header of {self.size:,} bytes")
+        return super()._proc_member(archive)
+
 
 class Member(NamedTuple):
     """A regular file inside a tar: its name, and where its bytes lie in the tar."""
@@ -37,7 +59,7 @@ def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator
         size = path.stat().st_size
         with open(path, "rb") as file:
             file.seek(start)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=SmallHeaders) as archive:
                 yield from _regular_files(archive, where, size if end is None else end)
     except (tarfile.TarError, OSError) as error:
         raise SourceError(
@@ -51,9 +73,10 @@ def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[M
         archive.members = []  # tarfile keeps every member it has seen: a million of them are 1 GB
         if info.isdir():
             continue
-        if not info.isreg():
+        if not info.isreg() or info.issparse():
             raise SourceError(
-                f"{where} holds {info.name!r}, a link or device: it must hold files only"
+                f"{where} holds {info.name!r}, a link, device or sparse file: it must hold plain"
+                " files only"
             )
         if info.offset_data + info.size > end:
             raise SourceError(f"{where} is truncated inside {info.name!r}: fetch it again")

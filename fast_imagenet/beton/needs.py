@@ -1,0 +1,117 @@
+"""Whether the disk and /dev/shm hold what a conversion will need: told before the first byte.
+
+The size of a file is estimated from its first pictures, which are a random sample, as the order is
+shuffled. They are encoded anyway, so the estimate costs nothing.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fast_imagenet.beton import format as fmt
+from fast_imagenet.beton.encode import Chunk
+
+SHM = Path("/dev/shm")
+LOCK_BYTES = 64 << 10  # a dozen semaphores of one page each; multiprocessing makes fewer
+SURE = 3  # standard errors below the estimate that the need may be and still count as too much
+GO_ON = "or go on in spite of the estimate with --write.check_space=false"
+
+
+def estimate_file(chunks: Sequence[Chunk], count: int) -> tuple[float, float]:
+    """Bytes that a file of `count` pictures will take, and the least that it can well take.
+
+    Args:
+        chunks: its first pictures, encoded; pictures of theirs that were skipped are counted on.
+        count: pictures that there are, skipped ones included.
+    """
+    sizes = np.array([size for chunk in chunks for size in chunk.sizes], np.float64)
+    seen = len(sizes) + sum(len(chunk.skipped) for chunk in chunks)
+    if not len(sizes):
+        return 0.0, 0.0
+    pictures = count * len(sizes) / seen
+    unsure = 0 if seen >= count else SURE * sizes.std() / math.sqrt(len(sizes))
+    row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
+    return pictures * (row + sizes.mean()), pictures * (row + max(0, sizes.mean() - unsure))
+
+
+def check_disk(path: Path, need: float, least: float, more: float = 0) -> str:
+    """Refuse a file that its disk cannot hold.
+
+    Args:
+        path: its final name; the folder exists.
+        need, least: bytes, from `estimate_file`.
+        more: bytes that the folder must hold besides, for files still to come.
+
+    Returns:
+        A sentence with need and free bytes.
+
+    Raises:
+        OSError: `least` and `more` are more than is free.
+    """
+    free = free_bytes(path.parent)
+    besides = f" and {_told(more)} for the files after it" if more else ""
+    sentence = f"{path} needs about {_told(need)}{besides}; {_told(free)} are free on its disk"
+    if not need or least * (1 + more / need) <= free:
+        return sentence
+    raise OSError(
+        f"{sentence}: free some, choose another --write.folder, make the file smaller with"
+        f" --write.max_side, --write.quality or --write.limit, {GO_ON}"
+    )
+
+
+def check_exact(path: Path, need: int) -> None:
+    """Refuse a file of known size that its disk cannot hold.
+
+    Raises:
+        OSError: less than `need` bytes are free.
+    """
+    free = free_bytes(path.parent)
+    if free < need:
+        raise OSError(
+            f"{path} needs {_told(need)} and {_told(free)} are free on its disk: free some, or"
+            " choose another folder"
+        )
+
+
+def check_shm(job_bytes: int) -> None:
+    """Refuse to start workers where /dev/shm is too small for their locks and their job.
+
+    A job that does not fit goes to the folder of temporary files, as multiprocessing does it.
+
+    Raises:
+        OSError: neither place holds it.
+    """
+    if not SHM.is_dir():
+        return
+    free = free_bytes(SHM)
+    if free < LOCK_BYTES:
+        raise OSError(f"{shm_sentence(LOCK_BYTES, free)}, {GO_ON}")
+    spare = Path(tempfile.gettempdir())
+    if max(free - LOCK_BYTES, free_bytes(spare)) < job_bytes:
+        raise OSError(f"{shm_sentence(LOCK_BYTES + job_bytes, free)}, or free some in {spare}")
+
+
+def shm_sentence(need: int, free: int) -> str:
+    """What is wrong with /dev/shm and how to mend it."""
+    return (
+        f"the workers need {_told(need)} in /dev/shm and {_told(free)} are free: remove what ended"
+        " programs have left there, enlarge it (docker run --shm-size=1g; Kubernetes: an emptyDir"
+        " with medium Memory)"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an ordinary user can still write below `folder`; quotas are not known here."""
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
+def _told(size: float) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:,.1f} kB"
