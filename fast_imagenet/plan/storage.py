@@ -1,0 +1,129 @@
+"""The data on this machine: how fast the disk gives it, how much is in memory, how much may be.
+
+Sizes are bytes, rates bytes a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fast_imagenet.doctor import memory_limit
+
+REGION = 64 << 20  # bytes of the file that the disk is timed on
+BLOCK = 8 << 20  # bytes a large read: a page of the file
+PICTURES = 256  # single reads
+LIMIT = 5.0  # seconds for each of the two
+ABSENT = 0.1  # largest share in the page cache of what counts as read from the disk
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this process and the page cache can have: of the machine, or of the container."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.MULTILINE))
+    free, limit = int(fields["MemAvailable"]) * 1024, memory_limit(cgroup)
+    if limit is None:
+        return free
+    stat = _first_text(cgroup / "memory.stat", cgroup / "memory/memory.stat")
+    taken = re.search(r"^(?:total_rss|anon) (\d+)$", stat, re.MULTILINE)
+    return min(free, limit - (int(taken[1]) if taken else 0))
+
+
+def _first_text(*paths: Path) -> str:
+    return next((path.read_text() for path in paths if path.exists()), "")
+
+
+def own_memory() -> int:
+    """Bytes of this process that are not pages of a file."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * sum(int(kb) for kb in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.M))
+
+
+def resident(path: str | Path, start: int = 0, size: int | None = None) -> float | None:
+    """Share of a file's pages that is in the page cache; None where the kernel does not tell.
+
+    Args:
+        path: the file, not empty.
+        start: first byte, a multiple of the page size.
+        size: bytes; None = to the end.
+    """
+    # to others than the owner Linux says that all of it is there (since 5.2)
+    if not os.access(path, os.W_OK):
+        return None
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size - start if size is None else size
+        mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ, offset=start)
+    view = np.frombuffer(mapped, np.uint8)
+    flags = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    place, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size)
+    failed = libc.mincore(place, length, ctypes.c_void_p(flags.ctypes.data))
+    del view
+    mapped.close()
+    return None if failed else float((flags & 1).mean())
+
+
+def reading_rates(
+    path: str | Path, offsets: np.ndarray, sizes: np.ndarray, workers: int
+) -> tuple[float | None, float | None, bool]:
+    """Rates of large reads and of single pictures, and whether they came from the disk.
+
+    The kernel is asked to forget a region in the middle of the file, and the pictures of another,
+    which are read again: what was in memory is so afterwards. Pages that another process has mapped
+    stay; then the rates are the page cache's, and the last value is False.
+
+    Args:
+        path: the file.
+        offsets, sizes: int64 [n], where its pictures lie, bytes.
+        workers: threads that read pictures.
+    """
+    size = os.stat(path).st_size
+    half = size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
+    region = min(REGION, size - half)
+    inside = np.flatnonzero(offsets + sizes < half)
+    if region < mmap.PAGESIZE or not len(inside):
+        return None, None, False
+    chosen = np.random.default_rng(0).choice(inside, min(PICTURES, len(inside)), replace=False)
+    pictures = [(int(offsets[i]), int(sizes[i])) for i in chosen]
+    with open(path, "rb", buffering=0) as file:
+        handle = file.fileno()
+        cold = _forget(path, handle, [(half, region)])
+        blocks = [(at, min(BLOCK, half + region - at)) for at in range(half, half + region, BLOCK)]
+        large = _rate(handle, blocks, map)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
+        cold = _forget(path, handle, pictures) and cold
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            single = _rate(handle, pictures, pool.map)
+    return large, single, cold
+
+
+def _forget(path: str | Path, handle: int, ranges: list[tuple[int, int]]) -> bool:
+    """Ask the kernel to drop these bytes; whether it did."""
+    left = []
+    for start, size in ranges:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        os.posix_fadvise(handle, first, start + size - first, os.POSIX_FADV_DONTNEED)
+        left.append(resident(path, first, start + size - first))
+    known = [share for share in left if share is not None]
+    return len(known) == len(left) and float(np.mean(known)) < ABSENT
+
+
+def _rate(handle: int, ranges: list[tuple[int, int]], run: Callable) -> float:
+    """Bytes a second of reading them, or those that LIMIT allows."""
+    begin = time.perf_counter()
+
+    def read(one: tuple[int, int]) -> int:
+        in_time = time.perf_counter() - begin < LIMIT
+        return len(os.pread(handle, one[1], one[0])) if in_time else 0
+
+    total = sum(run(read, ranges))
+    return total / (time.perf_counter() - begin)
