@@ -149,6 +149,7 @@ def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LA
     cfg = train_imagenet.read_config(
         train_imagenet.SETTINGS, list(flags), prog="test", description=""
     )
+    cfg.clock = "wall"
     predicted = predict([64, 64, 128], [100] * 3, 100, list(times), COSTS, data, 10)
     return report.Plan(cfg, predicted, list(times), COSTS, data, memory, machine, 25_600, 118.0)
 

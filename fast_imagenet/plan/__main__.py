@@ -26,8 +26,9 @@ from types import SimpleNamespace
 from fastargs import Config, Param, Section
 
 from fast_imagenet.checks import impossible
-from fast_imagenet.config import Number, Str, read_config
+from fast_imagenet.config import Number, OneOf, Str, read_config
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
 UNUSED = ("training.resume=", "logging.folder={} already holds")
 
@@ -48,6 +49,7 @@ def read_settings(script, argv: list[str] | None = None):
     params = {
         "json": Param(Str(), "file for all that was measured; empty = none", default=""),
         "seconds": Param(Number(1), "to spend on measuring, about", default=90.0),
+        "clock": Param(OneOf(*CLOCKS), "cpu: processor time, where other jobs run", default="wall"),
     }
     for name, param in params.items():
         param.section = section
@@ -101,7 +103,8 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     tell("disk and page cache")  # before the loaders have the file in their memory
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
-        session = measure.Session(script, measured_settings(cfg, folder), ranks, cfg.seconds, tell)
+        run, clock = measured_settings(cfg, folder), CLOCKS[cfg.clock]
+        session = measure.Session(script, run, ranks, cfg.seconds, tell, clock)
         start = imports + session.build()
         whole = len(session.loader)
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
@@ -119,7 +122,7 @@ def make_plan(cfg, script, ranks, imports: float, tell):
         memory=report.Memory(peak, capacity, session.t.micro_batch, session.asked_micro_batch),
         machine=machine_of(cfg, ranks),
         images=session.loader.num_samples,
-        seconds=imports + time.perf_counter() - begin,
+        seconds=time.perf_counter() - begin,
     )
 
 
@@ -142,7 +145,7 @@ def kernels_ready(cfg) -> bool:
 def measured_settings(cfg, folder: str) -> SimpleNamespace:
     """The run's settings for the time of measuring."""
     run = copy.deepcopy(cfg)
-    del run.json, run.seconds
+    del run.json, run.seconds, run.clock
     run.logging.folder, run.logging.wandb = folder, ""
     run.training.resume = "none"
     run.data.check_pages = False  # once a page: a few steps would meet nothing but first times
@@ -220,7 +223,8 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
     cfg = read_settings(script, argv)
     ranks = script.start_ranks()
     try:
-        imports = age + time.perf_counter() - begin
+        # processor time counts from the start of the process
+        imports = age + time.perf_counter() - begin if cfg.clock == "wall" else time.process_time()
         plan = make_plan(cfg, script, ranks, imports, teller(ranks))
         if ranks.is_main:
             publish(plan, cfg.json)

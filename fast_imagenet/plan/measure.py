@@ -52,6 +52,7 @@ class Session:
         ranks: who takes part; all of them call the same methods.
         seconds: to spend on measuring, about.
         tell: called with a line about what is done.
+        clock: what all times are of: wall time, or processor time of this process.
     """
 
     script: object
@@ -59,6 +60,7 @@ class Session:
     ranks: object
     seconds: float
     tell: Callable[[str], None]
+    clock: Callable[[], float] = time.perf_counter
     own_peak: int = 0  # bytes of this process
     warm: dict[int, Pass] = field(default_factory=dict)  # by side: the first passes
     starts: dict[int, float] = field(default_factory=dict)  # by side: trying, compiling
@@ -79,10 +81,10 @@ class Session:
         return self.now() - begin
 
     def now(self) -> float:
-        """A clock that waits for the device."""
+        """The clock, when the device has done what it was given."""
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)
-        return time.perf_counter()
+        return self.clock()
 
     # ---- one timing ------------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class Session:
         """The last `steps` of an epoch, loader and step together, as a resumed run takes them."""
         begin, arrived = self.now(), []
         with closing(self.loader.epoch(epoch, side, len(self.loader) - steps)) as batches:
-            self.train(_stamped(batches, arrived))
+            self.train(self._stamped(batches, arrived))
             end = self.now()
         return Pass(arrived[0] - begin, end - arrived[0], steps)
 
@@ -109,13 +111,19 @@ class Session:
         begin, arrived = self.now(), []
         tail = self.loader.epoch(epoch, side, len(self.loader) - batches)
         with closing(tail) as tail:
-            for _ in _stamped(tail, arrived):
+            for _ in self._stamped(tail, arrived):
                 self._sync_at_end(arrived, batches)
         return Pass(arrived[0] - begin, arrived[-1] - arrived[0], max(1, batches - 1))
 
     def _sync_at_end(self, arrived: list[float], batches: int) -> None:
         if len(arrived) == batches:  # what was queued for the device must have arrived
             arrived[-1] = self.now()
+
+    def _stamped(self, batches, arrived: list[float]) -> Iterator:
+        """The batches; notes when each came."""
+        for batch in batches:
+            arrived.append(self.clock())
+            yield batch
 
     def stepped(self, batch: tuple, steps: int) -> Pass:
         """The step on one batch that is there already."""
@@ -260,26 +268,26 @@ class Session:
         place = (cfg.logging.folder, self.model, t, to_dict(cfg), data, self.ranks, state)
         seconds = []
         for best in (False, True, True):
-            begin = time.perf_counter()
+            begin = self.clock()
             save_run(*place, best)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(self.clock() - begin)
         both = sum(seconds[1:]) / 2
         return both / 2, both
 
     def measure_log(self) -> tuple[float, float, float]:
         """Seconds of the log's beginning, of a line of it, and of the end of a run."""
         self.tell("log and final weights")
-        stamps = [time.perf_counter()]
+        stamps = [self.clock()]
         log = self.script.open_log(self.cfg, self.ranks)
         record = {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
         for epoch in (1, 2):  # the first starts TensorBoard
             log.write_steps((epoch - 1) * len(self.loader), [0.0] * len(self.loader))
             log.write(**{**record, "epoch": epoch})
-            stamps.append(time.perf_counter())
+            stamps.append(self.clock())
         if self.ranks.is_main:
             with redirect_stdout(io.StringIO()):
                 self.script.finish(self.cfg, log, self.t, self.loader, {**record, "epoch": 2})
-        stamps.append(time.perf_counter())
+        stamps.append(self.clock())
         first, line, end = np.diff(stamps).tolist()
         return max(0.0, first - line), line, end
 
@@ -342,13 +350,6 @@ def smaller_micro_batch(images: int) -> int:
     Even, as Mixup pairs pictures; a divisor, so that all forward passes are equal.
     """
     return next((n for n in range(images // 2, 1, -1) if images % n == 0 and n % 2 == 0), 0)
-
-
-def _stamped(batches, arrived: list[float]) -> Iterator:
-    """The batches; notes when each came."""
-    for batch in batches:
-        arrived.append(time.perf_counter())
-        yield batch
 
 
 def page_check_seconds(file: BetonFile) -> float:

@@ -53,7 +53,7 @@ class Plan:
     memory: Memory
     machine: Machine
     images: int  # of an epoch
-    seconds: float  # that measuring took
+    seconds: float  # of wall time that measuring took
 
     @property
     def longest(self) -> Row:
@@ -221,7 +221,7 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} pictures, "
         f"{training.batch_size} a step",
         f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
-        f"{duration(plan.seconds)}",
+        f"{duration(plan.seconds)}{', processor time' * (plan.cfg.clock == 'cpu')}",
     ]
 
 
@@ -313,5 +313,6 @@ def as_dict(plan: Plan) -> dict:
         "machine": asdict(plan.machine),
         "advice": [asdict(one) for one in advise(plan)],
         "images": plan.images,
+        "clock": plan.cfg.clock,
         "measuring_seconds": plan.seconds,
     }
