@@ -169,23 +169,32 @@ def as_pointer(typing_context, address):
     return types.voidptr(types.uintp), generate
 
 
-_FLOAT, _LANES = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
+_FLOAT, _QUARTET = ir.FloatType(), ir.VectorType(ir.FloatType(), 4)
+_LANES = ir.VectorType(_FLOAT, 8)  # R, G, B and one unused, of each of two rows
 
 
-def _product(builder, row, weights, step):
-    """Neighbour `step` (an integer value) of the row times its weight."""
-    pixel = builder.add(row, builder.mul(step, step.type(12)))
+def _product(builder, rows, weights, step):
+    """Neighbour `step` (an integer value) of both rows times its weight."""
+    quartets = []
+    for row in rows:
+        pixel = builder.add(row, builder.mul(step, step.type(12)))
+        quartets.append(builder.load(builder.inttoptr(pixel, _QUARTET.as_pointer()), align=4))
     tap = builder.add(weights, builder.mul(step, step.type(4)))
-    colors = builder.load(builder.inttoptr(pixel, _LANES.as_pointer()), align=4)
+    colors = builder.shuffle_vector(*quartets, _numbers(range(8)))
     weight = builder.load(builder.inttoptr(tap, _FLOAT.as_pointer()), align=4)
     return builder.fmul(colors, _splat(builder, weight), flags=("contract",))
 
 
-def _unrolled_sum(builder, row, weights, taps):
+def _numbers(values):
+    values = list(values)
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), values)
+
+
+def _unrolled_sum(builder, rows, weights, taps):
     """The sum over a fixed number of taps, in two chains that do not wait for each other."""
     totals = []
     for k in range(taps):
-        product = _product(builder, row, weights, row.type(k))
+        product = _product(builder, rows, weights, weights.type(k))
         if k < 2:
             totals.append(product)
         else:
@@ -193,66 +202,71 @@ def _unrolled_sum(builder, row, weights, taps):
     return builder.fadd(*totals)
 
 
-def _weighted_sum(builder, row, weights, pairs):
-    """A loop over pairs of taps with two vectors of four sums (R, G, B and one unused)."""
+def _weighted_sum(builder, rows, weights, pairs):
+    """A loop over pairs of taps with two vectors of sums."""
     totals = [cgutils.alloca_once(builder, _LANES) for _ in range(2)]
     for total in totals:
-        builder.store(ir.Constant(_LANES, [0.0] * 4), total)
+        builder.store(ir.Constant(_LANES, [0.0] * 8), total)
     with cgutils.for_range(builder, pairs) as loop:
         for k, total in enumerate(totals):
             step = builder.add(builder.mul(loop.index, loop.index.type(2)), loop.index.type(k))
-            product = _product(builder, row, weights, step)
+            product = _product(builder, rows, weights, step)
             new = builder.fadd(builder.load(total), product, flags=("contract",))
             builder.store(new, total)
     return builder.fadd(*[builder.load(total) for total in totals])
 
 
 def _splat(builder, scalar):
-    lanes = ir.VectorType(scalar.type, 4)
+    lanes = ir.VectorType(scalar.type, 8)
     one = builder.insert_element(ir.Constant(lanes, ir.Undefined), scalar, ir.IntType(32)(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
-    return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), zeros)
+    return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), _numbers([0] * 8))
 
 
 def _to_bytes(builder, sums):
     """Round to nearest, clip to 0..255, narrow to uint8 (floor(x + 0.5), x >= -0.5 after clip)."""
-    integers = ir.VectorType(ir.IntType(32), 4)
-    rounded = builder.fadd(sums, ir.Constant(_LANES, [0.5] * 4))
+    integers = ir.VectorType(ir.IntType(32), 8)
+    rounded = builder.fadd(sums, ir.Constant(_LANES, [0.5] * 8))
     whole = builder.fptosi(rounded, integers)
-    low, high = ir.Constant(integers, [0] * 4), ir.Constant(integers, [255] * 4)
+    low, high = ir.Constant(integers, [0] * 8), ir.Constant(integers, [255] * 8)
     whole = builder.select(builder.icmp_signed("<", whole, low), low, whole)
     whole = builder.select(builder.icmp_signed(">", whole, high), high, whole)
-    return builder.trunc(whole, ir.VectorType(ir.IntType(8), 4))
+    return builder.trunc(whole, ir.VectorType(ir.IntType(8), 8))
 
 
 def _weigher(taps):
     """An intrinsic that weighs a fixed number of taps (0: any even number), unrolled."""
 
     @intrinsic
-    def weigh_pixel(typing_context, row, weights, pairs, pixel):
-        """Write one RGB pixel, the weighted sum of 2 * `pairs` neighbouring pixels of a row.
+    def weigh_pixels(typing_context, row, other_row, weights, pairs, pixel, other_pixel):
+        """Write an RGB pixel of two rows: the weighted sum of 2 * `pairs` neighbours in its row.
 
-        Args: row: address of the first neighbour, three float32 each, readable four bytes beyond
-            the last. weights: address of 2 * `pairs` float32. pixel: address of the result, three
-            uint8, rounded to nearest and clipped; a fourth byte behind it is overwritten.
-        Source of the shape: the four-lane inner loop of SIMD image resizers; written as LLVM
-            vectors, because the compiler does not find it in scalar code.
+        Args: row, other_row: addresses of the first neighbours, three float32 each, readable four
+            bytes beyond the last. weights: address of 2 * `pairs` float32, for both rows. pixel,
+            other_pixel: addresses of the results, three uint8, rounded to nearest and clipped; a
+            fourth byte behind them is overwritten.
+        Source of the shape: the four-lane inner loop of SIMD image resizers, here for two rows at a
+            time; written as LLVM vectors, because the compiler does not find it in scalar code.
         """
 
         def generate(context, builder, signature, arguments):
-            row, weights, pairs, pixel = arguments
+            rows, weights, pairs, pixels = arguments[:2], *arguments[2:4], arguments[4:]
             if taps:
-                sums = _unrolled_sum(builder, row, weights, taps)
+                sums = _unrolled_sum(builder, rows, weights, taps)
             else:
-                sums = _weighted_sum(builder, row, weights, pairs)
+                sums = _weighted_sum(builder, rows, weights, pairs)
             byte_vector = _to_bytes(builder, sums)
-            target = builder.inttoptr(pixel, byte_vector.type.as_pointer())
-            builder.store(byte_vector, target, align=1)
+            for k, pixel in enumerate(pixels):
+                four = builder.shuffle_vector(
+                    byte_vector, byte_vector, _numbers(range(4 * k, 4 * k + 4))
+                )
+                target = builder.inttoptr(pixel, four.type.as_pointer())
+                builder.store(four, target, align=1)
             return context.get_dummy_value()
 
-        return types.void(types.uintp, types.uintp, types.int64, types.uintp), generate
+        places, count = [types.uintp] * 3, types.int64
+        return types.void(*places, count, types.uintp, types.uintp), generate
 
-    return weigh_pixel
+    return weigh_pixels
 
 
 weigh_2, weigh_4, weigh_6, weigh_any = _weigher(2), _weigher(4), _weigher(6), _weigher(0)

@@ -102,67 +102,70 @@ def _weigh_rows(source, pitch, first, count, weights, row):
 
 
 @kernel
-def _weigh_columns(row, origin, first, weights, flip, out):
-    """One output row (uint8 RGB at address `out`) from a float32 row that begins at `origin`."""
+def _weigh_columns(row, other_row, origin, first, weights, flip, out, other_out):
+    """Two output rows (uint8 RGB at addresses `out`) from float32 rows that begin at `origin`."""
     width, taps = weights.shape
-    spare = np.empty(1, np.uint32)  # the last pixel must not write a fourth byte behind the row
-    last = np.uintp(width - 1)
+    spare = np.empty(2, np.uint32)  # the last pixels must not write a fourth byte behind the row
+    spare_0 = np.uintp(spare.ctypes.data)
+    last = width - 1
     step = np.uintp(4 * taps)
     base = np.uintp(weights.ctypes.data)
     row -= np.uintp(12 * origin)
+    other_row -= np.uintp(12 * origin)
     for x in range(width):
-        tap = last - np.uintp(x) if flip else np.uintp(x)
-        pixel = np.uintp(spare.ctypes.data) if x == width - 1 else out + np.uintp(3 * x)
-        begin = row + np.uintp(12 * first[tap])
+        tap = last - x if flip else x
+        pixel, other_pixel = out + np.uintp(3 * x), other_out + np.uintp(3 * x)
+        if x == last:
+            pixel, other_pixel = spare_0, spare_0 + np.uintp(4)
+        offset = np.uintp(12 * first[tap])
+        begin, other = row + offset, other_row + offset
+        weight = base + step * np.uintp(tap)
         if taps == 2:
-            weigh_2(begin, base + step * tap, 1, pixel)
+            weigh_2(begin, other, weight, 1, pixel, other_pixel)
         elif taps == 4:
-            weigh_4(begin, base + step * tap, 2, pixel)
+            weigh_4(begin, other, weight, 2, pixel, other_pixel)
         elif taps == 6:
-            weigh_6(begin, base + step * tap, 3, pixel)
+            weigh_6(begin, other, weight, 3, pixel, other_pixel)
         else:
-            weigh_any(begin, base + step * tap, taps // 2, pixel)
+            weigh_any(begin, other, weight, taps // 2, pixel, other_pixel)
     for channel in range(3):
-        value = np.uint8((spare[0] >> np.uint32(8 * channel)) & np.uint32(255))
-        store_byte(out + np.uintp(3 * (width - 1) + channel), value)
+        end, shift = np.uintp(3 * last + channel), np.uint32(8 * channel)
+        store_byte(out + end, np.uint8((spare[0] >> shift) & np.uint32(255)))
+        store_byte(other_out + end, np.uint8((spare[1] >> shift) & np.uint32(255)))
 
 
 @kernel
 def _rows_then_columns(source, pitch, columns, vertical, horizontal, flip, out):
     low, high = columns
     first, weights = horizontal[0], horizontal[2]
-    row = np.zeros(3 * (high - low + weights.shape[1]) + 4, np.float32)
-    used = row[: 3 * (high - low)]
-    for y in range(len(vertical[0])):
-        count = vertical[1][y]
-        _weigh_rows(source + np.uintp(3 * low), pitch, vertical[0][y], count, vertical[2][y], used)
-        target = out + np.uintp(3 * y * len(first))
-        _weigh_columns(np.uintp(row.ctypes.data), low, first, weights, flip, target)
+    pair = np.zeros((2, 3 * (high - low + weights.shape[1]) + 4), np.float32)
+    source += np.uintp(3 * low)
+    row, height = 3 * len(first), len(vertical[0])
+    for y in range(0, height, 2):
+        end = min(y + 2, height)
+        for k in range(y, end):
+            used = pair[k - y, : 3 * (high - low)]
+            _weigh_rows(source, pitch, vertical[0][k], vertical[1][k], vertical[2][k], used)
+        _weigh_columns(
+            *(np.uintp(pair.ctypes.data), np.uintp(pair[end - 1 - y].ctypes.data), low),
+            *(first, weights, flip, out + np.uintp(row * y), out + np.uintp(row * (end - 1))),
+        )
 
 
 @kernel
 def _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out):
-    low, high = columns
-    first, weights = horizontal[0], horizontal[2]
-    width = len(first)
-    row = np.zeros(3 * (high - low + weights.shape[1]) + 4, np.float32)
-    one = np.ones(1, np.float32)
-    narrow = np.empty((rows[1] - rows[0], 3 * width), np.uint8)
-    for y in range(rows[0], rows[1]):
-        at = source + np.uintp(y * pitch + 3 * low)
-        _weigh_rows(at, pitch, 0, 1, one, row[: 3 * (high - low)])
-        target = np.uintp(narrow.ctypes.data) + np.uintp((y - rows[0]) * 3 * width)
-        _weigh_columns(np.uintp(row.ctypes.data), low, first, weights, flip, target)
-    step, unit = np.arange(width), np.zeros((width, 2), np.float32)
+    width, height = len(horizontal[0]), rows[1] - rows[0]
+    narrow = np.empty((height, 3 * width), np.uint8)
+    places, counts = np.arange(rows[0], rows[1]), np.ones(height, np.int64)
+    each = (places, counts, np.ones((height, 1), np.float32))
+    place = np.uintp(narrow.ctypes.data)
+    _rows_then_columns(source, pitch, columns, each, horizontal, flip, place)
+    unit = np.zeros((width, 2), np.float32)
     unit[:, 0] = 1.0
-    result = np.zeros(3 * (width + 1) + 4, np.float32)
-    for y in range(len(vertical[0])):
-        begin = vertical[0][y] - rows[0]
-        count = vertical[1][y]
-        used = result[: 3 * width]
-        _weigh_rows(np.uintp(narrow.ctypes.data), 3 * width, begin, count, vertical[2][y], used)
-        target = out + np.uintp(3 * y * width)
-        _weigh_columns(np.uintp(result.ctypes.data), 0, step, unit, False, target)
+    whole = (np.arange(width), np.ones(width, np.int64), unit)
+    below = (vertical[0] - rows[0], vertical[1], vertical[2])
+    _rows_then_columns(place, 3 * width, (0, width), below, whole, False, out)
+    narrow[0, 0] = 0  # a local array is freed once only its address is in use
 
 
 @kernel

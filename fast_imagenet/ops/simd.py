@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 
 class Lanes:
-    """A vector value with arithmetic, so that a kernel reads like its formula. int32 lanes."""
+    """A vector value with arithmetic, so that a kernel reads like its formula. int32 or int16."""
 
     def __init__(self, builder, value):
         self.builder, self.value = builder, value
@@ -39,6 +39,16 @@ class Lanes:
     def __rshift__(self, count):
         return Lanes(self.builder, self.builder.ashr(self.value, self._other(count)))
 
+    def widen(self):
+        """int16 lanes as int32."""
+        wide = ir.VectorType(ir.IntType(32), self.value.type.count)
+        return Lanes(self.builder, self.builder.sext(self.value, wide))
+
+    def high_product(self, factor):
+        """(int16 lanes * factor) >> 16, as int16 lanes: one instruction on most processors."""
+        product = (self.widen() * factor) >> 16
+        return Lanes(self.builder, self.builder.trunc(product.value, self.value.type))
+
     def shuffle(self, other, order):
         """Lanes of self and other, numbered one after the other, in the order given."""
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
@@ -54,12 +64,12 @@ class Lanes:
         return Lanes(builder, builder.trunc(value, narrow))
 
 
-def load_lanes(builder, address, count, bits):
-    """`count` unsigned integers of `bits` bits (32: signed) at any address, as int32 lanes."""
+def load_lanes(builder, address, count, bits, lane_bits=32):
+    """`count` unsigned integers of `bits` bits (32: signed) at any address, as wider lanes."""
     stored = ir.VectorType(ir.IntType(bits), count)
     value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=bits // 8)
-    if bits < 32:
-        value = builder.zext(value, ir.VectorType(ir.IntType(32), count))
+    if bits < lane_bits:
+        value = builder.zext(value, ir.VectorType(ir.IntType(lane_bits), count))
     return Lanes(builder, value)
 
 
@@ -164,10 +174,10 @@ def clear_block(typing_context, block):
 
 
 def _interpolate(builder, near, far):
-    """16 chroma values from 8 at half resolution: weights 3/4 and 1/4 in both directions."""
+    """16 chroma values (int16, -128..127) from 8 at half resolution: weights 3/4 and 1/4."""
     sums = [
-        load_lanes(builder, _offset(builder, near, k), 8, 8) * 3
-        + load_lanes(builder, _offset(builder, far, k), 8, 8)
+        load_lanes(builder, _offset(builder, near, k), 8, 8, 16) * 3
+        + load_lanes(builder, _offset(builder, far, k), 8, 8, 16)
         for k in (-1, 0, 1)
     ]
     even = (sums[1] * 3 + sums[0] + 8) >> 4
@@ -188,15 +198,19 @@ def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
 
     def generate(context, builder, signature, arguments):
         y, blue, blue_far, red, red_far, pixels = arguments
-        luma = load_lanes(builder, y, 16, 8)
+        luma = load_lanes(builder, y, 16, 8, 16)
         cb, cr = _interpolate(builder, blue, blue_far), _interpolate(builder, red, red_far)
-        r = (luma + ((cr * 91881 + 32768) >> 16)).to_bytes()
-        g = (luma + ((cb * -22554 + cr * -46802 + 32768) >> 16)).to_bytes()
-        b = (luma + ((cb * 116130 + 32768) >> 16)).to_bytes()
-        red_green = r.shuffle(g, range(32))
-        padded = b.shuffle(b, range(32))
-        order = [lane for k in range(16) for lane in (k, 16 + k, 32 + k)]
-        store_lanes(red_green.shuffle(padded, order), pixels)
+        # 1.402 = 91881 / 65536, whole part aside to fit 16 bits, rounded by the last bit's half
+        r = (luma + cr + (((cr + cr).high_product(26345) + 1) >> 1)).to_bytes()
+        b = (luma + cb + cb + (((cb + cb).high_product(-14942) + 1) >> 1)).to_bytes()
+        green = (cb.widen() * -22554 + cr.widen() * 18734 + 32768) >> 16
+        green = Lanes(builder, builder.trunc(green.value, cr.value.type))
+        g = (luma - cr + green).to_bytes()
+        for part in range(3):  # of 16 bytes: one shuffle of 48 would be taken apart byte by byte
+            lanes = [divmod(16 * part + k, 3) for k in range(16)]
+            pair = r.shuffle(g, [16 * (c == 1) + x for x, c in lanes])
+            whole = pair.shuffle(b, [16 + x if c == 2 else k for k, (x, c) in enumerate(lanes)])
+            store_lanes(whole, _offset(builder, pixels, 16 * part))
         return context.get_dummy_value()
 
     return types.void(*[types.uintp] * 6), generate
