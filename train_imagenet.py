@@ -12,6 +12,7 @@ Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels las
 samples_b int64, the pictures' places in the file, which key everything drawn.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,6 +21,15 @@ from fastargs import Config, Param, Section
 from fast_imagenet.augment import POLICIES, Augment
 from fast_imagenet.checks import impossible
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
+from fast_imagenet.guard import (
+    STOPPED,
+    Guard,
+    Pauses,
+    Stopped,
+    lock_folder,
+    mean_losses,
+    stop_at_once,
+)
 from fast_imagenet.schedules import SCHEDULES
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -137,6 +147,7 @@ def read_settings(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
+    stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
 
 import time
@@ -155,7 +166,6 @@ from fast_imagenet.batch_transforms import BatchTransforms, normalize
 from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.ema import WeightAverage
-from fast_imagenet.guard import STOPPED, Guard, Pauses, Stopped, lock_folder, mean_losses
 from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
     classification_layer,
@@ -591,12 +601,14 @@ def train(cfg, ranks: Ranks) -> None:
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
         if not epochs:
             print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
-            if ranks.is_main and not Path(folder, "weights.safetensors").exists():  # killed before
+            if ranks.is_main and not Path(folder, "summary.json").exists():  # killed before
                 finish(cfg, open_log(cfg, ranks), t, loader, read_jsonl(f"{folder}/log.jsonl")[-1])
             return
         prepare_network(cfg, model, called, t, epochs, ranks.device)
         log = open_log(cfg, ranks)
         log.truncate_after(state["epoch"])
+        if ranks.is_main:
+            print(opening_line(cfg, model, loader, val_loader, state, ranks.device), flush=True)
         bar = Progress(steps * cfg.training.epochs, steps * epochs[0] + state["step"],
                        ranks.world_size, cfg.logging.progress and ranks.is_main)  # fmt: skip
         save = partial(save_run, folder, model, t, settings, data, ranks)
@@ -609,6 +621,20 @@ def train(cfg, ranks: Ranks) -> None:
             part.close()
         if ranks.is_main:
             finish(cfg, log, t, loader, record)
+
+
+def opening_line(cfg, model, loader, val_loader, state: dict, device) -> str:
+    """What is trained on what, where, for how long, and from which step on."""
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    line = (
+        f"{cfg.model.arch}, {weights:.1f} million weights, on {device.type}: "
+        f"{loader.num_samples:,} pictures of {loader.num_classes:,} classes, "
+        f"{val_loader.num_samples:,} to evaluate; "
+        f"{cfg.training.epochs} epochs of {len(loader):,} steps; {cfg.logging.folder}"
+    )
+    if state["epoch"] or state["step"]:
+        line += f"; goes on in epoch {state['epoch'] + 1} after step {state['step']}"
+    return line
 
 
 def prepare_network(cfg, model, called, t: Training, epochs, device: torch.device) -> None:
@@ -713,7 +739,10 @@ if __name__ == "__main__":
     except ValueError as error:  # a sentence for the user; anything else is a defect: traceback
         sys.exit(f"train_imagenet.py: {error}")
     except Stopped as stop:
-        print(f"stopped by {stop}, saved; go on with --training.resume=auto", file=sys.stderr)
+        more = [flag for flag in ["--training.resume=auto"] if flag not in sys.argv]
+        print(
+            f"stopped by {stop}, saved; go on with {shlex.join(sys.argv + more)}", file=sys.stderr
+        )
         sys.exit(STOPPED)
     except torch.OutOfMemoryError as error:
         sys.exit(

@@ -54,7 +54,7 @@ def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
         (
             lr.lr_peak_epoch >= cfg.training.epochs,
             f"lr.lr_peak_epoch={lr.lr_peak_epoch} is not before the end of the run, "
-            f"training.epochs={cfg.training.epochs}: lower it",
+            f"training.epochs={cfg.training.epochs}: lower lr.lr_peak_epoch",
         ),
         (
             size.start_ramp > size.end_ramp,

@@ -371,7 +371,7 @@ def _find_file(name: str, search: Sequence[Path]) -> Path:
     if found:
         raise ValueError("found more than once; give one of " + ", ".join(map(str, found)))
     shelf = sorted({file.name for folder in search for file in Path(folder).glob("*.yaml")})
-    near = difflib.get_close_matches(name, shelf, 3, cutoff=0.5)
+    near = difflib.get_close_matches(name, shelf, 3, cutoff=0.7)
     places = " here" + "".join(f", nor in {Path(folder).name}/" for folder in search)
     raise ValueError(
         f"no such file{places}" + (f"; did you mean {' or '.join(near)}?" if near else "")

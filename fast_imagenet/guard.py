@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 STOPPED = 75  # exit status: stopped on request, the same command goes on (sysexits: EX_TEMPFAIL)
 STALLED = 70  # exit status: no batch came (sysexits: EX_SOFTWARE)
@@ -29,6 +31,19 @@ FINITE_STEPS = 50  # reading the losses waits for the device
 
 class Stopped(Exception):  # noqa: N818  no error: the run is saved
     """The run was asked to stop. The message names the signal."""
+
+
+def stop_at_once() -> None:
+    """Until a Guard is entered, a signal ends this process with status STOPPED: nothing to save."""
+
+    def end(number: int, frame) -> None:
+        name = signal.Signals(number).name
+        sys.stderr.write(f"stopped by {name} before the run began; start the same command again\n")
+        sys.stderr.flush()
+        os._exit(STOPPED)  # no clean-up: it may wait for a loader that is being built
+
+    for number in SIGNALS:
+        signal.signal(number, end)
 
 
 class Guard:
@@ -136,6 +151,8 @@ def mean_losses(losses: list[torch.Tensor], first_step: int, ranks) -> list[floa
     Raises:
         ValueError: one is not finite; names its step.
     """
+    import torch  # not above: `stop_at_once` is called before the seconds that this takes
+
     if not losses:
         return []
     stacked = torch.stack(losses)

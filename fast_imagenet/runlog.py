@@ -151,11 +151,11 @@ class RunLog:
             _rewrite_lines(self._log, kept)
 
     def finish(self, summary: dict) -> None:
-        """Write summary.json and curves.png, and close what is open."""
+        """Write curves.png, then summary.json, the last file of a finished run; close the rest."""
         if not self.enabled:
             return
-        write_json(self.folder / "summary.json", shareable(summary))
         plot_curves(self._log, self.folder / "curves.png")
+        write_json(self.folder / "summary.json", shareable(summary))
         self.close()
 
     def close(self) -> None:

@@ -161,7 +161,8 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode in (STOPPED, 0), said  # 0: it had just finished
     if process.returncode == STOPPED:
-        assert "stopped by SIGTERM, saved; go on with --training.resume=auto" in said
+        assert "stopped by SIGTERM, saved; go on with train_imagenet.py --config=" in said
+        assert said.count("--training.resume=auto") == 1
         finish(start_run(tiny_beton, folder))
     finish(start_run(tiny_beton, tmp_path / "whole"))
     assert_same_run(folder, tmp_path / "whole")
@@ -187,6 +188,24 @@ with Guard(0.4) as guard:
     assert done.returncode == STALLED and done.stdout == "batch 1\n"
     assert "no batch came for 0.4 s" in done.stderr and "--data.timeout" in done.stderr
     assert re.search(r'File "<string>", line 6 in batches', done.stderr)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_before_the_run_began_asks_to_start_again(name):
+    code = f"""
+import signal, time
+from fast_imagenet.guard import Guard, stop_at_once
+stop_at_once()
+with Guard() as guard:
+    signal.raise_signal(signal.{name})
+    print(guard.signal, flush=True)
+signal.raise_signal(signal.{name})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (STOPPED, f"{name}\n")
+    assert done.stderr == (
+        f"stopped by {name} before the run began; start the same command again\n"
+    )
 
 
 def test_slow_steps_are_no_stall():
@@ -241,6 +260,16 @@ def test_a_run_killed_before_its_final_weights_leaves_them_on_resume(quick_run, 
     assert (folder / "weights.safetensors").read_bytes() == weights
     assert (folder / "summary.json").read_bytes() == summary
     assert (folder / "curves.png").exists()
+
+
+def test_a_run_says_what_it_does_and_where_it_goes_on(quick_run, capsys):
+    flags = ["--training.epochs=2", "--training.resume=auto", "--lr.lr_peak_epoch=1"]
+    folder = quick_run(*flags, "--training.max_steps=7")
+    said = capsys.readouterr().out
+    assert "on cpu: 80 pictures of 10 classes, 30 to evaluate; 2 epochs of 5 steps" in said
+    assert "goes on" not in said
+    quick_run(*flags, "--training.max_steps=0", folder=folder)
+    assert "; goes on in epoch 2 after step 2\n" in capsys.readouterr().out
 
 
 def test_a_second_interrupt_ends_at_once():
