@@ -264,6 +264,11 @@ def report(split: str, path: Path, summary: dict, is_part: bool) -> list[str]:
     expected = IMAGENET_COUNTS[split]
     if summary["num_classes"] == 1000 and not is_part and summary["num_samples"] != expected:
         lines.append(f"  note     all of ImageNet-1k has {expected:,} pictures in {split}")
+    empty = [wnid for wnid, count in zip(summary["classes"], counts, strict=True) if not count]
+    if empty:
+        lines.append(
+            f"  note     classes without pictures here: {len(empty):,}, {', '.join(empty[:5])}"
+        )
     lines += [f"  note     {note}" for note in summary["notes"]]
     return [*lines, f"  more     {path}.json"]
 

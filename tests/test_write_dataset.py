@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -287,9 +288,29 @@ def test_broken_file_stops_with_its_path(name, folder, tmp_path):
     assert done.returncode == 1
     assert str(bad) in done.stderr
     assert words in done.stderr
+    assert "repair or remove it" in done.stderr and "--source.on_error=skip" in done.stderr
     assert "Traceback" not in done.stderr
     assert files_in(tmp_path / "out") == []
     assert time.monotonic() - started < 30
+
+
+def test_files_that_are_no_pictures_by_name_are_left_out_and_told(folder, tmp_path, capsys):
+    flags = [f"--source.path={folder}", "--source.split=train"]
+    assert call(*flags, f"--write.folder={tmp_path / 'plain'}") == 0
+    for name in ("README.txt", "Thumbs.db"):
+        (folder / "train" / make.WNIDS[0] / name).write_text("notes")
+    capsys.readouterr()
+    assert call(*flags, f"--write.folder={tmp_path / 'more'}") == 0
+    said = capsys.readouterr().out
+    assert "2 files are not named like pictures and were left out, the first is" in said
+    plain, more = (tmp_path / name / "train.beton" for name in ("plain", "more"))
+    assert BetonFile(plain).num_samples == BetonFile(more).num_samples
+
+
+def test_a_val_class_without_pictures_is_told(folder, tmp_path, capsys):
+    shutil.rmtree(folder / "val" / make.WNIDS[0])
+    assert call(f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}") == 0
+    assert f"classes without pictures here: 1, {make.WNIDS[0]}" in capsys.readouterr().out
 
 
 def test_broken_files_can_be_skipped(folder, tmp_path, capsys):

@@ -197,7 +197,10 @@ def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, 
             add_picture(chunk, source, index, settings)
         except ImageError as error:
             if not settings.skip_bad:
-                raise ConversionError(f"{source.name(index)}: {error}") from error
+                raise ConversionError(
+                    f"{source.name(index)}: {error}; repair or remove it, or leave damaged pictures"
+                    " out with --source.on_error=skip"
+                ) from error
             chunk.skipped.append((source.name(index), str(error)))
         except SourceError as error:
             raise ConversionError(str(error)) from error

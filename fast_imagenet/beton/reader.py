@@ -17,7 +17,7 @@ from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.stamp import StampError, class_digest, read_stamp, table_from_text
 
 _FIELD_DTYPES = {0: np.dtype("<f8"), fmt.INT_FIELD: np.dtype("<i8"), fmt.IMAGE_FIELD: fmt.IMAGE}
-_REMEDY = "write it again with write_dataset.py"
+REMEDY = "copy it again from where it came, or write it again with write_dataset.py"
 
 
 class BetonError(ValueError):
@@ -138,7 +138,7 @@ def sidecar_path(path: str | Path) -> Path:
 
 
 def _damaged(path: Path, what: str) -> BetonError:
-    return BetonError(f"{path} is damaged: {what}; {_REMEDY}")
+    return BetonError(f"{path} is damaged: {what}; {REMEDY}")
 
 
 def _map(path: Path) -> np.ndarray:
@@ -146,25 +146,25 @@ def _map(path: Path) -> np.ndarray:
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise BetonError(f"{path} {what}: make a data file with write_dataset.py")
     if path.stat().st_size == 0:
-        raise BetonError(f"{path} is empty (0 bytes): {_REMEDY}")
+        raise BetonError(f"{path} is empty (0 bytes): {REMEDY}")
     return np.memmap(path, np.uint8, mode="r")
 
 
 def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, np.dtype]:
     """The header, and the dtype of one sample's metadata row from the field descriptors."""
     if len(data) < fmt.HEADER.itemsize:
-        raise BetonError(f"{path} is no .beton file: it has {len(data)} bytes only; {_REMEDY}")
+        raise BetonError(f"{path} is no .beton file: it has {len(data)} bytes only; {REMEDY}")
     header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]
     version, page_size = int(header["version"]), int(header["page_size"])
     if version == 0 and not data[: fmt.METADATA_START].any():
-        raise BetonError(f"{path} is unfinished: its header was never written; {_REMEDY}")
+        raise BetonError(f"{path} is unfinished: its header was never written; {REMEDY}")
     if version != fmt.FORMAT_VERSION:
         raise BetonError(
             f"{path} is no .beton file of format version {fmt.FORMAT_VERSION} (it says {version}):"
-            f" {_REMEDY}"
+            f" {REMEDY}"
         )
     if int(header["alloc_table_ptr"]) == 0:
-        raise BetonError(f"{path} is unfinished: its writer was stopped before the end; {_REMEDY}")
+        raise BetonError(f"{path} is unfinished: its writer was stopped before the end; {REMEDY}")
     if page_size < fmt.MIN_PAGE_SIZE or page_size & (page_size - 1):
         raise _damaged(path, f"page size {page_size} is no power of two from 2 MiB up")
     return header, _samples_dtype(path, data, int(header["num_fields"]))
@@ -182,7 +182,7 @@ def _samples_dtype(path: Path, data: np.ndarray, num_fields: int) -> np.dtype:
             " integer 'label'"
         )
     if len(types) != num_fields or not set(types.values()) <= set(_FIELD_DTYPES):
-        raise BetonError(f"{path} has fields of other kinds than pictures and numbers: {_REMEDY}")
+        raise BetonError(f"{path} has fields of other kinds than pictures and numbers: {REMEDY}")
     return np.dtype([(name, _FIELD_DTYPES[kind]) for name, kind in types.items()], align=True)
 
 
@@ -191,12 +191,12 @@ def _read_samples(path: Path, data: np.ndarray, header: np.void, dtype: np.dtype
     start = fmt.HEADER.itemsize + int(header["num_fields"]) * fmt.FIELD.itemsize
     end = start + count * dtype.itemsize
     if count == 0:
-        raise BetonError(f"{path} holds no samples: {_REMEDY}")
+        raise BetonError(f"{path} holds no samples: {REMEDY}")
     if end > int(header["alloc_table_ptr"]):
         raise _damaged(path, f"{count:,} samples do not fit before the allocation table")
     if end > len(data):
         raise BetonError(
-            f"{path} is truncated: the metadata ends at byte {end:,} of {len(data):,}; {_REMEDY}"
+            f"{path} is truncated: the metadata ends at byte {end:,} of {len(data):,}; {REMEDY}"
         )
     return np.array(data[start:end]).view(dtype)
 
@@ -206,7 +206,7 @@ def _read_allocations(path: Path, data: np.ndarray, header: np.void) -> np.ndarr
     expected = start + count * fmt.ALLOCATION.itemsize
     if len(data) < expected:
         raise BetonError(
-            f"{path} is truncated: it has {len(data):,} bytes instead of {expected:,}; {_REMEDY}"
+            f"{path} is truncated: it has {len(data):,} bytes instead of {expected:,}; {REMEDY}"
         )
     if len(data) > expected:
         raise _damaged(
@@ -272,19 +272,19 @@ def _read_sidecar(path: Path, file: BetonFile) -> dict:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise BetonError(f"{sidecar} cannot be read ({error}): {_REMEDY}") from error
+        raise BetonError(f"{sidecar} cannot be read ({error}): {REMEDY}") from error
     expected = {"num_samples": file.num_samples, "labels_crc32": zlib.crc32(file.labels.tobytes())}
     if not isinstance(summary, dict) or any(summary.get(k) != v for k, v in expected.items()):
         raise BetonError(
-            f"{sidecar} describes another file than {path}: keep each pair together, or {_REMEDY}"
+            f"{sidecar} describes another file than {path}: keep each pair together, or {REMEDY}"
         )
     classes = summary.get("classes")
     if not isinstance(classes, list) or len(classes) <= int(file.labels.max()):
-        raise BetonError(f"{sidecar} names fewer classes than {path} has labels: {_REMEDY}")
+        raise BetonError(f"{sidecar} names fewer classes than {path} has labels: {REMEDY}")
     if file.stamp and class_digest([str(name) for name in classes]) != file.stamp["classes_sha256"]:
         raise BetonError(
             f"{sidecar} names other classes than {path} was written with: keep each pair together,"
-            f" or {_REMEDY}"
+            f" or {REMEDY}"
         )
     return summary
 
@@ -301,5 +301,5 @@ def _read_block_sums(path: Path, file: BetonFile) -> np.ndarray | None:
         pass
     raise BetonError(
         f"{sidecar_path(path)} has other checksums than {path} was written with: keep each pair"
-        f" together, or {_REMEDY}"
+        f" together, or {REMEDY}"
     )

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
+from fast_imagenet.beton.reader import REMEDY, BetonError, BetonFile, sidecar_path
 
-_REMEDY = "copy it again from where it came, or write it again with write_dataset.py"
 MAX_FINDINGS = 20  # sentences for one file; a file on a broken disk may have thousands
 
 
@@ -32,7 +31,7 @@ def verify(path: str | Path, full: bool = False) -> tuple[list[str], list[str]]:
     except BetonError as error:
         return [str(error)], []
     except OSError as error:
-        return [f"{path} cannot be read ({error.strerror or error}): {_REMEDY}"], []
+        return [f"{path} cannot be read ({error.strerror or error}): {REMEDY}"], []
     notes = []
     if file.stamp is None:
         notes.append(
@@ -53,12 +52,12 @@ def _bad_blocks(file: BetonFile) -> list[str]:
     if zlib.crc32(found.tobytes()) == file.stamp["blocks_crc32"]:
         return []
     if file.block_sums is None:
-        return [f"{file.path} is damaged: the checksum of its pictures is wrong; {_REMEDY}"]
+        return [f"{file.path} is damaged: the checksum of its pictures is wrong; {REMEDY}"]
     bad = np.flatnonzero(found != file.block_sums)
     findings = [_describe(file, int(block + first)) for block in bad[:MAX_FINDINGS]]
     if len(bad) > MAX_FINDINGS:
         more = f"{len(bad) - MAX_FINDINGS:,} more parts of it have wrong checksums"
-        findings.append(f"{file.path} is damaged: {more}; {_REMEDY}")
+        findings.append(f"{file.path} is damaged: {more}; {REMEDY}")
     return findings
 
 
@@ -69,7 +68,7 @@ def _sums_of(file: BetonFile, first: int, end: int, size: int):
         stream.seek(first * size)
         for _ in range(first, end):
             if stream.readinto(buffer) != size:
-                raise BetonError(f"{file.path} has become shorter while it was read: {_REMEDY}")
+                raise BetonError(f"{file.path} has become shorter while it was read: {REMEDY}")
             yield zlib.crc32(buffer)
 
 
@@ -82,7 +81,7 @@ def _describe(file: BetonFile, block: int) -> str:
     samples = f"samples {hit.min()} to {hit.max()}" if len(hit) else "no samples"
     return (
         f"{file.path} is damaged: the checksum of page {page} ({samples}; bytes {start:,} to"
-        f" {start + size - 1:,}) is wrong; {_REMEDY}"
+        f" {start + size - 1:,}) is wrong; {REMEDY}"
     )
 
 

@@ -21,6 +21,11 @@ _OTHER_KINDS = {
     "parquet": "**/*.parquet",
     "webdataset": "*.tar",
 }
+# A file with another ending is left out and told; one of these may hold any known kind of picture.
+PICTURE_ENDINGS = {
+    *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2"),
+}
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
@@ -71,8 +76,10 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
     train = path / "train"
     classes = class_folders(train) if split == "val" and train.is_dir() else present
     check_known(present, classes, folder)
-    names, labels = list_files(folder, present, classes)
-    return FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
+    names, labels, notes = list_files(folder, present, classes)
+    source = FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
+    source.notes = notes
+    return source
 
 
 def _advice(path: Path) -> str:
@@ -115,23 +122,32 @@ def check_known(present: list[str], classes: list[str], folder: Path) -> None:
 
 def list_files(
     folder: Path, present: list[str], classes: list[str]
-) -> tuple[list[str], np.ndarray]:
-    """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
+) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    """Names relative to `folder`, sorted within each class, their labels (int64 [n]), and notes.
+
+    Files whose name has an ending that no picture has (README.txt, Thumbs.db) are left out; a note
+    says so.
 
     Raises:
         SourceError: a class folder without files.
     """
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names, labels = [], []
+    names, labels, others = [], [], []
     for wnid in present:
-        found = sorted(_walk(folder / wnid, wnid))
+        every = sorted(_walk(folder / wnid, wnid))
+        found = [name for name in every if Path(name).suffix.lower() in PICTURE_ENDINGS]
+        others += [name for name in every if Path(name).suffix.lower() not in PICTURE_ENDINGS]
         if not found:
             raise SourceError(
                 f"the class folder {folder / wnid} holds no pictures: fill or remove it"
             )
         names += found
         labels += [label_of[wnid]] * len(found)
-    return names, np.array(labels, np.int64)
+    notes = ()
+    if others:
+        left = f"{len(others):,} files are not named like pictures and were left out"
+        notes = (f"{left}, the first is {folder / others[0]}",)
+    return names, np.array(labels, np.int64), notes
 
 
 def _walk(folder: Path, prefix: str) -> list[str]:

@@ -37,8 +37,10 @@ def open_kaggle(path: Path, split: str, **_) -> FileSource:
     classes = _classes(path)
     if split == "train":
         present = class_folders(folder)
-        names, labels = list_files(folder, present, present)
-        return FileSource("kaggle", folder, names, labels, present, synset_names(path, present))
+        names, labels, notes = list_files(folder, present, present)
+        source = FileSource("kaggle", folder, names, labels, present, synset_names(path, present))
+        source.notes = notes
+        return source
     names, labels = _labelled_val(path, folder, classes)
     return FileSource("kaggle", folder, names, labels, classes, synset_names(path, classes))
 
