@@ -1,7 +1,7 @@
 # Every target installs what it needs first. PYTHON=/path/to/python3.12 chooses another interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
-.PHONY: setup demo test lint bench doctor clean
+.PHONY: setup demo test lint bench torture doctor clean
 
 setup:  ## system packages where permitted, .venv from requirements.txt; nothing when up to date
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
@@ -18,9 +18,12 @@ lint: setup  ## style and common mistakes
 	$(PY) -m ruff check .
 
 bench:  ## speed beside the peers: make bench IMAGES=folder of photographs (500 px or more)
-	@test -d "$(IMAGES)" || { echo "make bench needs photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }
+	@test -d "$(IMAGES)" || { echo "make bench needs a folder of photographs: IMAGES='$(IMAGES)' is none" >&2; exit 2; }
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 	$(PY) benchmarks/run_all.py --images "$(IMAGES)"
+
+torture: setup  ## kill, cut, flip and fill, under 20 minutes; the counts go to records/torture/
+	$(PY) -m tests.torture
 
 doctor:  ## what is missing or odd on this machine, and how to mend it
 	@if [ -x $(PY) ]; then $(PY) -m fast_imagenet.doctor; else $(PYTHON) -m fast_imagenet.doctor; fi
