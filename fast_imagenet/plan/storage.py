@@ -77,9 +77,9 @@ def reading_rates(
 ) -> tuple[float | None, float | None, bool]:
     """Rates of large reads and of single pictures, and whether they came from the disk.
 
-    The kernel is asked to forget a region in the middle of the file, and the pictures of another,
-    which are read again: what was in memory is so afterwards. Pages that another process has mapped
-    stay; then the rates are the page cache's, and the last value is False.
+    The kernel is asked to forget two regions in the middle of the file: one for large reads, one
+    for pictures, which is asked for again afterwards. Pages that another process has mapped stay;
+    then the rates are the page cache's, and the last value is False.
 
     Args:
         path: the file.
@@ -88,33 +88,30 @@ def reading_rates(
     """
     size = os.stat(path).st_size
     half = size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
-    region = min(REGION, size - half)
-    inside = np.flatnonzero(offsets + sizes < half)
-    if region < mmap.PAGESIZE or not len(inside):
+    low, high = max(0, half - REGION), min(size, half + REGION)
+    inside = np.flatnonzero((offsets >= low) & (offsets + sizes <= half))
+    if high - half < mmap.PAGESIZE or not len(inside):
         return None, None, False
     chosen = np.random.default_rng(0).choice(inside, min(PICTURES, len(inside)), replace=False)
     pictures = [(int(offsets[i]), int(sizes[i])) for i in chosen]
+    blocks = [(at, min(BLOCK, high - at)) for at in range(half, high, BLOCK)]
     with open(path, "rb", buffering=0) as file:
         handle = file.fileno()
-        cold = _forget(path, handle, [(half, region)])
-        blocks = [(at, min(BLOCK, half + region - at)) for at in range(half, half + region, BLOCK)]
+        # whole regions: of the large pages of a modern page cache no part can be dropped
+        cold = _forget(path, handle, low, high)
         large = _rate(handle, blocks, map)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-        cold = _forget(path, handle, pictures) and cold
         with ThreadPoolExecutor(max(1, workers)) as pool:
             single = _rate(handle, pictures, pool.map)
+        os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_WILLNEED)
     return large, single, cold
 
 
-def _forget(path: str | Path, handle: int, ranges: list[tuple[int, int]]) -> bool:
+def _forget(path: str | Path, handle: int, start: int, end: int) -> bool:
     """Ask the kernel to drop these bytes; whether it did."""
-    left = []
-    for start, size in ranges:
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        os.posix_fadvise(handle, first, start + size - first, os.POSIX_FADV_DONTNEED)
-        left.append(resident(path, first, start + size - first))
-    known = [share for share in left if share is not None]
-    return len(known) == len(left) and float(np.mean(known)) < ABSENT
+    os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+    left = resident(path, start, end - start)
+    return left is not None and left < ABSENT
 
 
 def _rate(handle: int, ranges: list[tuple[int, int]], run: Callable) -> float:
