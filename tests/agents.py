@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.agents              kill either node once, print what became of it
 
-A node is an agent and its worker in a session of their own, so that both can be killed at once, as
-when a machine loses power.
+A node is an agent and all processes below it, which are killed at once, as when a machine loses
+power.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from fast_imagenet.runlog import read_jsonl
 from tests.conftest import ROOT, SMOKE
-from tests.faults import session
 
 EPOCHS = 4
 # torchrun otherwise tells the address of its store in the first round only, and a node that joins
@@ -42,14 +41,12 @@ def start_node(data: Path, folder: Path, port: int, log: Path) -> subprocess.Pop
         "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1",
         "--max-restarts=3", "train_imagenet.py", f"--config={SMOKE}", "--model.arch=resnet18",
         f"--data.train_dataset={data}/train.beton", f"--data.val_dataset={data}/val.beton",
-        "--data.backend=torchvision", f"--training.epochs={EPOCHS}", "--training.max_steps=0",
+        "--data.backend=ffcv", f"--training.epochs={EPOCHS}", "--training.max_steps=0",
         "--lr.lr_peak_epoch=1", f"--logging.folder={folder}", "--training.resume=auto",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **NEW_STORE}
     with open(log, "a") as file:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
 
 
 def epochs_logged(folder: Path) -> int:
@@ -67,9 +64,27 @@ def wait_until(true, seconds: float) -> bool:
 
 
 def ranks_of(agent: subprocess.Popen) -> set[int]:
-    """Process ids of the training processes below an agent."""
-    lines = [line for line in session(agent.pid) if "torch.distributed.run" not in line]
-    return {int(line.split()[1].rstrip(":")) for line in lines if "train_imagenet.py" in line}
+    """Process ids of all living processes below an agent, whatever their sessions."""
+    children = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(path.parent.name))
+    found, waiting = set(), [agent.pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting += below
+    return found
+
+
+def kill_node(agent: subprocess.Popen) -> None:
+    """End an agent and everything below it with SIGKILL."""
+    for number in (agent.pid, *ranks_of(agent)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    agent.wait()
 
 
 def lose_node(lost: int, data: Path, patience: float = 600) -> dict:
@@ -108,9 +123,7 @@ def lose_node(lost: int, data: Path, patience: float = 600) -> dict:
             return result if result["status"] == [0, 0] else result | _tails(logs)
         finally:
             for node in nodes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(node.pid, signal.SIGKILL)
-                node.wait()
+                kill_node(node)
 
 
 def _tails(logs: list[Path]) -> dict:
@@ -121,8 +134,7 @@ def _kill_and_wait(nodes: list[subprocess.Popen], lost: int, patience: float) ->
     """Kill one node; seconds until the training processes of the other had ended, or None."""
     other, start = nodes[1 - lost], time.monotonic()
     ranks = ranks_of(other)
-    os.killpg(nodes[lost].pid, signal.SIGKILL)
-    nodes[lost].wait()
+    kill_node(nodes[lost])
     gone = wait_until(lambda: not ranks & ranks_of(other), patience)
     return round(time.monotonic() - start, 1) if gone else None
 
