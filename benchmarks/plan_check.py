@@ -23,6 +23,7 @@ import common
 def read_arguments(argv):
     parser = common.argument_parser(__doc__, images=False, rounds=3)
     parser.add_argument("--seconds", type=float, default=60, help="of measuring a plan (60)")
+    parser.add_argument("--cores", type=int, default=0, help="cores; 0 = all usable (0)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="(wall)")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help="after --: of train_imagenet.py")
     arguments = parser.parse_args(argv)
@@ -75,7 +76,9 @@ def plan_and_run(arguments) -> dict:
 
 def main(argv=None) -> None:
     arguments = read_arguments(argv)
-    machine = common.describe_machine(sorted(os.sched_getaffinity(0)))
+    # the commands inherit it
+    cores = common.pin_to_cores(arguments.cores or len(os.sched_getaffinity(0)))
+    machine = common.describe_machine(cores)
     rounds = []
     for number in range(arguments.rounds):
         rounds.append(plan_and_run(arguments))

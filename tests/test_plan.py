@@ -233,6 +233,69 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
         session._fitting(act)
 
 
+class Simulated:
+    """A machine on which nothing overlaps: a clock, a loader and a trainer that move it."""
+
+    def __init__(self, steps: int) -> None:
+        self.time, self.steps, self.fetched = 0.0, steps, []
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, side: int, start: int):
+        self.fetched.append(self.steps - start)
+        self.time += 2.0  # threads and buffers
+        for _ in range(start, self.steps):
+            self.time += 0.001 * side
+            yield torch.zeros(1), torch.zeros(1), np.zeros(1)
+
+    def train_epoch(self, t, batches, first_step, steps_per_epoch, show):
+        losses, side = [], t.side
+        for _ in batches:
+            self.time += 0.01 * side
+            losses.append(torch.zeros(()))
+            show(0)
+        return losses, 0.0, 0
+
+    def prepare_network(self, cfg, model, called, t, epochs, device):
+        t.side = 32 if epochs == [0] else 64
+        self.time += 7.0
+
+
+def simulated_session(seconds: float, cold: bool) -> measure.Session:
+    machine = Simulated(steps=1000)
+    ranks = SimpleNamespace(world_size=1, device=torch.device("cpu"), most=lambda value: value)
+    clock = lambda: machine.time  # noqa: E731
+    session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold, clock)
+    session.loader, session.model, session.called = machine, None, None
+    session.t = SimpleNamespace(side=0)
+    return session
+
+
+def test_sides_are_timed_as_they_run():
+    session = simulated_session(50.0, cold=False)
+    (one,) = session.measure_sides([32, 32, 32])
+    assert one.side == 32
+    assert one.step == pytest.approx(0.32)
+    assert one.loader == pytest.approx(0.032)
+    assert one.together == pytest.approx(0.352, rel=0.02)  # the first batch counts as waited for
+    assert one.first_batch == pytest.approx(2.032)
+    assert one.start == pytest.approx(7.0, abs=0.1)
+    assert one.spread == pytest.approx(0, abs=0.02)
+    assert 0.4 < one.steps * 0.352 / 50 < 0.6  # about the share of the seconds that is meant
+
+
+def test_data_on_the_disk_is_fetched_before_it_is_timed():
+    session = simulated_session(50.0, cold=True)
+    session.measure_sides([32])
+    passes = session.loader.fetched[2:]  # after the first steps
+    whole = max(passes)
+    before, after = passes[: passes.index(whole)], passes[passes.index(whole) + 1 :]
+    assert before == [3 * 2**k for k in range(len(before))]
+    assert whole > 20
+    assert len(after) == 3 * measure.ROUNDS  # loader, a batch to keep, loader and step
+
+
 def test_means_are_of_all_batches_together():
     passes = [measure.Pass(9.0, 2.0, 2), measure.Pass(9.0, 4.0, 1)]
     assert measure.mean_seconds(passes) == 2.0

@@ -104,7 +104,8 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
         run, clock = measured_settings(cfg, folder), CLOCKS[cfg.clock]
-        session = measure.Session(script, run, ranks, cfg.seconds, tell, clock)
+        cold = (disk["resident"] or 0.0) < 0.999
+        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock)
         start = imports + session.build()
         whole = len(session.loader)
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)

@@ -208,9 +208,7 @@ def predict(
     ]
     evaluations = len(epochs) * costs.weights
     inside = [int(e // (60 * checkpoint_minutes)) if checkpoint_minutes else 0 for e in epochs]
-    # each epoch is counted as the best so far: of a run that learns, most are
-    best = sum(count == whole for count in steps)
-    saves = best * costs.save_best + (len(steps) - best + sum(inside)) * costs.save
+    saves = saving_seconds(costs, sum(count == whole for count in steps), len(steps) + sum(inside))
     sides_start = sum(one.start for one in times.values())
     rows += [
         Row("evaluation", evaluations * costs.evaluation, evaluations),
@@ -220,6 +218,19 @@ def predict(
         Row("end", costs.finish),
     ]
     return Forecast(rows)
+
+
+def saving_seconds(costs: Costs, whole: int, saves: int) -> float:
+    """Seconds of all checkpoints; each whole epoch is counted as the best so far.
+
+    Of a run that learns, most are.
+
+    Args:
+        costs: seconds of one.
+        whole: epochs that are not cut short.
+        saves: checkpoints of the run.
+    """
+    return whole * costs.save_best + (saves - whole) * costs.save
 
 
 def reading_seconds(storage: Storage, epochs: list[float]) -> float:

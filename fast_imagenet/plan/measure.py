@@ -31,6 +31,7 @@ FEWEST = 3  # steps, or batches, of one timing
 TIMED_PAGES = 8
 # Shares of the seconds for measuring; what is left over is start-up.
 TOGETHER, STEP, LOADER, EVALUATION = 0.5, 0.1, 0.1, 0.12
+FETCHING = 0.1  # a side, where the data is not in memory
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Session:
         ranks: who takes part; all of them call the same methods.
         seconds: to spend on measuring, about.
         tell: called with a line about what is done.
+        cold: the training data may have to be read from the disk.
         clock: what all times are of: wall time, or processor time of this process.
     """
 
@@ -60,6 +62,7 @@ class Session:
     ranks: object
     seconds: float
     tell: Callable[[str], None]
+    cold: bool = True
     clock: Callable[[], float] = time.perf_counter
     own_peak: int = 0  # bytes of this process
     warm: dict[int, Pass] = field(default_factory=dict)  # by side: the first passes
@@ -187,7 +190,7 @@ class Session:
         """All sides in turn, round after round."""
         passes = {side: {"step": [], "loader": [], "together": []} for side in sides}
         pace = {side: self._pace(side) for side in sides}
-        per_side = self.seconds / len(sides)
+        per_side, there = self.seconds / len(sides), {}
         least = FEWEST * sum(pace.values())
         rounds = self._agree(min(ROUNDS, TOGETHER * self.seconds / least))
         for number in range(rounds):
@@ -197,11 +200,30 @@ class Session:
                 share = per_side / rounds / pace[side]  # steps in this side's time
                 counts = [max(FEWEST, part * share) for part in (TOGETHER, LOADER, STEP)]
                 together, loader, step = map(self._agree, counts)
+                if side not in there:
+                    there[side] = self._fetch(side, together)
+                together = min(together, there[side])
+                loader = min(loader, together)
                 passes[side]["loader"].append(self.loaded(epoch, side, max(2, loader)))
                 passes[side]["step"].append(self.stepped(self._batch(epoch, side), step))
                 passes[side]["together"].append(self.fed(epoch, side, together))
                 pace[side] = mean_seconds(passes[side]["together"])
         return [self._times(side, passes[side]) for side in sides]
+
+    def _fetch(self, side: int, wanted: int) -> int:
+        """Read the pictures of an epoch's last batches into memory; returns of how many.
+
+        Reading from the disk is predicted from its rate: here it would be mixed with the step.
+        """
+        count, begin = FEWEST, time.perf_counter()
+        while self.cold:
+            count = self._agree(count)
+            self.loaded(self.epochs[side], side, count)
+            taken = time.perf_counter() - begin > FETCHING * self.seconds
+            if count >= wanted or self.ranks.most(int(taken)):
+                return min(wanted, count)
+            count = min(wanted, 2 * count)
+        return wanted
 
     def _batch(self, epoch: int, side: int) -> tuple:
         """A copy: the loader uses the memory of its batches again."""
