@@ -1,22 +1,30 @@
 """python -m fast_imagenet.report: tables are those of the records, and only runs become records."""
 
+import io
 import json
 import math
 import re
 import shutil
 import statistics
+from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+import train_imagenet
+from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.report import __main__ as report
+from fast_imagenet.report.mistakes import Mistakes, Picture, find_mistakes
+from fast_imagenet.report.page import render_page
 from fast_imagenet.report.plots import PLOTS, draw, is_current, plot_data
 from fast_imagenet.report.records import RecordError, read_entry, read_run, spread, unfinished
 from fast_imagenet.report.reported import read_reported
 from fast_imagenet.report.tables import BEGIN, END, render_readme, render_results
 from fast_imagenet.runlog import LOG_KEYS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMOKE
 
 RECORDS = ROOT / "records"
 README = f"""# Title
@@ -207,6 +215,25 @@ def test_groups_beside_each_other(place):
     assert readme.count("| small") == 1
     (place / "records/small/2030-01-01_machine/group.json").write_text('{"readme": true}')
     assert render_readme(README, report.open_book(place / "records")).count("| small") == 2
+
+
+def test_times_of_a_busy_machine_are_not_shown(place):
+    group = place / "records/small/2030-01-01_machine"
+    (group / "group.json").write_text('{"timed": false}')
+    book = report.open_book(place / "records")
+    results = render_results(book)
+    assert "| 0.6 |" not in results and results.count("not timed") == 1 + 3 * 3
+    plots = plot_data(book)
+    assert plots["docs/results_throughput.png"] == []
+    assert [one["minutes"] for one in plots["docs/results_accuracy.png"]] == [[]]
+    assert all(draw(name, series) for name, series in plots.items())
+
+
+def test_what_a_killed_copy_left_is_no_record(place):
+    make_run(place / "records/small/2030-01-01_machine/.seed2.partial", seed=2)
+    make_run(place / "records/.small/2030-01-01_machine")
+    (entry,) = report.open_book(place / "records").entries
+    assert [len(group.runs) for group in entry.groups] == [2]
 
 
 def test_a_study_compares_its_groups(place):
@@ -418,3 +445,123 @@ def test_the_documented_keys_are_those_of_the_code():
     assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(GROUP_KEYS)
     example = re.search(r'^    (\{"label.*\})$', text, re.M)[1]
     assert set(yaml.safe_load(example)) <= set(GROUP_KEYS)
+
+
+# ---- page ----------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Tags that are open, every attribute, and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open, self.attributes, self.tags, self.text = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "img", "br", "line", "polyline", "!doctype"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "polyline"):  # <line/>
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_beton, tmp_path_factory):
+    """A finished run on the tiny data; its evaluation has eight batches."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", f"--logging.folder={folder}"]
+    words += [f"--data.{s}_dataset={tiny_beton / f'{s}.beton'}" for s in ("train", "val")]
+    words += ["--training.max_steps=0", "--training.epochs=1", "--lr.lr_peak_epoch=0"]
+    words += ["--training.batch_size=40", "--validation.batch_size=4"]
+    train_imagenet.main(train_imagenet.read_settings(words))
+    return folder
+
+
+def test_the_page_shows_the_mistakes_of_the_weights(trained, tiny_beton, capsys):
+    words = ["page", str(trained), f"--val={tiny_beton / 'val.beton'}", "--worst=5"]
+    assert report.main(words) == 0
+    assert f"{trained / 'page.html'}: 0." in capsys.readouterr().out
+    text = (trained / "page.html").read_text()
+    page, last = Reader(text), read_run(trained).log[-1]
+    assert page.open == [] and "script" not in page.tags
+    assert f"plain 32 px: top-1 {last['plain_top1']:.2f} % of 30." in page.text
+    assert "not the number of the log" not in page.text
+    assert page.tags.count("figure") == 5
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith("data:image/") for value in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
+    cells = re.findall(r'<td style="[^"]*">(\d*)</td>', text)
+    assert len(cells) == 100 and sum(int(cell or 0) for cell in cells) == 30
+    right = sum(int(cell or 0) for cell in cells[::11])
+    assert 100 * right / 30 == pytest.approx(last["plain_top1"])
+
+
+def test_mistakes_are_those_of_every_sample_alone(trained, tiny_beton):
+    """Against a picture at a time: the square of the thumbnail is the one that was tested."""
+    run, val = read_run(trained), tiny_beton / "val.beton"
+    found = find_mistakes(train_imagenet, run, trained / "weights.safetensors", val, 30)
+    file, wrong = BetonFile(val), 30 - np.trace(found.counts_kk)
+    assert len(found.worst) == wrong > 5
+    shares = [picture.label_share for picture in found.worst]
+    assert shares == sorted(shares)
+    for picture in found.worst:
+        assert file.labels[picture.sample] == picture.label != picture.guess
+        assert picture.guess_share >= picture.label_share
+        stored, shown = file.image(picture.sample), Image.open(io.BytesIO(picture.jpeg))
+        side = int(0.875 * min(stored.shape[:2]))
+        top, left = ((length - side) // 2 for length in stored.shape[:2])
+        cut = Image.fromarray(stored[top : top + side, left : left + side])
+        cut.thumbnail((176, 176))
+        assert np.abs(np.asarray(cut, int) - np.asarray(shown, int)).mean() < 15  # JPEG of noise
+    assert sum(n for _, _, n in found.confused()) == wrong
+    assert [n for _, _, n in found.confused()] == sorted(
+        (n for _, _, n in found.confused()), reverse=True
+    )
+
+
+def test_nothing_of_a_run_becomes_markup(place):
+    evil = "\"><script>alert(1)</script><b a='"
+    source = make_run(place / "run", model__arch=evil, logging__folder=f"runs/{evil[2:]}")
+    (source / "environment.json").write_text(json.dumps({"device": evil, "commit": evil}))
+    picture = Picture(7, 0, 1, 0.001, 0.9, b"jpeg")
+    found = Mistakes([evil, "b"], np.array([[3, 2], [1, 4]]), [picture], evil)
+    text = render_page(read_run(source), found, "", {"model.arch": evil[::-1]})
+    page = Reader(text)
+    assert page.open == [] and not {"script", "b a"} & set(page.tags)
+    assert not {name for name, _ in page.attributes} & {"a", "onload", "onerror"}
+    assert page.text.count("alert(1)") >= 6
+    assert "taken for" in page.text and "top-1 70.00 % of 10. The log says 50.00 %" in page.text
+
+
+def test_a_page_without_weights_says_so_and_a_running_run_has_one(place, capsys):
+    source = make_run(place / "run", training__epochs=9)
+    (source / "steps.jsonl").write_text('{"first_step": 0, "losses": [3.0, 2.0, 1.0]}\n')
+    out = place / "a.html"
+    assert report.main(["page", str(source), f"--out={out}"]) == 0
+    assert "weights.safetensors is not in the folder of the run" in capsys.readouterr().out
+    page = Reader(out.read_text())
+    assert "Not finished: it has finished 3 of 9 epochs." in page.text
+    assert "Bound by data: 25 % of training time" in page.text
+    assert "training loss of 3 steps" in page.text and "50.0,20.0 567.5,110.0" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--val=nowhere.beton"], "--val=nowhere.beton does not exist"),
+        (["--weights=nowhere.pt"], "--weights=nowhere.pt does not exist"),
+        (["--out=page.png"], "does not end in .html"),
+    ],
+)
+def test_a_page_of_files_that_are_not_there_is_refused(place, words, sentence, capsys):
+    source = make_run(place / "run")
+    assert report.main(["page", str(source), *words]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (source / "page.html").exists()

@@ -5,6 +5,8 @@ reported.py    records/reported.yaml -> what others reported, under which protoc
 tables.py      both -> README's table, docs/results.md, numbers in prose
 plots.py       both -> docs/*.png
 add.py         the folder of a run -> a record
+page.py        the folder of a run -> one HTML file
+mistakes.py    weights and pictures -> what a network gets wrong
 
 A front end as preview.py: it may import everything, and nothing imports it.
 """

@@ -3,6 +3,7 @@
 python -m fast_imagenet.report                    README.md, docs/results.md and docs/results_*.png
 python -m fast_imagenet.report --check            say what of it is not current
 python -m fast_imagenet.report add RUN_FOLDER     a finished run becomes a record, and so a row
+python -m fast_imagenet.report page RUN_FOLDER    one HTML file on a run: curves, settings, mistakes
 
 Exit status: 0 done or all current, 1 not current or refused, 2 wrong arguments.
 """
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """Do as `argv` says; returns the exit status."""
     args = parse(argv)
     try:
-        return {None: run_build, "add": run_add}[args.command](args)
+        return {None: run_build, "add": run_add, "page": run_page}[args.command](args)
     except (ValueError, OSError) as error:  # RecordError is one: a sentence for the user
         print(f"report: {error}", file=sys.stderr)
         return 1
@@ -97,6 +98,15 @@ def run_add(args) -> int:
     return 0
 
 
+def run_page(args) -> int:
+    """Write the page of a run."""
+    from fast_imagenet.report.page import write_page
+
+    for sentence in write_page(args.run, args.out, args.val, args.weights, args.worst):
+        print(sentence)
+    return 0
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The words of the command line."""
     parser = argparse.ArgumentParser(prog="python -m fast_imagenet.report", description=__doc__)
@@ -104,7 +114,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     folder = dict(type=Path, metavar="FOLDER", help="of the records (records)")
     parser.add_argument("--folder", default=Path("records"), **folder)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 when stale")
-    commands = parser.add_subparsers(dest="command", metavar="add")
+    commands = parser.add_subparsers(dest="command", metavar="add|page")
     add = commands.add_parser("add", help="make a record of a run")
     add.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a log.jsonl")
     add.add_argument("--folder", default=argparse.SUPPRESS, **folder)
@@ -115,6 +125,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add.add_argument("--main", action="store_true", help="this group is the one in README.md")
     add.add_argument("--config", help="settings, for a log.jsonl alone: a YAML of a run")
     add.add_argument("--unfinished", action="store_true", help="take a run that was cut short")
+    page = commands.add_parser("page", help="one HTML file on a run")
+    page.add_argument("run", type=Path, metavar="RUN_FOLDER")
+    page.add_argument("--out", type=Path, help="the file (page.html in the folder)")
+    page.add_argument("--val", help="validation file, where it is not at the run's own path")
+    page.add_argument("--weights", type=Path, help="weights (weights.safetensors of the folder)")
+    page.add_argument("--worst", type=int, default=24, help="worst-classified pictures shown (24)")
     return parser.parse_args(argv)
 
 

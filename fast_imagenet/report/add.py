@@ -38,9 +38,8 @@ def add_run(
 ) -> Path:
     """Copy a run into `records`/name/group/seedN.
 
-    config.json, environment.json, log.jsonl, steps.jsonl and summary.json are copied; weights,
-    checkpoints and TensorBoard's files (they name the host) are not, nor curves.png, which the log
-    gives back. Absolute paths are cut to their last part.
+    Weights, checkpoints and TensorBoard's files (they name the host) stay where they are; so does
+    curves.png, which the log gives back. Absolute paths are cut to their last part.
 
     Args:
         source: folder of a run, or a log.jsonl; config.json beside it is used.
@@ -48,8 +47,7 @@ def add_run(
         name: of the row; default: last part of the run's logging.folder.
         group: of runs that differ in their seed; default: date and machine.
         config: YAML with the settings of a run whose config.json is lost.
-        about: content of group.json; what it holds already stays unless it is given here.
-            'unfinished': True takes a run that was cut short.
+        about: for group.json, over what it holds; 'unfinished': True takes a run cut short.
     Returns:
         The new folder.
     Raises:

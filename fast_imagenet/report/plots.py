@@ -48,6 +48,7 @@ def plot_data(book) -> dict[str, list]:
                 "wait": _rounded(group.spread("data_wait")),
             }
             for group in groups
+            if group.timed
         ],
     }
 
@@ -83,13 +84,14 @@ def draw(name: str, series: list) -> bytes:
     drawing(figure, series)
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    return _fewer_colors(file, digest(series))
+    return fewer_colors(file, {DIGEST: digest(series)})
 
 
-def _fewer_colors(png: io.BytesIO, text: str) -> bytes:
-    """The same picture in 200 colours, a third of the bytes, with the digest as its only text."""
+def fewer_colors(png: io.BytesIO, texts: dict[str, str]) -> bytes:
+    """The same picture in 200 colours, a third of the bytes, with no text but `texts`."""
     info, file = PngInfo(), io.BytesIO()
-    info.add_text(DIGEST, text)
+    for key, text in texts.items():
+        info.add_text(key, text)
     with Image.open(png) as image:
         few = image.convert("RGB").quantize(200, method=Image.Quantize.MAXCOVERAGE)
     few.save(file, "PNG", optimize=True, pnginfo=info)
@@ -117,7 +119,7 @@ def _curve(group: Group, title: str) -> dict:
         "seeds": len(group.runs),
         "top1": [round(statistics.fmean(v), 4) for v in values],
         "deviation": [round(statistics.stdev(v), 4) if len(v) > 1 else 0.0 for v in values],
-        "minutes": [round(statistics.fmean(v), 3) for v in minutes],
+        "minutes": [round(statistics.fmean(v), 3) for v in minutes] if group.timed else [],
     }
 
 
@@ -149,12 +151,13 @@ def _rounded(spread) -> list[float]:
 
 def _draw_accuracy(figure, series: list[dict]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
-    hours = any(one["minutes"][-1] >= 120 for one in series)
+    hours = any(max(one["minutes"], default=0) >= 120 for one in series)
     for k, one in enumerate(series):
         color, top = COLORS[k % len(COLORS)], one["top1"]
         label = f"{one['title']}: {top[-1]:.1f} %, {one['seeds']} seed{'s' * (one['seeds'] > 1)}"
         times = [minutes / (60 if hours else 1) for minutes in one["minutes"]]
-        for ax, x in zip(axes, (list(range(1, len(top) + 1)), times), strict=True):
+        ways = [(axes[0], list(range(1, len(top) + 1))), (axes[1], times)]
+        for ax, x in [(ax, x) for ax, x in ways if x]:  # none where it was not timed
             low = [a - b for a, b in zip(top, one["deviation"], strict=True)]
             high = [a + b for a, b in zip(top, one["deviation"], strict=True)]
             ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

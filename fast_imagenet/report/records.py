@@ -20,7 +20,8 @@ from pathlib import Path
 from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl
 
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
-GROUP_KEYS |= {"unfinished": bool}
+GROUP_KEYS |= {"timed": bool, "unfinished": bool}
+TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: they need a quiet machine
 STUDY_KEYS = {"title": str, "note": str}
 
 # What may differ inside a group besides section `logging`: it does not change what is learnt.
@@ -223,9 +224,19 @@ class Group:
         """What distinguishes the group."""
         return self.about.get("label", self.folder.name)
 
+    @property
+    def timed(self) -> bool:
+        """Whether its times mean something."""
+        return self.about.get("timed", True)
+
     def spread(self, key: str) -> Spread:
         """Of one of `Run.numbers` over the seeds."""
         return spread([run.numbers[key] for run in self.runs])
+
+    def text(self, key: str, digits: int = 1) -> str:
+        """Its spread in words; 'not timed' for a time that means nothing."""
+        hidden = key in TIMES and not self.timed
+        return "not timed" if hidden else self.spread(key).text(digits)
 
     @property
     def seeds(self) -> str:
@@ -260,7 +271,7 @@ def read_records(folder: str | Path) -> list[Entry]:
         RecordError: a record is damaged, unfinished or contradicts its group.
     """
     folder = Path(folder)
-    names = sorted(path for path in folder.iterdir() if path.is_dir())
+    names = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     return [entry for path in names if (entry := read_entry(path))]
 
 
@@ -270,7 +281,11 @@ def read_entry(folder: Path) -> Entry | None:
     Raises:
         RecordError: as `read_records`.
     """
-    places = sorted({_group_folder(log.parent, folder) for log in folder.rglob("log.jsonl")})
+    logs = folder.rglob("log.jsonl")
+    whole = [
+        p for p in logs if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
+    places = sorted({_group_folder(log.parent, folder) for log in whole})  # .seed0: a killed copy
     if not places:
         return None
     groups = [read_group(place, folder.name) for place in places]

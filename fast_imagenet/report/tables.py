@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_imagenet.report.plots import PLOTS
-from fast_imagenet.report.records import Entry, Group, RecordError, Run
+from fast_imagenet.report.records import TIMES, Entry, Group, RecordError, Run
 from fast_imagenet.report.reported import Report, Reported
 
 BEGIN = "<!-- results: written by python -m fast_imagenet.report -->"
@@ -216,7 +216,7 @@ def _measured(book: Book, group: Group, report: Report | None = None) -> list[st
     views = [f"**{group.spread(view).text(2)}** at {protocol(group, view)} ({other}{group.seeds})"
              for view in ("plain", "configured")]  # fmt: skip
     link = f"[{safe(group.label)}]({book.link(group, book.root / 'docs')})"
-    return [*views, group.spread("minutes").text(), link]
+    return [*views, group.text("minutes"), link]
 
 
 RUN_HEADS = ["seed", "plain top-1", "top-5", "configured top-1", "top-5", "minutes", "images/s"]
@@ -233,10 +233,10 @@ def entry_section(book: Book, entry: Entry) -> list[str]:
         link = book.link(group, book.root / "docs")
         title = config_link(book, entry.name, book.root / "docs")
         lines += [f"### {title}: [{safe(group.label)}]({link})", "", group_words(group), ""]
-        rows = [[f"{run.seed}", *(_digits(run.numbers[key], key) for key in RUN_KEYS)]
+        rows = [[f"{run.seed}", *(_digits(group, run, key) for key in RUN_KEYS)]
                 for run in group.runs]  # fmt: skip
         if len(group.runs) > 1:
-            spreads = [group.spread(key).text(DIGITS.get(key, 2)) for key in RUN_KEYS]
+            spreads = [group.text(key, DIGITS.get(key, 2)) for key in RUN_KEYS]
             rows.append([f"mean ± deviation of {len(group.runs)}", *spreads])
         lines += [*table(RUN_HEADS, rows), ""]
     return lines
@@ -250,7 +250,7 @@ def study_section(book: Book, entry: Entry) -> list[str]:
     for group in entry.groups:
         cells = [safe(group.label), group.spread("plain").text(2), difference(group, entry.main)]
         cells += [group.spread("configured").text(2), f"{len(group.runs)}"]
-        cells += [group.spread(key).text() for key in ("minutes", "images_per_second")]
+        cells += [group.text(key) for key in ("minutes", "images_per_second")]
         link = book.link(group, book.root / "docs")
         rows.append([*cells, f"[{safe(group.folder.name)}]({link})"])
     title, note = entry.study.get("title", entry.name), entry.study.get("note", "")
@@ -332,5 +332,6 @@ def group_words(group: Group) -> str:
     return f"{text}.{f' {note}' if note else ''}"
 
 
-def _digits(value: float, key: str) -> str:
-    return f"{value:,.{DIGITS.get(key, 2)}f}"
+def _digits(group: Group, run: Run, key: str) -> str:
+    value = f"{run.numbers[key]:,.{DIGITS.get(key, 2)}f}"
+    return "not timed" if key in TIMES and not group.timed else value
