@@ -7,15 +7,17 @@ the pictures are drawn.
 """
 
 import argparse
+import atexit
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.common import describe_machine
 from tests.torture import files, training, writer
-from tests.torture.common import ROOT
+from tests.torture.common import ROOT, kill_what_runs
 
 # part -> (function of (share of the full numbers, photos), the promise about its result)
 PARTS = {
@@ -70,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         "pictures": "photographs of Imagenette" if photos else "drawn",
         "share_of_the_full_numbers": args.share,
     }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    atexit.register(kill_what_runs)
     for name in args.only:
         result[name] = _run(name, args.share, photos)
     held = [result[name]["held"] for name in args.only]

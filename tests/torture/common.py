@@ -11,9 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 240  # seconds after which a command counts as hanging
 
 
+_STARTED: list[subprocess.Popen] = []
+
+
 def start(script: str, *flags: str) -> subprocess.Popen:
     """A script of the repository in a session of its own, one thread, its messages in a pipe."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(ROOT / script), *flags],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -24,6 +27,15 @@ def start(script: str, *flags: str) -> subprocess.Popen:
         # below a background shell, Ctrl-C would be ignored by inheritance
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    _STARTED.append(process)
+    return process
+
+
+def kill_what_runs() -> None:
+    """For the end of an interrupted torture: nothing that it has started goes on."""
+    for process in _STARTED:
+        if process.poll() is None:
+            kill_session(process)
 
 
 def end(process: subprocess.Popen) -> str:
