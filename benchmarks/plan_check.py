@@ -9,6 +9,7 @@ What follows `--` are settings of train_imagenet.py; the run's folder is a tempo
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -88,19 +89,21 @@ def main(argv=None) -> None:
             f"ratio {one['predicted_vs_seen']:.3f}",
             flush=True,
         )
-    ratios = [one["predicted_vs_seen"] for one in rounds]
+        common.write_json(arguments.json, summary(arguments, rounds, machine))
+
+
+def summary(arguments, rounds: list[dict], machine: dict) -> dict:
+    """The result of the rounds so far."""
     sums = [sum(one[key] for one in rounds) for key in ("predicted", "seen")]
-    result = {
+    words = arguments.settings  # of a path only the name: it says nothing of the machine
+    return {
         "clock": arguments.clock,
-        "predicted_vs_seen": round(statistics.median(ratios), 3),
+        "predicted_vs_seen": statistics.median(one["predicted_vs_seen"] for one in rounds),
         "predicted_vs_seen_sum": round(sums[0] / sums[1], 3),
         "rounds": rounds,
-        "settings": [
-            word.rpartition("/")[2] if "/" in word else word for word in arguments.settings
-        ],
+        "settings": [re.sub(r"=/.*/", "=.../", word) for word in words],
         "machine": machine,
     }
-    common.write_json(arguments.json, result)
 
 
 if __name__ == "__main__":
