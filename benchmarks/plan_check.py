@@ -39,11 +39,12 @@ def read_arguments(argv):
     return arguments
 
 
-def call(command: list[str]) -> dict:
+def call(command: list[str], clock: str) -> dict:
     """Seconds of a command, wall and processor; its output is shown where it fails."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     # threads that spin while they wait would count as processor time
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    quiet = {"OMP_WAIT_POLICY": "PASSIVE"} if clock == "cpu" else {}
+    environment = {**os.environ, **quiet}
     options = dict(cwd=common.ROOT, env=environment, capture_output=True, text=True)
     done = subprocess.run([sys.executable, *command], check=False, **options)
     if done.returncode:
@@ -59,10 +60,10 @@ def plan_and_run(arguments) -> dict:
         settings = [*arguments.settings, f"--logging.folder={folder}/run"]
         page, load = Path(folder, "plan.json"), os.getloadavg()[0]
         options = [f"--json={page}", f"--seconds={arguments.seconds}", f"--clock={arguments.clock}"]
-        planning = call(["-m", "fast_imagenet.plan", *settings, *options])
+        planning = call(["-m", "fast_imagenet.plan", *settings, *options], arguments.clock)
         plan = json.loads(page.read_text())
         script = ["-c", ON_CPU_CLOCK] if arguments.clock == "cpu" else ["train_imagenet.py"]
-        seen = call([*script, *settings])
+        seen = call([*script, *settings], arguments.clock)
         lines = Path(folder, "run", "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     predicted = {row["name"]: 0.0 for row in plan["forecast"]["rows"]}
