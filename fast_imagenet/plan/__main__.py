@@ -99,12 +99,14 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     """
     from fast_imagenet.plan import forecast, measure, report, storage
 
-    begin, room, ready = time.perf_counter(), storage.available_memory(), kernels_ready(cfg)
+    begin, clock, room = time.perf_counter(), CLOCKS[cfg.clock], storage.available_memory()
+    imports -= clock()
+    ready = kernels_ready(cfg)  # imports numba, as the run does
+    imports += clock()
     tell("disk and page cache")  # before the loaders have the file in their memory
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
-        run, clock = measured_settings(cfg, folder), CLOCKS[cfg.clock]
-        cold = (disk["resident"] or 0.0) < 0.999
+        run, cold = measured_settings(cfg, folder), (disk["resident"] or 0.0) < 0.999
         session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock)
         start = imports + session.build()
         whole = len(session.loader)
@@ -156,11 +158,10 @@ def measured_settings(cfg, folder: str) -> SimpleNamespace:
 def measure_disk(cfg, ranks) -> dict:
     """The fields of forecast.Storage, but for the room in memory."""
     from fast_imagenet.plan import measure, storage
-    from fast_imagenet.torch_pipeline import open_pictures
 
-    train, val = (open_pictures(getattr(cfg.data, f"{s}_dataset"), s) for s in ("train", "val"))
-    sizes = [measure.data_bytes(source) for source in (train, val)]
     ours = cfg.data.backend == "ffcv"
+    train, val = (open_data(getattr(cfg.data, f"{s}_dataset"), s, ours) for s in ("train", "val"))
+    sizes = [measure.data_bytes(source) for source in (train, val)]
     found = {
         "bytes": sizes[0],
         "val_bytes": sizes[1],
@@ -180,6 +181,17 @@ def measure_disk(cfg, ranks) -> dict:
         found["check"] = measure.page_check_seconds(train)
         found["checked"] = found["check"] > 0
     return found
+
+
+def open_data(path: str, split: str, ours: bool):
+    """A BetonFile, or the pictures of the torchvision backend."""
+    if ours:
+        from fast_imagenet.beton.reader import BetonFile
+
+        return BetonFile(path)
+    from fast_imagenet.torch_pipeline import open_pictures
+
+    return open_pictures(path, split)
 
 
 def machine_of(cfg, ranks):
