@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.common import describe_machine
-from tests.torture import files, training, writer
+from tests.torture import files, ranks, training, writer
 from tests.torture.common import ROOT, kill_what_runs
 
 # part -> (function of (share of the full numbers, photos), the promise about its result)
@@ -48,6 +48,18 @@ PARTS = {
     "training_signals": (
         lambda share, photos: training.training_signals(round(10 * share), photos),
         lambda r: r["ended_within_25_s"] == r["ended_bit_identical_after_resume"] == r["moments"],
+    ),
+    "lost_rank": (
+        lambda share, photos: ranks.lost_rank(),
+        lambda r: r["trained_before"] and r["all_ended"] and r["seconds"] < 60 and r["status"] != 0,
+    ),
+    "lost_node": (
+        lambda share, photos: ranks.lost_node(),
+        lambda r: r.get("others_ended_after_seconds") is not None
+        and r["others_ended_after_seconds"] < 60
+        and r["status"] == [0, 0]
+        and r["epochs"][0] == r["epochs"][1]
+        and r["losses"][0] == r["losses"][1],
     ),
     "loader_errors": (
         lambda share, photos: training.loader_errors(max(1, round(10 * share))),
