@@ -15,10 +15,12 @@ labels_b int64; samples_b numpy int64, index of each picture in the file.
 from __future__ import annotations
 
 import io
+import signal
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from torchvision.transforms.v2 import functional
 
 from fast_imagenet.augment import CROP_AND_FLIP, Augment
 from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.guard import SIGNALS
 from fast_imagenet.order import epoch_order, rank_batches
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.decode import decode_rgb
@@ -512,9 +515,17 @@ def _start_method():
 
     fork would copy this process with its OpenMP threads (numba's and torch's libgomp abort or hang
     in such a child), its CUDA context and its logging threads; spawn imports torch once a worker.
+
+    The server and all workers inherit a mask of the signals that stop a run: sent to the whole
+    process group, they are the training process's to answer, which still needs its workers.
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -117,7 +117,7 @@ def test_a_signal_in_evaluation_does_not_wait_for_its_end(quick_run, tmp_path, m
     assert_same_run(tmp_path / "parts", whole)
 
 
-def start_run(tiny_beton, folder, *flags):
+def start_run(tiny_beton, folder, *flags, **options):
     command = [sys.executable, "train_imagenet.py", f"--config={SMOKE}", *EVERYTHING,
                f"--data.train_dataset={tiny_beton}/train.beton", "--training.resume=auto",
                f"--data.val_dataset={tiny_beton}/val.beton", f"--logging.folder={folder}",
@@ -130,6 +130,7 @@ def start_run(tiny_beton, folder, *flags):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         # below nohup or a background shell, Ctrl-C would be ignored by inheritance
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 
@@ -166,6 +167,17 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
         finish(start_run(tiny_beton, folder))
     finish(start_run(tiny_beton, tmp_path / "whole"))
     assert_same_run(folder, tmp_path / "whole")
+
+
+def test_a_signal_to_the_whole_group_is_not_for_the_workers(tiny_beton, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--data.backend=torchvision", "--training.checkpoint_minutes=0.0001"]
+    flags += ["--training.epochs=500"]  # it must not be over before the signal comes
+    process = start_run(tiny_beton, folder, *flags, start_new_session=True)
+    wait_for(folder / "last.pt", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, said
 
 
 # ── what ends a run ──
