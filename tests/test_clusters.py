@@ -253,7 +253,8 @@ def test_slurm_training_requeues_itself(status, sent, expected, requeued, checko
 def test_torchrun_knows_its_flags():
     from torch.distributed.run import get_args_parser
 
-    flags = re.findall(r"torchrun (--nnodes.*?) train_imagenet.py", PAGE.replace("\\\n", " "), flags=re.S)
+    text = PAGE.replace("\\\n", " ")
+    flags = re.findall(r"torchrun (--nnodes.*?) train_imagenet.py", text, flags=re.S)
     assert len(flags) == 2
     for text in flags:
         arguments = text.replace('"', "").replace("$SLURM_", "1").split()

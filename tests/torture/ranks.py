@@ -66,6 +66,6 @@ def _is_rank(number: int) -> bool:
 
 
 def lost_node() -> dict:
-    """One of two nodes loses power and is started again: the run must go on by itself and finish."""
+    """One of two nodes loses power and is started again: the run must go on and finish."""
     with tempfile.TemporaryDirectory() as name:
         return agents.lose_node(1, _write(name), PATIENCE)
