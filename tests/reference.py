@@ -75,12 +75,32 @@ def random_resized_crop(seed, epoch, sample, height, width, scale, ratio):
 
 
 def crop_resize(image_hwc, crop, size, method="bilinear"):
-    """Cut the box out, then Pillow's resize, then the flip."""
+    """Cut the box out, then Pillow's resize (or the mean over areas), then the flip."""
     top, left, height, width, flip = crop
+    if method == "area":
+        box_hwc = image_hwc[top : top + height, left : left + width].astype(np.float64)
+        rows, columns = area_weights(height, size[0]), area_weights(width, size[1])
+        mean_hwc = np.einsum("yh,xw,hwc->yxc", rows, columns, box_hwc, optimize=True)
+        result_hwc = np.floor(mean_hwc + 0.5).astype(np.uint8)
+        return result_hwc[:, ::-1] if flip else result_hwc
     kernel = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}[method]
     box_hwc = Image.fromarray(image_hwc[top : top + height, left : left + width])
     result_hwc = np.asarray(box_hwc.resize((size[1], size[0]), kernel))
     return result_hwc[:, ::-1] if flip else result_hwc
+
+
+def area_weights(length, out):
+    """[out, length]: shares of the source pixels in each output pixel; linear when enlarging."""
+    scale, pixels = length / out, np.arange(length)
+    weights = np.zeros((out, length))
+    for x in range(out):
+        left, right = x * scale, (x + 1) * scale
+        if scale > 1:
+            weights[x] = np.minimum(right, pixels + 1) - np.maximum(left, pixels)
+        else:
+            weights[x] = 1 - np.abs(pixels + 0.5 - (x + 0.5) * scale)
+    weights = np.maximum(weights, 0)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def decode_jpeg(data):

@@ -1,4 +1,4 @@
-"""The resize kernel against Pillow, and its properties."""
+"""The resize kernel against Pillow and OpenCV, and its properties."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def noise(height, width, seed=0):
         ((64, 64), (31, 65)),
     ],
 )
-def test_whole_picture_equals_pillow(method, side, size):
+def test_whole_picture_equals_the_reference(method, side, size):
     image = noise(*side)
     expected = reference.crop_resize(image, (0, 0, *side, 0), size, method)
     result = resize(image, (0, 0, *side), size, method=method)
@@ -34,7 +34,7 @@ def test_whole_picture_equals_pillow(method, side, size):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_random_boxes_equal_pillow(method):
+def test_random_boxes_equal_the_reference(method):
     rng = np.random.default_rng(1)
     image = noise(120, 160)
     different = 0
@@ -50,6 +50,17 @@ def test_random_boxes_equal_pillow(method):
         assert difference.max() <= 1, (crop, size)
         different += (difference > 0).mean()
     assert different / 150 < 0.2  # most pixels are equal, not merely close
+
+
+@pytest.mark.parametrize("side", [(375, 500), (120, 90), (64, 65)])
+def test_area_equals_opencv(side):
+    """What FFCV's decoders resize with."""
+    cv2 = pytest.importorskip("cv2")
+    image = noise(*side)
+    for size in ((60, 31), (64, 64), (1, 7), (32, 45)):
+        expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        result = resize(image, (0, 0, *side), size, method="area")
+        assert np.abs(result.astype(int) - expected).max() <= 1, size
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +118,7 @@ def test_taps_sum_to_one_and_stay_inside():
         high = low + int(rng.integers(1, 90))
         start = low + rng.random()
         length = max(0.2, (high - start) * rng.random())
-        out, method = int(rng.integers(1, 80)), int(rng.integers(2))
+        out, method = int(rng.integers(1, 80)), int(rng.integers(3))
         first, counts, weights = filter_taps(start, length, out, low, high, method)
         assert (first >= low).all()
         assert (first + counts <= high).all()

@@ -402,7 +402,7 @@ class CropDecode(EpochCounter, _CropOperation):
         ratio: (low, high) width / height of the box.
         flip: probability of a mirror image.
         seed: of this run; with the epoch and the sample index it decides every draw.
-        method: 'bilinear' (antialiased, Pillow's within 1 level) or 'bicubic'.
+        method: 'bilinear' (antialiased, Pillow's within 1 level), 'bicubic' or 'area' (FFCV's).
         reduced_decode: decode at 1/4 or 1/8 (files without markers: at 1/2 too) where the crop is
             at least that many times the output; off, pixels come from an exact decode always.
         on_error: 'raise' a DecodeError naming file and sample, or 'count' in `error_count` and

@@ -5,9 +5,12 @@ when shrinking), applied to the cropped box: the filter never reads beside it, a
 crops first and resizes after. Bilinear weighs rows first, one output row at a time, in float32 with
 a single rounding at the end: within 1 level of Pillow, which rounds between its two passes. Bicubic
 follows Pillow's order (columns first, rounded and clipped between), because its negative weights
-overshoot and the clip between the passes shows.
+overshoot and the clip between the passes shows. Area is the mean over the source area under each
+output pixel, as OpenCV's INTER_AREA that FFCV resizes with, sharper than the filters; a box that is
+enlarged is interpolated linearly.
 
-Source: Pillow, src/libImaging/Resample.c (precompute_coeffs).
+Source: Pillow, src/libImaging/Resample.c (precompute_coeffs); OpenCV, resize.cpp
+(computeResizeAreaTab).
 """
 
 import math
@@ -20,13 +23,14 @@ from .native import as_pointer, store_byte, weigh_2, weigh_4, weigh_6, weigh_any
 
 BILINEAR = 0
 BICUBIC = 1
-METHODS = {"bilinear": BILINEAR, "bicubic": BICUBIC}
+AREA = 2
+METHODS = {"bilinear": BILINEAR, "bicubic": BICUBIC, "area": AREA}
 
 
 @kernel(inline="always")
 def _filter(x, method):
     x = abs(x)
-    if method == BILINEAR:
+    if method != BICUBIC:
         return max(0.0, 1.0 - x)
     if x < 1.0:
         return ((1.5 * x) - 2.5) * x * x + 1.0
@@ -41,24 +45,35 @@ def filter_taps(start, length, out, low, high, method):
 
     Args: start, length: the box along one axis in source pixels (float64; fractional after a
         scaled decode). out: output positions. low, high: source pixels that may be read, [low,
-        high). method: BILINEAR or BICUBIC.
+        high). method: BILINEAR, BICUBIC or AREA.
     Returns: first (int64 [out], in [low, high)), counts (int64 [out], >= 1), weights (float32
         [out, most taps, made even], each row sums to 1 and is zero beyond its count).
     """
     scale = length / out
     stretch = max(scale, 1.0)
-    support = stretch * (1.0 if method == BILINEAR else 2.0)
+    is_area = method == AREA and scale > 1.0
+    support = stretch * (2.0 if method == BICUBIC else 1.0)
     most = 2 * math.ceil(support) + 2
     first, counts = np.empty(out, np.int64), np.empty(out, np.int64)
     weights = np.zeros((out, most), np.float32)
     exact = np.empty(most)
     for x in range(out):
         center = start + (x + 0.5) * scale
-        begin = max(low, min(high - 1, math.floor(center - support + 0.5)))
-        end = min(high, max(begin + 1, math.floor(center + support + 0.5)))
+        left, right = center - support, center + support
+        if is_area:  # the pixels that it touches; beyond 1e-3 of one, as OpenCV
+            left, right = start + x * scale, start + (x + 1) * scale
+            begin = max(low, min(high - 1, math.floor(left + 1e-3)))
+            end = min(high, max(begin + 1, math.ceil(right - 1e-3)))
+        else:
+            begin = max(low, min(high - 1, math.floor(left + 0.5)))
+            end = min(high, max(begin + 1, math.floor(right + 0.5)))
         total = 0.0
         for k in range(end - begin):
-            exact[k] = _filter((begin + k - center + 0.5) / stretch, method)
+            pixel = begin + k
+            if is_area:
+                exact[k] = max(0.0, min(right, pixel + 1.0) - max(left, float(pixel)))
+            else:
+                exact[k] = _filter((pixel - center + 0.5) / stretch, method)
             total += exact[k]
         first[x], counts[x] = begin, end - begin
         for k in range(end - begin):
@@ -174,13 +189,13 @@ def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, fl
 
     Args: source: address of uint8 RGB rows, `pitch` bytes apart. rows, columns: (low, high) source
         pixels that may be read. box: (top, left, height, width) float64, within them. out: address
-        of out_height * out_width * 3 contiguous bytes. flip: mirror left-right. method: BILINEAR
-        or BICUBIC. Nothing is checked here.
+        of out_height * out_width * 3 contiguous bytes. flip: mirror left-right. method: BILINEAR,
+        BICUBIC or AREA. Nothing is checked here.
     """
     top, left, height, width = box
     vertical = filter_taps(top, height, out_height, rows[0], rows[1], method)
     horizontal = filter_taps(left, width, out_width, columns[0], columns[1], method)
-    if method == BILINEAR:
+    if method != BICUBIC:
         _rows_then_columns(source, pitch, columns, vertical, horizontal, flip, out)
     else:
         _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out)
@@ -191,8 +206,8 @@ def resize(image_hwc: np.ndarray, box, size, *, flip: bool = False, method: str 
 
     Args: image_hwc: uint8 [height, width, 3]. box: (top, left, height, width) in pixels, inside
         the picture. size: (height, width) of the result, >= 1. flip: mirror left-right. method:
-        'bilinear' or 'bicubic'.
-    Returns: uint8 [*size, 3]; bilinear within 1 level of Pillow, bicubic likewise.
+        'bilinear', 'bicubic' or 'area'.
+    Returns: uint8 [*size, 3]; bilinear and bicubic within 1 level of Pillow, area of OpenCV.
     Raises: ValueError for another dtype or shape, a box outside, an empty size, another method.
     """
     top, left, height, width = box
