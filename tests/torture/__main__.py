@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     atexit.register(kill_what_runs)
-    for name in args.only:
-        result[name] = _run(name, args.share, photos)
-    held = [result[name]["held"] for name in args.only]
     path = Path(args.json or ROOT / f"records/torture/{time.strftime('%Y-%m-%d')}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    for name in args.only:
+        result[name] = _run(name, args.share, photos)
+        path.write_text(json.dumps(result, indent=1) + "\n")  # an interrupted one leaves the parts
+    held = [result[name]["held"] for name in args.only]
     print(f"{sum(held)} of {len(held)} promises held; {path}")
     return 0 if all(held) else 1
 
