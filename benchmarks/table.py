@@ -136,6 +136,17 @@ def machine_line(result: dict) -> str:
     )
 
 
+def elsewhere_line(results: dict) -> str:
+    """What was measured at another commit than the loader, with it and its date; '' for nothing."""
+    loader = results["loader_1_core"]["machine"]["commit"]
+    told = [
+        f"{name}.json at commit {result['machine']['commit']}, {result['machine']['date']}"
+        for name, result in sorted(results.items())
+        if result["machine"]["commit"] != loader
+    ]
+    return f" Earlier: {'; '.join(told)}." if told else ""
+
+
 # ==== Sections of the page ========================================================================
 
 
@@ -275,7 +286,8 @@ def render_readme(text: str, results: dict) -> str:
     """README.md with its table renewed."""
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    lines = [*target_rows(results), "", machine_line(results["loader_1_core"])]
+    measured = machine_line(results["loader_1_core"]) + elsewhere_line(results)
+    lines = [*target_rows(results), "", measured]
     return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"
 
 
