@@ -18,7 +18,7 @@ lint: setup  ## style and common mistakes
 	$(PY) -m ruff check .
 
 bench:  ## speed beside the peers: make bench IMAGES=folder of photographs (500 px or more)
-	@test -d "$(IMAGES)" || { echo "make bench needs a folder of photographs: IMAGES='$(IMAGES)' is none" >&2; exit 2; }
+	@test -d "$(IMAGES)" || { echo "IMAGES='$(IMAGES)' is no folder of photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 	$(PY) benchmarks/run_all.py --images "$(IMAGES)"
 

@@ -118,3 +118,4 @@ def test_make_bench_asks_for_photographs():
         command = ["make", "bench", *images.split()]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and "make bench IMAGES=/path/to/folder" in done.stderr
+        assert f"IMAGES='{images.removeprefix('IMAGES=')}' is no folder" in done.stderr
