@@ -94,19 +94,18 @@ def _put(path: Path, place: int, data: bytes) -> None:
 
 def _watch(command: list[str]) -> tuple[list[dict], str]:
     """The lines of a process, and why it ended before its time: '' when it did not."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    lines, timer = [], Timer(SILENCE, process.kill)
-    timer.start()
-    for line in process.stdout:
-        timer.cancel()
-        timer = Timer(SILENCE, process.kill)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        lines, timer = [], Timer(SILENCE, process.kill)
         timer.start()
-        lines.append(json.loads(line))
-    timer.cancel()
-    said = process.stderr.read()
-    status = process.wait(PATIENCE)
+        for line in process.stdout:
+            timer.cancel()
+            timer = Timer(SILENCE, process.kill)
+            timer.start()
+            lines.append(json.loads(line))
+        timer.cancel()
+        said = process.stderr.read()
+        status = process.wait(PATIENCE)
     return lines, f"status {status}: {said[-500:]}" if status else ""
 
 
