@@ -258,11 +258,12 @@ def stored_column(p: Pipeline, epochs: range, names: list[str]) -> Column:
 
 def stage_columns(p: Pipeline, epoch: int) -> Iterator[Column]:
     """Each stage alone, on the central square; a picture in the first epoch that changes it."""
+    from fast_imagenet.loader import RESIZE
     from fast_imagenet.ops import CenterCropDecode
 
     crops = p.crop(epoch)
     yield Column(*_words(p.decoder, p.augment), list(crops), [f"epoch {epoch}"] * len(crops))
-    plain = p.stored.decode(CenterCropDecode(p.sizes(epoch), 1.0))
+    plain = p.stored.decode(CenterCropDecode(p.sizes(epoch), 1.0, method=RESIZE))
     for operation in p.operations:
 
         def alone(epoch, operation=operation):
@@ -322,6 +323,7 @@ def whole_columns(p: Pipeline, epochs: range) -> Iterator[Column]:
 
 def validation_columns(stored: Stored, validation) -> Iterator[Column]:
     """The central crops of both protocols."""
+    from fast_imagenet.loader import RESIZE
     from fast_imagenet.ops import CenterCropDecode
 
     v = validation
@@ -330,7 +332,7 @@ def validation_columns(stored: Stored, validation) -> Iterator[Column]:
     if plain == configured:
         views = {plain: "Both protocols"}
     for (side, ratio), title in views.items():
-        images_bhwc = stored.decode(CenterCropDecode(side, ratio))
+        images_bhwc = stored.decode(CenterCropDecode(side, ratio, method=RESIZE))
         mirrored = v.lr_tta and title != "Plain"
         detail = f"{side} px, crop {ratio:.4g}" + (", and mirrored" if mirrored else "")
         yield Column(title, detail, list(images_bhwc), [""] * len(images_bhwc))

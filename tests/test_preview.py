@@ -15,6 +15,7 @@ from fast_imagenet import preview
 from fast_imagenet.augment import POLICIES, Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.loader import TrainLoader
+from tests import reference
 from tests.conftest import ROOT
 
 SIDE = 32
@@ -126,10 +127,9 @@ def test_frames_lie_around_the_crops_of_the_loader(tiny_beton):
         crops = p.crop(epoch)
         for b, (image, boxes) in enumerate(zip(column.images, column.boxes, strict=True)):
             top, left, height, width = boxes[epoch]
-            box = (left, top, left + width, top + height)
-            inside = Image.fromarray(image).crop(box)
-            small = inside.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-            assert np.abs(np.asarray(small).astype(int) - crops[b]).max() <= 1
+            crop = (top, left, height, width, 0)
+            small = reference.crop_resize(np.asarray(image), crop, (SIDE, SIDE), "area")
+            assert np.abs(small.astype(int) - crops[b]).max() <= 1
 
 
 # ---- drawing -------------------------------------------------------------------------------------
