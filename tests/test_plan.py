@@ -392,6 +392,8 @@ def test_a_damaged_file_ends_it_with_a_sentence(tiny_beton, tmp_path):
 def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
     flags = command(tiny_beton, tmp_path, "--seconds=600")
     options = dict(cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # below nohup or a background shell, Ctrl-C would be ignored by inheritance
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(flags, stdout=subprocess.DEVNULL, **options) as process:
         for line in process.stderr:
             if "round" in line:

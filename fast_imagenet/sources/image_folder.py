@@ -24,7 +24,7 @@ _OTHER_KINDS = {
 # A file with another ending is left out and told; one of these may hold any known kind of picture.
 PICTURE_ENDINGS = {
     *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2"),
+    *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".svg"),
 }
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
