@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -56,6 +57,11 @@ def test_two_runs_that_differ_are_seen(tmp_path, quick_run):
     )
     assert training._difference(first, first) == []
     assert {"model", "losses", "weights.safetensors"} <= set(training._difference(first, second))
+
+
+def test_a_record_names_no_folder_of_the_machine(tmp_path):
+    text = f"{ROOT}/train_imagenet.py --config=x {tempfile.gettempdir()}/tmpab12_c/out/train.beton"
+    assert torture.without_paths(text) == "train_imagenet.py --config=x out/train.beton"
 
 
 def test_make_torture_runs_the_module():
