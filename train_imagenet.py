@@ -117,7 +117,8 @@ Section("ema", "moving average of the weights", SETTINGS).params(
     decay=Param(Number(0, 0.9999999), "0 = off: the average is the raw weights", default=0.0),
     warmup=Param(Bool(), "let the decay grow to its target", default=True),
 )
-Section("validation", "two protocols, both every epoch", SETTINGS).params(
+Section("validation", "two protocols, each time both", SETTINGS).params(
+    every=Param(Int(1), "epochs between evaluations; the last always has one", default=1),
     resolution=Param(Int(16, 1024), "configured: side in pixels", default=224),
     crop_ratio=Param(Number(0.1, 1), "configured: crop / shorter side", default=0.875),
     lr_tta=Param(Bool(), "configured: average with the mirrored picture", default=False),
@@ -180,7 +181,7 @@ from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
 from fast_imagenet.runlog import RunLog, read_jsonl, shareable
 from fast_imagenet.runstate import FRESH, restore_run, save_run
-from fast_imagenet.schedules import ema_decay_at, lr_at, resolution_at
+from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -506,6 +507,7 @@ class Run:
     val_loader: object
     eval_model: nn.Module  # the network as called in evaluation
     state: dict  # where the run stands: runstate.FRESH
+    last: int  # its last epoch, from 0
     save: object  # (state, best=False) -> None: writes last.pt, best.pt
     guard: Guard
     log: RunLog
@@ -551,33 +553,43 @@ def run_epoch(run: Run) -> dict:
 
 
 def end_epoch(run: Run, record: dict) -> dict:
-    """Evaluate, write the log's line and the checkpoint; returns the line.
+    """Evaluate where it is due, write the log's line and the checkpoint; returns the line.
+
+    An epoch without an evaluation has its losses in steps.jsonl, and no line in the log.
 
     Raises: Stopped, when a signal came in evaluation and the run is saved.
     """
-    cfg, t, state, log = run.cfg, run.t, run.state, run.log
-    steps, start = len(run.loader), time.perf_counter()
+    state, steps = run.state, len(run.loader)
     whole = state["step"] == steps  # else cut short by max_steps: a resumed run goes on inside it
     if not whole:
         run.save(state)
-    try:
-        scores = evaluate_both(
-            *(run.eval_model, run.model, t.ema, watched_loader(run), cfg, t.autocast, run.ranks)
-        )
-    except Stopped:
-        run.save(state)
-        raise
-    record |= scores | {"eval_seconds": time.perf_counter() - start}
+    due = is_evaluated(state["epoch"], run.last, run.cfg.validation.every)
+    record |= evaluate_now(run) if due else {"eval_seconds": 0.0}
     total = state["seconds"] + record["seconds"] + record["eval_seconds"]
     record |= {"total_seconds": total, "memory_gb": peak_memory_gb(run.ranks.device)}
-    log.write_steps(state["epoch"] * steps, state["losses"])
-    log.write(**record)
+    run.log.write_steps(state["epoch"] * steps, state["losses"])
+    if due:
+        run.log.write(**record)
     if whole:
-        better = record["ema_top1"] > state["best"]
-        best = max(state["best"], record["ema_top1"])
+        best = max(state["best"], record.get("ema_top1", state["best"]))
+        better = best > state["best"]
         state |= FRESH | {"epoch": state["epoch"] + 1, "losses": [], "best": best, "seconds": total}
         run.save(state, best=better)
     return record  # a signal that came meanwhile is obeyed after the next step, or the run ends
+
+
+def evaluate_now(run: Run) -> dict:
+    """The log's evaluation keys.
+
+    Raises: Stopped, when a signal came meanwhile and the run is saved.
+    """
+    network, start = (run.eval_model, run.model, run.t.ema), time.perf_counter()
+    try:
+        scores = evaluate_both(*network, watched_loader(run), run.cfg, run.t.autocast, run.ranks)
+    except Stopped:
+        run.save(run.state)
+        raise
+    return scores | {"eval_seconds": time.perf_counter() - start}
 
 
 def watched_loader(run: Run):
@@ -613,7 +625,7 @@ def train(cfg, ranks: Ranks) -> None:
                        ranks.world_size, cfg.logging.progress and ranks.is_main)  # fmt: skip
         save = partial(save_run, folder, model, t, settings, data, ranks)
         network = (t, model, loader, val_loader, called_eval)
-        run = Run(cfg, ranks, *network, state, save, guard, log, bar)
+        run = Run(cfg, ranks, *network, state, epochs[-1], save, guard, log, bar)
         for _ in epochs:
             record = end_epoch(run, run_epoch(run))
             bar.report(record)

@@ -133,6 +133,15 @@ def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
     ]
 
 
+def unwritable(flag: str, path: str) -> tuple[bool, str]:
+    """Rule for a file that is to be written: (whether its folder refuses, the sentence)."""
+    folder = Path(path).absolute().parent
+    return (
+        not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)),
+        f"{flag}={path}: {folder} is no folder that can be written to; make it, or choose another",
+    )
+
+
 def _can_be_made(folder: Path) -> bool:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
@@ -151,6 +160,7 @@ FREE_ON_RESUME = {
     "training.max_steps",
     "training.resume",
     "validation.batch_size",
+    "validation.every",
 }
 
 

@@ -33,7 +33,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from fastargs import Config
+from fastargs import Config, Param, Section
 from fastargs.validation import Bool as _StockBool
 from fastargs.validation import Checker
 
@@ -186,6 +186,26 @@ class _Reading:
         problem = _judge(one, self.entries[one.key])
         self.problems += [problem] if problem else []
         self.given.append(one)
+
+
+def extended(settings: Config, name: str, title: str, params: dict[str, Param]) -> Config:
+    """A script's settings and a section of a front end's own, whose flags need no prefix.
+
+    Args:
+        settings: the script's; not changed.
+        name, title: of the section, for `--help`.
+        params: the front end's settings; their values stand at the top of the tree.
+    """
+    both = Config()
+    section = Section(name, title, both)
+    for key, param in params.items():
+        param.section = section
+        both.entries[key,] = param
+        both.sections_to_entries[name,].append((key,))
+    both.sections.update(settings.sections)
+    both.sections_to_entries.update(settings.sections_to_entries)
+    both.entries.update(settings.entries)
+    return both
 
 
 def read_config(

@@ -24,13 +24,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from fastargs import Config, Param, Section
+from fastargs import Param
 from PIL import Image, ImageDraw, ImageFont
 
 from fast_imagenet.augment import Augment
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.checks import impossible
-from fast_imagenet.config import Int, Str, read_config
+from fast_imagenet.checks import impossible, unwritable
+from fast_imagenet.config import Int, Str, extended, read_config
 from fast_imagenet.order import epoch_order
 from fast_imagenet.schedules import resolution_at
 
@@ -50,23 +50,14 @@ def read_settings(script, argv: list[str] | None = None):
         script: the module train_imagenet.
         argv: the words after the command; None takes `sys.argv[1:]`.
     """
-    settings = Config()  # the script's own stays as it is
-    sheet = Section("sheet", "what is shown, and where it goes", settings)
     params = {
         "out": Param(Str(empty=False), "the picture, a .png", default="preview.png"),
         "count": Param(Int(1, 32), "pictures, drawn with the seed", default=4),
         "draws": Param(Int(1, 16), "epochs of the whole pipeline", default=4),
         "epoch": Param(Int(0), "the first of them", default=0),
     }
-    for name, param in params.items():
-        param.section = sheet
-        settings.entries[name,] = param
-        settings.sections_to_entries["sheet",].append((name,))
-    settings.sections.update(script.SETTINGS.sections)
-    settings.sections_to_entries.update(script.SETTINGS.sections_to_entries)
-    settings.entries.update(script.SETTINGS.entries)
     return read_config(
-        settings,
+        extended(script.SETTINGS, "sheet", "what is shown, and where it goes", params),
         argv,
         search=script.CONFIG_FOLDERS,
         check=_problems,
@@ -76,18 +67,13 @@ def read_settings(script, argv: list[str] | None = None):
 
 
 def _problems(cfg) -> list[str]:
-    folder = Path(cfg.out).absolute().parent
     mixing = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
     rules = [
         (
             not cfg.out.endswith(".png"),
             f"--out={cfg.out} does not end in .png: the sheet is a PNG",
         ),
-        (
-            not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)),
-            f"--out={cfg.out}: {folder} is no folder that can be written to; make it, or choose "
-            f"another",
-        ),
+        unwritable("--out", cfg.out),
         (
             Path(cfg.out).exists()
             and not (Path(cfg.out).is_file() and os.access(cfg.out, os.W_OK)),

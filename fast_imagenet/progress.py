@@ -49,9 +49,11 @@ class Progress:
         """One line for a finished epoch where no bar is shown: in a file, a pipe, a batch job."""
         if not (self._enabled and self._bar.disable):
             return
+        evaluated = "plain_top1" in record
+        accuracy = f"top-1 {record['plain_top1']:.2f} % plain, " if evaluated else ""
         print(
             f"epoch {record['epoch']}: {record['resolution']} px, loss {record['train_loss']:.3f}, "
-            f"top-1 {record['plain_top1']:.2f} % plain, {record['images_per_second']:.0f} img/s, "
+            f"{accuracy}{record['images_per_second']:.0f} img/s, "
             f"data wait {record['data_wait_share']:.0%}, {record['total_seconds'] / 60:.1f} min",
             flush=True,
         )

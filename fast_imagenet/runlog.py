@@ -1,10 +1,10 @@
-"""The record of a run: what was asked, where it ran, one line an epoch, and its curves.
+"""The record of a run: what was asked, where it ran, one line an evaluated epoch, and its curves.
 
-Files in the run's folder: config.json, environment.json, log.jsonl (one line an epoch, the same
-keys every time, none null), steps.jsonl (the loss of every step), at the end summary.json and
-curves.png; TensorBoard's event files where it is installed. The JSON files name no machine, user or
-folder outside the repository: a record can be published. (TensorBoard puts the host into its file
-names.)
+Files in the run's folder: config.json, environment.json, log.jsonl (one line an evaluated epoch,
+the same keys every time, none null), steps.jsonl (the loss of every step), at the end summary.json
+and curves.png; TensorBoard's event files where it is installed. The JSON files name no machine,
+user or folder outside the repository: a record can be published. (TensorBoard puts the host into
+its file names.)
 """
 
 from __future__ import annotations
@@ -454,11 +454,16 @@ def _dots(x: list) -> dict:
     return {"linewidth": 1.6, "marker": "o" if len(x) <= 30 else "", "markersize": 3.5}
 
 
-def _decorate(axes, title: str, xlabel: str) -> None:
+def decorate(axes, title: str, xlabel: str) -> None:
+    """Title, label of the x axis and a quiet grid: how every plot of the project looks."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel(xlabel)
     axes.grid(True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _decorate(axes, title: str, xlabel: str) -> None:
+    decorate(axes, title, xlabel)
     axes.xaxis.get_major_locator().set_params(integer=xlabel == "epoch")
     axes.set_xlim(left=0)

@@ -101,6 +101,17 @@ def _one_cycle(epoch: float, epochs: float, peak_lr: float, peak_epoch: float) -
     )
 
 
+def is_evaluated(epoch: int, last: int, every: int) -> bool:
+    """Whether an evaluation follows an epoch: every `every`-th one, and the last.
+
+    Args:
+        epoch: from 0.
+        last: the run's last epoch, from 0.
+        every: epochs between evaluations, >= 1.
+    """
+    return epoch == last or (epoch + 1) % every == 0
+
+
 def ema_decay_at(step: int, *, decay: float, warmup: bool = True) -> float:
     """Decay of the weight average at an optimizer step.
 

@@ -21,10 +21,25 @@ def photos() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def one_thread():
+    """Two threads would wait for each other at every layer of a tiny network."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tiny_beton(tmp_path_factory) -> Path:
     """Folder with train.beton (80 synthetic pictures) and val.beton (30), ten classes."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny(folder: Path) -> Path:
+    """Write train.beton (80 synthetic pictures) and val.beton (30), ten classes, to a folder."""
     for split, count in (("train", 80), ("val", 30)):
         command = [sys.executable, "write_dataset.py", "--source.kind=synthetic"]
         command += [f"--source.split={split}", f"--write.limit={count}", f"--write.folder={folder}"]

@@ -16,8 +16,8 @@ import train_imagenet
 from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
 from fast_imagenet.guard import STALLED, STOPPED, Guard, Pauses, Stopped, lock_folder
-from fast_imagenet.runlog import read_jsonl
 from tests.conftest import ROOT, SMOKE
+from tests.torture.training import differences
 
 EVERYTHING = [
     "--training.epochs=2", "--lr.lr_peak_epoch=0.5", "--training.max_steps=0", "--ema.decay=0.9",
@@ -27,38 +27,14 @@ EVERYTHING = [
     "--model.arch=timm/resnet18", "--model.drop_path=0.2", "--training.seed=5",
 ]  # fmt: skip
 STEPS = 10  # 2 epochs of 80 // 16 steps
-TIMES = {"seconds", "eval_seconds", "total_seconds", "images_per_second", "data_wait_share"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads would wait for each other at every one of these tiny layers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_same_run(folder, whole):
     """Weights, average, optimizer state, losses and log agree to the last bit."""
-    first, second = (load_checkpoint(path / "last.pt") for path in (whole, folder))
-    for part in ("model", "ema"):
-        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
-    momenta = [
-        {name: value["momentum_buffer"] for name, value in state["optimizer"]["state"].items()}
-        for state in (first, second)
-    ]
-    assert momenta[0].keys() == momenta[1].keys() and momenta[0]
-    assert all(torch.equal(momenta[0][name], momenta[1][name]) for name in momenta[0])
-    assert losses_of(folder) == losses_of(whole)
-    logs = [read_jsonl(path / "log.jsonl") for path in (folder, whole)]
-    kept = [[{k: v for k, v in line.items() if k not in TIMES | {"memory_gb"}} for line in log]
-            for log in logs]  # fmt: skip
-    assert kept[0] == kept[1]
-
-
-def losses_of(folder):
-    return [loss for line in read_jsonl(folder / "steps.jsonl") for loss in line["losses"]]
+    assert differences(folder, whole) == []
 
 
 # ── exact resume ──

@@ -108,6 +108,12 @@ def test_a_run_is_the_sum_of_its_parts():
     assert f.as_dict()["hours"] == pytest.approx(f.seconds / 3600)
 
 
+def test_evaluations_that_are_rarer_are_counted():
+    places = ([64] * 7, [100] * 7, 100, [SMALL], COSTS, ROOMY, 0.0)
+    assert predict(*places, every=3).of("evaluation") == pytest.approx(3 * 30)  # after 3, 6 and 7
+    assert predict(*places, every=100).of("evaluation") == pytest.approx(30)
+
+
 def test_an_average_is_evaluated_too_and_a_cut_epoch_has_no_best():
     assert forecast([100] * 3, replace(COSTS, weights=2)).of("evaluation") == 180
     cut = forecast([100, 100, 50])

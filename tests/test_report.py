@@ -332,6 +332,21 @@ def test_a_gap_in_the_log_is_seen(place):
     assert "gaps or repeats" in unfinished(read_run(place / "run"))
 
 
+def test_a_run_with_rare_evaluations_is_whole(place):
+    folder = make_run(place / "run", epochs=5, validation__every=3)
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    for kept, words in (
+        ([3, 5], ""),
+        ([2, 3, 5], ""),  # it was cut once, and gone on with
+        ([5], "gaps or repeats"),
+        ([3, 3, 5], "gaps or repeats"),
+        ([3], "has finished 3 of 5"),
+    ):
+        (folder / "log.jsonl").write_text("".join(lines[n - 1] + "\n" for n in kept))
+        said = unfinished(read_run(folder))
+        assert words in said and bool(words) == bool(said)
+
+
 def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
     group = place / "records/small/2030-01-01_machine/group.json"
     for content in ('{"lable": "x"}', '{"main": 1}', "[]", "{"):

@@ -13,14 +13,7 @@ from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
 from fast_imagenet.guard import SIGNALS
 from tests.conftest import ROOT, SMOKE
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads would wait for each other at every one of these tiny layers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(quick_run):

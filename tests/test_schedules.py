@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fast_imagenet.schedules import SCHEDULES, ema_decay_at, lr_at, resolution_at
+from fast_imagenet.schedules import SCHEDULES, ema_decay_at, is_evaluated, lr_at, resolution_at
 
 # name, settings, {epoch: rate}
 LR_CASES = [
@@ -144,3 +144,8 @@ def test_lr_never_is_nan_at_the_edges():
     for kind in SCHEDULES:
         assert math.isfinite(lr_at(0, kind=kind, epochs=1, peak_lr=1, peak_epoch=0))
         assert math.isfinite(lr_at(1, kind=kind, epochs=1, peak_lr=1, peak_epoch=0))
+
+
+def test_the_last_epoch_is_always_evaluated():
+    due = [[epoch + 1 for epoch in range(7) if is_evaluated(epoch, 6, n)] for n in (1, 3, 7, 50)]
+    assert due == [[1, 2, 3, 4, 5, 6, 7], [3, 6, 7], [7], [7]]

@@ -55,8 +55,8 @@ def test_two_runs_that_differ_are_seen(tmp_path, quick_run):
     first, second = (
         quick_run(f"--training.seed={seed}", folder=tmp_path / str(seed)) for seed in (1, 2)
     )
-    assert training._difference(first, first) == []
-    assert {"model", "losses", "weights.safetensors"} <= set(training._difference(first, second))
+    assert training.differences(first, first) == []
+    assert {"model", "losses", "weights.safetensors"} <= set(training.differences(first, second))
 
 
 def test_a_record_names_no_folder_of_the_machine(tmp_path):

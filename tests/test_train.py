@@ -288,6 +288,32 @@ def test_resume_at_an_epoch_boundary_is_exact(quick_run, tmp_path):
         assert all(torch.equal(first[key][name], second[key][name]) for name in first[key]), key
 
 
+def test_evaluations_can_be_rarer(quick_run, tmp_path):
+    common = ["--training.epochs=5", "--lr.lr_peak_epoch=1", "--training.max_steps=0"]
+    often = quick_run(*common, folder=tmp_path / "often")
+    rare = quick_run(*common, "--validation.every=3", folder=tmp_path / "rare")
+    clocks = {"seconds", "total_seconds", "eval_seconds", "images_per_second", "data_wait_share"}
+    clocks |= {"memory_gb"}
+
+    def learnt(folder):
+        lines = [{k: v for k, v in line.items() if k not in clocks} for line in read_log(folder)]
+        return {line["epoch"]: line for line in lines}
+
+    assert sorted(learnt(rare)) == [3, 5]
+    assert all(learnt(rare)[epoch] == learnt(often)[epoch] for epoch in (3, 5))
+    assert read_losses(rare) == read_losses(often) and len(read_losses(rare)) == 25
+    first, last = read_log(rare)
+    assert last["total_seconds"] > first["total_seconds"] + last["seconds"] + last["eval_seconds"]
+    best = load_checkpoint(rare / "last.pt")["best"]
+    assert best == max(line["top1"] for line in learnt(rare).values())
+    # cut inside the second epoch, where none is due: the cut run has its end evaluated
+    parts = quick_run(*common, "--validation.every=3", "--training.max_steps=8",
+                      folder=tmp_path / "parts")  # fmt: skip
+    assert sorted(learnt(parts)) == [2]
+    quick_run(*common, "--validation.every=3", "--training.resume=auto", folder=parts)
+    assert learnt(parts) == learnt(rare)
+
+
 def test_resume_refuses_other_settings(quick_run, tmp_path):
     common = ["--data.backend=torchvision", "--training.epochs=3", "--training.max_steps=5"]
     folder = quick_run(*common, folder=tmp_path / "run")

@@ -18,6 +18,10 @@ from fast_imagenet.beton.encode import Chunk
 SHM = Path("/dev/shm")
 LOCK_BYTES = 64 << 10  # a dozen semaphores of one page each; multiprocessing makes fewer
 SURE = 3  # standard errors below the estimate that the need may be and still count as too much
+SMALLER = (
+    "choose another --write.folder, or make the file smaller with --write.max_side,"
+    " --write.quality or --write.limit"
+)
 GO_ON = "or go on in spite of the estimate with --write.check_space=false"
 
 
@@ -57,10 +61,7 @@ def check_disk(path: Path, need: float, least: float, more: float = 0) -> str:
     sentence = f"{path} needs about {_told(need)}{besides}; {_told(free)} are free on its disk"
     if not need or least * (1 + more / need) <= free:
         return sentence
-    raise OSError(
-        f"{sentence}: free some, choose another --write.folder, make the file smaller with"
-        f" --write.max_side, --write.quality or --write.limit, {GO_ON}"
-    )
+    raise OSError(f"{sentence}: free some, {SMALLER}, {GO_ON}")
 
 
 def check_exact(path: Path, need: int) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
-from fast_imagenet.beton.needs import check_disk, estimate_file
+from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file
 from fast_imagenet.beton.pool import encoded
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
@@ -37,10 +37,6 @@ __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
-SMALLER = (
-    "choose another --write.folder, or make the file smaller with --write.max_side,"
-    " --write.quality or --write.limit"
-)
 MAX_LISTED = 100  # names listed in the summary for each kind of odd file
 SIDECAR_VERSION = 1
 

@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from fastargs import Config, Param, Section
+from fastargs import Param
 
-from fast_imagenet.checks import impossible
-from fast_imagenet.config import Number, OneOf, Str, read_config
+from fast_imagenet.checks import impossible, unwritable
+from fast_imagenet.config import Number, OneOf, Str, extended, read_config
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -44,22 +44,13 @@ def read_settings(script, argv: list[str] | None = None):
         script: the module train_imagenet.
         argv: the words after the command; None takes `sys.argv[1:]`.
     """
-    settings = Config()  # the script's own stays as it is
-    section = Section("plan", "how it is measured", settings)
     params = {
         "json": Param(Str(), "file for all that was measured; empty = none", default=""),
         "seconds": Param(Number(1), "to spend on measuring, about", default=90.0),
         "clock": Param(OneOf(*CLOCKS), "cpu: processor time, where other jobs run", default="wall"),
     }
-    for name, param in params.items():
-        param.section = section
-        settings.entries[name,] = param
-        settings.sections_to_entries["plan",].append((name,))
-    settings.sections.update(script.SETTINGS.sections)
-    settings.sections_to_entries.update(script.SETTINGS.sections_to_entries)
-    settings.entries.update(script.SETTINGS.entries)
     return read_config(
-        settings,
+        extended(script.SETTINGS, "plan", "how it is measured", params),
         argv,
         search=script.CONFIG_FOLDERS,
         check=_problems,
@@ -69,16 +60,13 @@ def read_settings(script, argv: list[str] | None = None):
 
 
 def _problems(cfg) -> list[str]:
-    folder = Path(cfg.json).absolute().parent
     unused = tuple(words.format(Path(cfg.logging.folder)) for words in UNUSED)
     mine = [problem for problem in impossible(cfg) if not problem.startswith(unused)]
     if cfg.training.eval_only:
         mine.append("training.eval_only trains nothing: leave it out to plan a training")
-    if cfg.json and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        mine.append(
-            f"--json={cfg.json}: {folder} is no folder that can be written to; make it, or choose "
-            f"another"
-        )
+    refuses, sentence = unwritable("--json", cfg.json)
+    if cfg.json and refuses:
+        mine.append(sentence)
     return mine
 
 
@@ -115,10 +103,10 @@ def make_plan(cfg, script, ranks, imports: float, tell):
         times, costs = measure.measure_all(session, sides, start, ready)
     peak, capacity = session.memory(room)
     data = forecast.Storage(room=max(0, room - session.own_peak * ranks.ranks_on_node), **disk)
-    minutes = cfg.training.checkpoint_minutes
+    minutes, every = cfg.training.checkpoint_minutes, cfg.validation.every
     return report.Plan(
         cfg=cfg,
-        forecast=forecast.predict(sides, steps, whole, times, costs, data, minutes),
+        forecast=forecast.predict(sides, steps, whole, times, costs, data, minutes, every),
         times=times,
         costs=costs,
         storage=data,

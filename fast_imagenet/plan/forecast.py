@@ -1,7 +1,8 @@
 """From measured seconds to the seconds of a run: arithmetic alone, no torch and no clock.
 
 The model. A run is start-up, then for every epoch: a wait for the first batch, `steps` times the
-step as it was measured WITH the loader running, an evaluation, a checkpoint; then an end.
+step as it was measured WITH the loader running, an evaluation where one is due, a checkpoint; then
+an end.
 
 Step and loader overlap. On a GPU they use different hardware, and a step takes about the longer of
 the two; on a CPU they share the cores, and it takes up to their sum. Neither is assumed: what is
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
+
+from fast_imagenet.schedules import is_evaluated
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Costs:
     start: float  # imports, files, network, the log's first line
     evaluation: float  # of one set of weights under both protocols
     evaluation_start: float  # what the first evaluation takes longer
-    weights: int  # sets that are evaluated an epoch: 2 with a moving average
+    weights: int  # sets that an evaluation takes: 2 with a moving average
     save: float  # last.pt
     save_best: float  # last.pt and best.pt
     log: float  # a line, and the losses of an epoch
@@ -186,6 +189,7 @@ def predict(
     costs: Costs,
     storage: Storage,
     checkpoint_minutes: float,
+    every: int = 1,
 ) -> Forecast:
     """What a run will take.
 
@@ -196,6 +200,7 @@ def predict(
         costs: seconds of all else.
         storage: the training data.
         checkpoint_minutes: between checkpoints inside an epoch; 0 = none.
+        every: epochs between evaluations.
     """
     times = {side: times_at(measured, side) for side in set(sides)}
     epochs = [
@@ -206,7 +211,9 @@ def predict(
         Row("training", sum(epochs[p.first - 1 : p.last]), p.last - p.first + 1, p, times[p.side])
         for p in phases_of(sides, steps)
     ]
-    evaluations = len(epochs) * costs.weights
+    last = len(epochs) - 1
+    evaluated = sum(is_evaluated(epoch, last, every) for epoch in range(len(epochs)))
+    evaluations = evaluated * costs.weights
     inside = [int(e // (60 * checkpoint_minutes)) if checkpoint_minutes else 0 for e in epochs]
     saves = saving_seconds(costs, sum(count == whole for count in steps), len(steps) + sum(inside))
     sides_start = sum(one.start for one in times.values())

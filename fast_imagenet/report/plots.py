@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fast_imagenet.report.records import Group
+from fast_imagenet.runlog import decorate
 
 # file below the root -> (title, caption)
 PLOTS = {
@@ -109,13 +110,15 @@ def _title(book, group: Group) -> str:
 
 
 def _curve(group: Group, title: str) -> dict:
-    """Plain top-1 after each epoch: mean, deviation, and the mean time in minutes."""
+    """Plain top-1 after the epochs that every seed evaluated: mean, deviation, minutes."""
     key = "ema_plain_top1" if group.runs[0].averaged else "plain_top1"
-    epochs = range(len(group.runs[0].log))
-    values = [[run.log[i][key] for run in group.runs] for i in epochs]
-    minutes = [[run.log[i]["total_seconds"] / 60 for run in group.runs] for i in epochs]
+    logs = [{line["epoch"]: line for line in run.log} for run in group.runs]
+    epochs = sorted(set.intersection(*map(set, logs)))
+    values = [[log[epoch][key] for log in logs] for epoch in epochs]
+    minutes = [[log[epoch]["total_seconds"] / 60 for log in logs] for epoch in epochs]
     return {
         "title": title,
+        "epochs": epochs,
         "seeds": len(group.runs),
         "top1": [round(statistics.fmean(v), 4) for v in values],
         "deviation": [round(statistics.stdev(v), 4) if len(v) > 1 else 0.0 for v in values],
@@ -156,7 +159,7 @@ def _draw_accuracy(figure, series: list[dict]) -> None:
         color, top = COLORS[k % len(COLORS)], one["top1"]
         label = f"{one['title']}: {top[-1]:.1f} %, {one['seeds']} seed{'s' * (one['seeds'] > 1)}"
         times = [minutes / (60 if hours else 1) for minutes in one["minutes"]]
-        ways = [(axes[0], list(range(1, len(top) + 1))), (axes[1], times)]
+        ways = [(axes[0], one["epochs"]), (axes[1], times)]
         for ax, x in [(ax, x) for ax, x in ways if x]:  # none where it was not timed
             low = [a - b for a, b in zip(top, one["deviation"], strict=True)]
             high = [a + b for a, b in zip(top, one["deviation"], strict=True)]
@@ -164,9 +167,9 @@ def _draw_accuracy(figure, series: list[dict]) -> None:
             ax.plot(x, top, color=color, linewidth=1.6, marker="o", markersize=3, label=label)
     if series:
         axes[0].legend(loc="lower right", frameon=False, fontsize=8)
-    _decorate(axes[0], "plain top-1 against epochs, %", "epoch")
+    decorate(axes[0], "plain top-1 against epochs, %", "epoch")
     unit = "hours" if hours else "minutes"
-    _decorate(axes[1], f"plain top-1 against {unit}, %", f"{unit}, training and evaluation")
+    decorate(axes[1], f"plain top-1 against {unit}, %", f"{unit}, training and evaluation")
 
 
 def _draw_points(figure, series: list[dict]) -> None:
@@ -183,7 +186,7 @@ def _draw_points(figure, series: list[dict]) -> None:
         ax.xaxis.set_minor_formatter(NullFormatter())
         place = dict(loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
         ax.legend(**place, frameon=False, fontsize=8)
-        _decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
+        decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
 
 
 def _draw_series(axes, one: dict, k: int) -> None:
@@ -206,14 +209,6 @@ def _draw_bars(figure, series: list[dict]) -> None:
         bars = ax.barh(titles, values, xerr=errors, color=color, height=0.6)
         ax.bar_label(bars, fmt="%.4g", padding=4, fontsize=9)
         ax.margins(x=0.2)
-        _decorate(ax, title, "")
+        decorate(ax, title, "")
         ax.grid(False, axis="y")
     axes[0].invert_yaxis()
-
-
-def _decorate(axes, title: str, xlabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(xlabel)
-    axes.grid(True, color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

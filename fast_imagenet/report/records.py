@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl
+from fast_imagenet.schedules import is_evaluated
 
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
 GROUP_KEYS |= {"timed": bool, "unfinished": bool}
@@ -26,7 +27,7 @@ STUDY_KEYS = {"title": str, "note": str}
 
 # What may differ inside a group besides section `logging`: it does not change what is learnt.
 FREE = {
-    *("training.seed", "training.resume", "training.checkpoint_minutes"),
+    *("training.seed", "training.resume", "training.checkpoint_minutes", "validation.every"),
     *("data.num_workers", "data.timeout", "data.check_pages", "data.in_memory"),
     *("data.train_dataset", "data.val_dataset"),  # names; their sizes are compared
 }
@@ -187,14 +188,16 @@ def unfinished(run: Run) -> str:
     """Why the run is none whose last epoch is its result; '' when it is one."""
     epochs = [line["epoch"] for line in run.log]
     planned = run.setting("training.epochs")
-    if epochs != list(range(1, len(epochs) + 1)):
+    every = run.setting("validation.every", 1)
+    due = {epoch for epoch in range(1, epochs[-1]) if is_evaluated(epoch - 1, epochs[-1], every)}
+    if epochs != sorted(due | set(epochs)):
         return f"its log has the epochs {epochs[0]} to {epochs[-1]} with gaps or repeats"
     if planned is None:
         return "how many epochs it was to have is unknown: there is no config.json beside its log"
     if run.setting("training.max_steps", 0):
         return f"training.max_steps={run.setting('training.max_steps')} cut it short: a trial"
-    if len(epochs) != planned:
-        return f"it has finished {len(epochs)} of {planned} epochs"
+    if epochs[-1] != planned:
+        return f"it has finished {epochs[-1]} of {planned} epochs"
     return ""
 
 

@@ -134,9 +134,10 @@ def list_files(
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     names, labels, others = [], [], []
     for wnid in present:
-        every = sorted(_walk(folder / wnid, wnid))
-        found = [name for name in every if Path(name).suffix.lower() in PICTURE_ENDINGS]
-        others += [name for name in every if Path(name).suffix.lower() not in PICTURE_ENDINGS]
+        found = []
+        for name in sorted(_walk(folder / wnid, wnid)):
+            is_picture = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+            (found if is_picture else others).append(name)
         if not found:
             raise SourceError(
                 f"the class folder {folder / wnid} holds no pictures: fill or remove it"

@@ -9,20 +9,14 @@ import time
 from pathlib import Path
 
 from tests import agents
-from tests.torture.common import PATIENCE, ROOT, succeed
-
-
-def _write(folder: str) -> Path:
-    for split, count in (("train", 80), ("val", 30)):
-        flags = ["--source.kind=synthetic", f"--source.split={split}", f"--write.limit={count}"]
-        succeed("write_dataset.py", *flags, f"--write.folder={folder}")
-    return Path(folder)
+from tests.conftest import write_tiny
+from tests.torture.common import PATIENCE, ROOT
 
 
 def lost_rank() -> dict:
     """Two ranks, one killed with SIGKILL while they train: seconds until all has ended."""
     with tempfile.TemporaryDirectory() as name:
-        data = _write(name)
+        data = write_tiny(Path(name))
         run = data / "run"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node=2", "train_imagenet.py", "--config=tests/smoke.yaml"]
@@ -68,4 +62,4 @@ def _is_rank(number: int) -> bool:
 def lost_node() -> dict:
     """One of two nodes loses power and is started again: the run must go on and finish."""
     with tempfile.TemporaryDirectory() as name:
-        return agents.lose_node(1, _write(name), PATIENCE)
+        return agents.lose_node(1, write_tiny(Path(name)), PATIENCE)

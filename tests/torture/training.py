@@ -38,7 +38,7 @@ def training_kills(moments: int, photos: Path | None, seed: int = 0) -> dict:
             kill_session(process)
             statuses.append(process.returncode)
         succeed("train_imagenet.py", *place.flags, f"--logging.folder={folder}")
-        return {"statuses": statuses, "differs_in": _difference(folder, place.whole)}
+        return {"statuses": statuses, "differs_in": differences(folder, place.whole)}
 
     runs = _lives(moments, photos, life)
     same = sum(not run["differs_in"] for run in runs)
@@ -68,7 +68,7 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
             "seconds": round(seconds, 2),
             "said": said.strip().splitlines()[-1:],
             "good": good,
-            "differs_in": _difference(folder, place.whole),
+            "differs_in": differences(folder, place.whole),
         }
 
     runs = _lives(moments, photos, life)
@@ -104,7 +104,7 @@ def _lives(moments: int, photos: Path | None, life) -> list[dict]:
         return list(pool.map(lambda number: life(number, place), range(moments)))
 
 
-def _difference(folder: Path, whole: Path) -> list[str]:
+def differences(folder: Path, whole: Path) -> list[str]:
     """What differs between two finished runs: weights, average, optimizer state, losses, log."""
     from fast_imagenet.checkpoint import load_checkpoint
     from fast_imagenet.runlog import read_jsonl
