@@ -80,6 +80,7 @@ Section("training", "optimisation", SETTINGS).params(
     momentum=Param(Number(0, 1), "of SGD", default=0.9),
     nesterov=Param(Bool(), "Nesterov momentum (sgd)", default=False),
     weight_decay=Param(Number(0), "on weights of convolution and linear layers", default=1e-4),
+    norm_weight_decay=Param(Number(0), "the same on norms and biases", default=0.0),
     label_smoothing=Param(Number(0, 1), "share given to all classes", default=0.1),
     loss=Param(OneOf("ce", "bce"), "cross-entropy, or binary over the classes", default="ce"),
     clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
@@ -275,8 +276,8 @@ def wrap_model(model: nn.Module, cfg, ranks: Ranks):
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights of convolution and linear layers decay; norms and biases do not.
+def decay_groups(model: nn.Module, weight_decay: float, of_norms: float = 0.0) -> list[dict]:
+    """Two groups, each with its decay: weights of convolution and linear layers; norms and biases.
 
     By module type: ffcv-imagenet looks for 'bn' in the name and so decays downsample.1 as well.
     """
@@ -287,13 +288,14 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         groups[id(parameter) in decayed].append(parameter)
     return [
         {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+        {"params": groups[False], "weight_decay": of_norms},
     ]
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """SGD in one fused call, or any optimizer that timm names; each step sets the rate."""
-    groups, options = decay_groups(model, cfg.training.weight_decay), cfg.training
+    options = cfg.training
+    groups = decay_groups(model, options.weight_decay, options.norm_weight_decay)
     if options.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=0.0, momentum=options.momentum, nesterov=options.nesterov, fused=True

@@ -118,6 +118,12 @@ def test_decay_groups_survive_blurpool():
     assert len(train_imagenet.decay_groups(model, 1e-4)[0]["params"]) == before
 
 
+def test_norms_can_decay_too():
+    cfg = train_imagenet_settings("--training.norm_weight_decay=2e-5")
+    optimizer = train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 2e-5]
+
+
 @pytest.mark.parametrize("name", ["sgd", "lamb", "adamw"])
 def test_optimizers_by_name_keep_the_groups(name):
     cfg = train_imagenet_settings(f"--training.optimizer={name}")
