@@ -183,6 +183,7 @@ from fast_imagenet.rng import step_seed
 from fast_imagenet.runlog import RunLog, read_jsonl, shareable
 from fast_imagenet.runstate import FRESH, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
+from fast_imagenet.small_maps import use_small_maps
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -246,6 +247,8 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
         nn.init.constant_(classification_layer(model, num_classes).bias, -np.log(num_classes))
     if cfg.training.use_blurpool:
         apply_blurpool(model)
+    if device.type == "cpu":
+        use_small_maps(model)
     if cfg.model.checkpoint:
         weights, info = load_weights(cfg.model.checkpoint)
         blurred = info.get("use_blurpool", cfg.training.use_blurpool)
