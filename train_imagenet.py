@@ -148,6 +148,11 @@ def read_settings(argv: list[str] | None = None):
     )
 
 
+def defaults() -> dict:
+    """Every setting without a file or a flag: section -> {key: value}."""
+    return to_dict(read_config(SETTINGS, [], prog="train_imagenet.py", description=""))
+
+
 if __name__ == "__main__":
     stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
@@ -613,7 +618,7 @@ def train(cfg, ranks: Ranks) -> None:
     folder, settings = cfg.logging.folder, to_dict(cfg)
     data = {"classes": loader.classes, "images": loader.num_samples}
     with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
-        state = restore_run(cfg.training.resume, folder, model, t, settings, data)
+        state = restore_run(cfg.training.resume, folder, model, t, settings, data, defaults())
         steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
         if not epochs:
