@@ -8,7 +8,7 @@ from torch import nn
 def replace_layers(
     model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[nn.Module], nn.Module]
 ) -> int:
-    """Put make(layer) in the place of every layer that is wanted; the inside of one is not searched.
+    """Put make(layer) in the place of every wanted layer; the inside of one is not searched.
 
     Args:
         model: a network before compilation and before it is wrapped for several ranks.
