@@ -185,6 +185,29 @@ print(json.dumps(answer))
 """
 
 
+def check_native() -> Iterator[Finding]:
+    """The writer's C library, built for this processor."""
+    yield judge_native(probe(NATIVE_PROBE))
+
+
+NATIVE_PROBE = """
+import json
+from fast_imagenet import native
+print(json.dumps({"path": str(native.library_path()), "there": native.library_path().exists()}))
+"""
+
+
+def judge_native(answer: dict) -> Finding:
+    """`{"path": file, "there": bool}` or `{"error": ...}`."""
+    if "error" in answer:
+        return Finding("C library", "odd", answer["error"], SET_UP)
+    if not answer["there"]:
+        mend = "python -m fast_imagenet.native says why; it needs a C compiler"
+        found = "not built for this processor: writing data takes twice the time"
+        return Finding("C library", "odd", found, mend)
+    return Finding("C library", "ok", answer["path"])
+
+
 def check_torch() -> Iterator[Finding]:
     """torch and torchvision are a pair; then the GPUs that they see, and whether bf16 is native."""
     answer = probe(TORCH_PROBE)
@@ -376,6 +399,7 @@ CHECKS = (
     check_packages,
     check_turbojpeg,
     check_ffcv,
+    check_native,
     check_torch,
     check_numba,
     check_cores,

@@ -15,10 +15,16 @@ import cv2
 import numpy as np
 from PIL import ImageFile
 
+from fast_imagenet import native
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
-from fast_imagenet.jpeg import encode_jpeg, recode_jpeg
+from fast_imagenet.jpeg import encode_jpeg, rewrite_jpeg
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
-from fast_imagenet.sources.decode import ImageError, decode_opened, open_picture
+from fast_imagenet.sources.decode import (
+    ImageError,
+    decode_opened,
+    kinds_of_name,
+    open_picture,
+)
 
 
 class ConversionError(RuntimeError):
@@ -80,11 +86,18 @@ class Chunk:
 def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
     """Shrink (area average) so that the longer side is `max_side` pixels; 0 = leave as it is."""
     height, width = rgb_hwc.shape[:2]
-    if max_side <= 0 or max(height, width) <= max_side:
+    size_wh = fitting_size((width, height), max_side)
+    if size_wh == (width, height):
         return rgb_hwc
-    scale = max_side / max(height, width)
-    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(rgb_hwc, size_wh, interpolation=cv2.INTER_AREA)
+
+
+def fitting_size(size_wh: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """Width and height with the longer side at most `max_side` pixels; 0 = as they are."""
+    if max_side <= 0 or max(size_wh) <= max_side:
+        return size_wh
+    scale = max_side / max(size_wh)
+    return max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
 
 
 def hash_share(seed: int, index: int) -> float:
@@ -120,15 +133,21 @@ def read_bytes(source: Source, index: int) -> bytes:
     return data
 
 
-def recode_fitting(size_wh: tuple[int, int], data: bytes, index: int, settings: EncodeSettings):
-    """A stored JPEG that need not shrink, written anew without the detour over pixels, or None.
+def rewrite_stored(header, data: bytes, index: int, settings: EncodeSettings):
+    """A plain JPEG written anew without the detour over RGB: (bytes, mode, (width, height)).
 
-    Nearer to the source than decoding and encoding again, smaller, and sooner done.
+    Nearer to the source than decoding and encoding again, smaller, and sooner done. None where
+    that cannot be done.
+
+    Args: header: from native.read_header, or None.
     """
-    limit = min(settings.max_side or MAX_SIDE, MAX_SIDE)
-    if max(size_wh) > limit or not is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
+    if header is None:
         return None
-    return recode_jpeg(data, size_wh[0], settings.quality)
+    size_wh = fitting_size((header.width, header.height), settings.max_side)
+    if max(size_wh) > MAX_SIDE or not is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
+        return None
+    stored = rewrite_jpeg(header, data, size_wh, settings.quality)
+    return None if stored is None else (stored, MODE_JPG, size_wh)
 
 
 def encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings):
@@ -157,20 +176,23 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
     Raises:
         ImageError: the picture cannot be read, decoded or stored.
     """
-    stored, kinds = None, ()
+    kinds = ()
     if source.draws_pixels:
         rgb_hwc = source.pixels(index)
         source_bytes = rgb_hwc.nbytes
+        made = encode_pixels(rgb_hwc, index, settings)
     else:
         data = read_bytes(source, index)
         source_bytes = len(data)
-        image, kinds = open_picture(data, source.name(index))
-        stored = recode_fitting(image.size, data, index, settings)
-        rgb_hwc = decode_opened(image, data) if stored is None else None
-    if stored is not None:
-        mode, size_wh = MODE_JPG, image.size
-    else:
-        stored, mode, size_wh = encode_pixels(rgb_hwc, index, settings)
+        header, image = native.read_header(data), None
+        made = rewrite_stored(header, data, index, settings)
+        if made is None or header.has_exif:
+            image, kinds = open_picture(data, source.name(index))
+        else:  # nothing can be unusual but the name
+            kinds = kinds_of_name(source.name(index), "JPEG")
+        if made is None:
+            made = encode_pixels(decode_opened(image, data), index, settings)
+    stored, mode, size_wh = made
     chunk.payload += stored
     chunk.sizes.append(len(stored))
     chunk.modes.append(mode)

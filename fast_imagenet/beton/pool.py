@@ -69,10 +69,6 @@ def _encoded_by_pool(
     workers: int,
     check_space: bool,
 ) -> Iterator[Chunk]:
-    if settings.mode != "raw" and not source.draws_pixels:
-        from fast_imagenet.jpeg_recode import compile_kernels
-
-        compile_kernels()  # once and here: every worker would do it for itself
     others = multiprocessing.active_children()
     pool, slots = _start(pickle.dumps((source, settings)), workers, check_space)
     waiting: deque[Future] = deque()

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fast_imagenet import native
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
 from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file
@@ -84,6 +85,7 @@ def write_beton(
         OSError: the disk refuses, because it is full or, by the estimate, will be.
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
+    missing = native.ensure()
     path.parent.mkdir(parents=True, exist_ok=True)
     with claim(path, overwrite) as removed, partial_file(path, SMALLER) as partial:
         order = _order(source, settings, limit)
@@ -99,6 +101,8 @@ def write_beton(
         summary["file"] = readable(path.name)
         if shard[1] == 1:
             summary["notes"] += _all_skipped(source, indices, summary["counts"])
+        if missing:
+            summary["notes"].append(f"without the C library, pictures took longer: {missing}")
         if removed:
             names = ", ".join(readable(file.name) for file in removed)
             summary["notes"].append(f"removed what a killed conversion had left: {names}")

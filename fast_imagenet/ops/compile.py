@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from .. import jpeg, jpeg_recode, ops
+from .. import jpeg, ops
 
 SIDE = 48  # pixels of the picture that is tried: three MCUs, so that markers are written
 
@@ -62,7 +62,6 @@ def main() -> None:
     start = time.perf_counter()
     try_decoders()
     try_changes()
-    jpeg_recode.compile_kernels()  # the writer's
     print(f"operations ready after {time.perf_counter() - start:.0f} s")
 
 

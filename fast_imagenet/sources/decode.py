@@ -122,17 +122,21 @@ def _kinds(image: Image.Image, name: str) -> tuple[str, ...]:
     """What is unusual about the pixels or the name, from the header alone."""
     mode = image.mode
     sixteen = mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
-    promised = _FORMAT_OF_SUFFIX.get(name.rpartition(".")[2].lower())
-    actual = "JPEG" if image.format == "MPO" else image.format
     found = {
         "gray": mode in ("1", "L", "LA") or mode.startswith("I"),
         "cmyk": mode == "CMYK",
         "palette": mode in ("P", "PA"),
         "alpha": mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
         "16bit": sixteen,
-        "misnamed": promised is not None and promised != actual,
     }
-    return tuple(kind for kind, is_so in found.items() if is_so)
+    actual = "JPEG" if image.format == "MPO" else image.format
+    return tuple(kind for kind, is_so in found.items() if is_so) + kinds_of_name(name, actual)
+
+
+def kinds_of_name(name: str, actual: str) -> tuple[str, ...]:
+    """('misnamed',) for a name that promises another format than the actual one."""
+    promised = _FORMAT_OF_SUFFIX.get(name.rpartition(".")[2].lower())
+    return ("misnamed",) if promised not in (None, actual) else ()
 
 
 def _exif_kinds(image: Image.Image, caught: list[warnings.WarningMessage]) -> tuple[str, ...]:

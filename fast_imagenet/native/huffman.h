@@ -1,0 +1,255 @@
+/* Reading and writing a JPEG's Huffman codes. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+/* Kept apart: inlined into one function they spill registers and are not vectorised. */
+#define APART static __attribute__((noinline))
+#define RARE(condition) __builtin_expect(!!(condition), 0)
+
+enum { LOOK_FIRST = 8, LOOK = 11, END = 128, CODE = 16 + 256, SLACK = 4096 };
+
+/* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file. */
+static const uint8_t ZIGZAG[64] = {
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
+/* ==== Tables to read with ===================================================================== */
+
+/* An entry: bits 0-7 all bits used by code and value, 8-15 zeros before the value (END: end of the
+ * block), 16-31 the value. Where the index does not hold all of them: bits 0-7 zero, 8-15 the
+ * symbol, 16-23 the code's length (0: a longer code, or none). */
+typedef struct {
+    uint32_t look[1 << LOOK];
+    int32_t beyond[18], offset[18], is_dc, bits; /* bits: of an index */
+    uint8_t code[CODE];                          /* counts and symbols, as in the file */
+} Table;
+
+/* The entry of a symbol whose value is at the top of `bits`. */
+INLINE uint32_t entry_of(const Table *table, uint32_t length, int symbol, uint64_t bits) {
+    uint32_t size = symbol & 15, zeros = table->is_dc ? 0 : symbol >> 4;
+    int value = size ? (int)(bits >> (64 - size)) : 0;
+    if (size && !(bits >> 63)) value -= (1 << size) - 1;
+    if (!table->is_dc && size == 0 && zeros != 15) zeros = END;
+    return (length + size) | zeros << 8 | (uint32_t)value << 16;
+}
+
+static void fill_entries(Table *table, int first, int length, int symbol) {
+    int left = table->bits - length;
+    for (int i = 0; left >= 0 && i < 1 << left; i++) {
+        uint32_t *entry = &table->look[(first << left) + i];
+        *entry = symbol << 8 | length << 16;
+        if ((symbol & 15) <= left)
+            *entry = entry_of(table, length, symbol, left ? (uint64_t)i << (64 - left) : 0);
+    }
+}
+
+static int fill_table(Table *table, const uint8_t *code, int is_dc) {
+    int next = 0, place = 0;
+    memset(table, 0, sizeof *table);
+    memcpy(table->code, code, CODE);
+    table->is_dc = is_dc, table->bits = is_dc ? LOOK_FIRST : LOOK;
+    for (int length = 1; length <= 16; length++, next <<= 1) {
+        if (next + code[length - 1] > 1 << length) return 0;
+        table->offset[length] = place - next;
+        for (int n = code[length - 1]; n > 0; n--, next++, place++) {
+            int symbol = code[16 + place];
+            if ((symbol & 15) > 10 + is_dc || (is_dc && symbol > 11)) return 0; /* not of 8 bits */
+            fill_entries(table, next, length, symbol);
+        }
+        table->beyond[length] = next << (16 - length);
+    }
+    return 1;
+}
+
+/* ==== Reading ================================================================================= */
+
+typedef struct {
+    const uint8_t *at, *end;
+    uint64_t bits;
+    int count;
+} Reader;
+
+/* 56 bits or more: enough for any two symbols, as none uses more than 27. */
+INLINE void refill(Reader *in) {
+    uint64_t next;
+    memcpy(&next, in->at, 8);
+    in->bits |= __builtin_bswap64(next) >> in->count;
+    in->at += (63 - in->count) >> 3;
+    in->count |= 56;
+}
+
+/* What the look-up table does not say; 0: no such code. */
+APART uint32_t slow_entry(uint64_t bits, const Table *table, uint32_t entry) {
+    int top = bits >> 48, length = entry >> 16, symbol = entry >> 8 & 255;
+    if (!length) {
+        for (length = table->bits + 1; length < 17 && top >= table->beyond[length];) length++;
+        if (length == 17) return 0;
+        symbol = table->code[16 + ((table->offset[length] + (top >> (16 - length))) & 255)];
+    }
+    return entry_of(table, length, symbol, bits << length);
+}
+
+INLINE void use(Reader *in, uint32_t entry) {
+    in->bits <<= entry & 63;
+    in->count -= entry & 255;
+}
+
+/* The first coefficient, a difference to the one before of its kind. Returns whether it is sound. */
+INLINE int read_first(Reader *in, const Table *table, int *previous) {
+    refill(in);
+    uint32_t entry = table->look[in->bits >> (64 - LOOK_FIRST)];
+    if (RARE(!(entry & 255))) entry = slow_entry(in->bits, table, entry);
+    *previous += (int32_t)entry >> 16;
+    use(in, entry);
+    return (entry & 255) && abs(*previous) <= 2047;
+}
+
+/* The other coefficients: number k goes to values[k], or to values[order[k]]. Returns whether they
+ * are sound. values: [256], the first 64 zeros; order: [256], NULL or 64 from 64 on: there goes what
+ * a damaged file would put elsewhere. */
+INLINE int read_others(Reader *from, const Table *table, const uint8_t *order, int16_t *values) {
+    Reader in = *from;
+    uint32_t entry;
+    int k = 1;
+#define LOOK_UP entry = table->look[in.bits >> (64 - LOOK)];
+#define STORE                                                  \
+    k += entry >> 8 & 255;                                     \
+    values[order ? order[k] : k] = (int16_t)(entry >> 16);     \
+    k++, use(&in, entry);                                      \
+    if (k > 63) break;
+#define STEP             \
+    LOOK_UP              \
+    if (!(entry & 255)) goto slow; \
+    STORE
+    for (;;) {
+        refill(&in); /* enough for four entries of the look-up table */
+        STEP
+        STEP
+        STEP
+        STEP
+        continue;
+    slow:
+        refill(&in);
+        entry = slow_entry(in.bits, table, entry);
+        if (!entry) return 0;
+        STORE
+    }
+#undef LOOK_UP
+#undef STORE
+#undef STEP
+    *from = in;
+    return k == 64 || k > END;
+}
+
+/* The scan without stuffed zeros, and zeros behind it: its bytes, or -1 where a marker is in it. */
+static int64_t unstuff(const uint8_t *from, int64_t size, uint8_t *to) {
+    const uint8_t *end = from + size, *begin = to;
+    while (end - from > 8) {
+        uint64_t eight, marks;
+        memcpy(&eight, from, 8);
+        memcpy(to, &eight, 8);
+        marks = eight & ~(eight + 0x0101010101010101ull) & 0x8080808080808080ull;
+        int step = 8;
+        if (marks) { /* the lowest is an FF; what a carry has made of the others does not matter */
+            step = (__builtin_ctzll(marks) >> 3) + 1;
+            if (from[step]) return -1;
+            from++;
+        }
+        from += step, to += step;
+    }
+    while (from < end)
+        if ((*to++ = *from++) == 0xFF && (from == end || *from++)) return -1;
+    memset(to, 0, SLACK); /* an MCU takes at most 1.3 kB, and its end is checked */
+    return to - begin;
+}
+
+/* ==== Writing ================================================================================= */
+
+typedef struct {
+    uint64_t bits;
+    int free; /* bits */
+    uint8_t *at;
+} Writer;
+
+/* A code followed by so many bits of value: code << size << 5 | bits of both. */
+typedef struct {
+    uint32_t first[12], other[256], value[2 * 1023 + 1]; /* value: see bits_of */
+} Codes;
+
+static void fill_codes(uint32_t *codes, const uint8_t *counts, const uint8_t *symbols) {
+    uint32_t next = 0;
+    for (int length = 1; length <= 16; length++, next <<= 1)
+        for (int n = counts[length - 1]; n > 0; n--, next++, symbols++) {
+            int size = *symbols & 15;
+            codes[*symbols] = next << size << 5 | (length + size);
+        }
+}
+
+/* The top bytes of `bits`, each FF followed by a zero. */
+APART uint8_t *put_bytes(uint8_t *at, uint64_t bits, int count) {
+    for (; count > 0; count--, bits <<= 8)
+        if ((*at++ = bits >> 56) == 0xFF) *at++ = 0;
+    return at;
+}
+
+INLINE void put(Writer *out, uint32_t bits, int count) {
+    out->free -= count;
+    if (out->free >= 0) {
+        out->bits = out->bits << count | bits;
+        return;
+    }
+    uint64_t full = out->bits << (count + out->free) | bits >> -out->free;
+    out->bits = bits; /* those written leave at the top before they are seen again */
+    out->free += 64;
+    if (RARE(full & ~(full + 0x0101010101010101ull) & 0x8080808080808080ull)) {
+        out->at = put_bytes(out->at, full, 8);
+        return;
+    }
+    full = __builtin_bswap64(full);
+    memcpy(out->at, &full, 8);
+    out->at += 8;
+}
+
+/* A value's bits << 4 | their number. */
+static uint32_t bits_of(int value) {
+    uint32_t size = value ? 32 - __builtin_clz(abs(value)) : 0;
+    return ((value - (value < 0)) & ((1u << size) - 1)) << 4 | size;
+}
+
+/* Fill up the last byte with ones, then a marker. */
+static void put_marker(Writer *out, int marker) {
+    int used = 64 - out->free, more = -used & 7;
+    uint64_t bits = used ? out->bits << out->free : 0;
+    if (more) bits |= ((1ull << more) - 1) << (out->free - more);
+    out->at = put_bytes(out->at, bits, (used + more) / 8);
+    out->bits = 0, out->free = 64;
+    *out->at++ = 0xFF, *out->at++ = marker;
+}
+
+/* A block's levels in the order of the file, |level| <= 1023; `mask`: which are not zero. */
+typedef struct {
+    int16_t levels[64];
+    uint64_t mask;
+} Block;
+
+APART void put_block(Writer *to, const Block *block, int *previous, const Codes *codes) {
+    Writer out = *to;
+    const uint32_t *value = codes->value + 1023;
+    uint32_t bits = bits_of(block->levels[0] - *previous), code = codes->first[bits & 15];
+    int last = 0;
+    *previous = block->levels[0];
+    put(&out, code >> 5 | bits >> 4, code & 31);
+    for (uint64_t mask = block->mask & ~1ull; mask; mask &= mask - 1) {
+        int k = __builtin_ctzll(mask), run = k - last - 1;
+        last = k;
+        for (; RARE(run > 15); run -= 16) put(&out, codes->other[0xF0] >> 5, codes->other[0xF0] & 31);
+        bits = value[block->levels[k]];
+        code = codes->other[run << 4 | (bits & 15)];
+        put(&out, code >> 5 | bits >> 4, code & 31);
+    }
+    if (last < 63) put(&out, codes->other[0] >> 5, codes->other[0] & 31);
+    *to = out;
+}

@@ -1,0 +1,245 @@
+/* A plain JPEG written anew without the detour over RGB pixels: __init__.py says what for.
+ *
+ * One pass, a row of MCUs (16 x 16 px) at a time: levels are read, rounded to coarser steps and
+ * written in a fixed Huffman code, chroma at full size is halved on the way. A picture that must
+ * shrink goes through samples of Y, Cb and Cr (shrink.h).
+ * Memory comes from the caller, nothing is allocated. Little-endian machines only.
+ */
+#include "huffman.h"
+#include "blocks.h"
+#include "header.h"
+#include "codes.h"
+
+enum { DAMAGED = -1, NO_ROOM = -2, MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16 };
+
+/* What lies in the caller's memory, zeros at first; tables stay from one picture to the next. */
+typedef struct {
+    Table tables[6];
+    uint8_t zigzag[256]; /* see read_others */
+    Codes codes[2];                  /* luma, chroma */
+    uint8_t arena[];
+} Memory;
+
+/* One picture's conversion. */
+typedef struct {
+    const Header *header;
+    Memory *memory;
+    Reader in;
+    Writer out;
+    uint8_t *room_end;
+    uint8_t *arena;
+    int width, height, interval; /* of the new picture */
+    int columns, rows;           /* MCUs of the new picture */
+    uint8_t steps[2][64];        /* of the new picture, file order */
+    int tables[3];               /* numbers of each component's */
+    int previous[3], written[3]; /* first levels of the block before, by component */
+    int64_t mcu;                 /* written so far */
+} Job;
+
+static void *take(Job *job, int64_t bytes) {
+    uint8_t *place = job->arena;
+    job->arena += (bytes + 63) & ~63ll;
+    return memset(place, 0, bytes);
+}
+
+/* ==== Writing ================================================================================= */
+
+/* A row of MCUs, six blocks each. Returns whether there was room. */
+static int write_row(Job *job, const Block *row) {
+    for (int x = 0; x < job->columns; x++, row += 6) {
+        if (job->room_end - job->out.at < MCU_BYTES) return 0;
+        for (int b = 0; b < 6; b++)
+            put_block(&job->out, row + b, &job->written[b < 4 ? 0 : b - 3], &job->memory->codes[b > 3]);
+        int64_t number = job->mcu++ / job->interval;
+        int is_last = job->mcu == (int64_t)job->columns * job->rows;
+        if (job->mcu % job->interval && !is_last) continue;
+        put_marker(&job->out, is_last ? 0xD9 : 0xD0 + (number & 7));
+        memset(job->written, 0, sizeof job->written);
+    }
+    return 1;
+}
+
+static uint8_t *put_segment(uint8_t *at, int marker, const void *body, int size) {
+    *at++ = 0xFF, *at++ = marker, *at++ = (size + 2) >> 8, *at++ = (size + 2) & 255;
+    memcpy(at, body, size);
+    return at + size;
+}
+
+/* Everything before the scan. */
+static void write_head(Job *job) {
+    uint8_t *at = job->out.at, body[130];
+    memcpy(at, "\xff\xd8", 2);
+    at = put_segment(at + 2, 0xE0, "JFIF\0\1\1\0\0\1\0\1\0", 14);
+    for (int t = 0; t < 2; t++) {
+        body[65 * t] = t;
+        memcpy(body + 65 * t + 1, job->steps[t], 64);
+    }
+    at = put_segment(at, 0xDB, body, 130);
+    uint8_t frame[] = {8, job->height >> 8, job->height, job->width >> 8, job->width,
+                       3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1};
+    at = put_segment(at, 0xC0, frame, sizeof frame);
+    at = put_segment(at, 0xC4, CODE_TABLES, sizeof CODE_TABLES);
+    uint8_t interval[] = {job->interval >> 8, job->interval};
+    at = put_segment(at, 0xDD, interval, 2);
+    job->out.at = put_segment(at, 0xDA, "\3\1\0\2\x11\3\x11\0\x3f", 10);
+    job->out.bits = 0, job->out.free = 64;
+}
+
+/* ==== Without pixels ========================================================================== */
+
+/* Read one block's coefficients, in the order of the file, or row by row with `order`. */
+INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
+    const Table *tables = &job->memory->tables[job->tables[c]];
+    memset(values, 0, 64 * sizeof *values);
+    if (!read_first(&job->in, tables, &job->previous[c])) return 0;
+    int sound = read_others(&job->in, tables + 1, order, values);
+    values[0] = job->previous[c];
+    return sound;
+}
+
+APART int read_rows(Job *job, int c, int16_t *values) {
+    return read_block(job, c, job->memory->zigzag, values);
+}
+
+/* Read a block that keeps its size. */
+APART int keep_block(Job *job, int c, const float *scales, Block *block) {
+    int16_t values[256];
+    float exact[64];
+    if (!read_block(job, c, NULL, values)) return 0;
+    for (int k = 0; k < 64; k++) exact[k] = values[k];
+    round_values(exact, scales, block->levels);
+    set_mask(block);
+    return 1;
+}
+
+static void set_scales(float *scales, const uint8_t *old, const uint8_t *new) {
+    for (int k = 0; k < 64; k++) scales[k] = (float)old[k] / (float)new[k];
+}
+
+static int keep_halved(Job *job) {
+    float scales[2][64];
+    Block *row = take(job, job->columns * 6 * sizeof *row);
+    for (int t = 0; t < 2; t++) set_scales(scales[t], job->header->steps[t], job->steps[t]);
+    for (int y = 0; y < job->rows; y++) {
+        for (int i = 0; i < 6 * job->columns; i++) {
+            int c = i % 6 < 4 ? 0 : i % 6 - 3;
+            if (!keep_block(job, c, scales[c > 0], row + i)) return DAMAGED;
+            if (job->in.at > job->in.end) return DAMAGED;
+        }
+        if (!write_row(job, row)) return NO_ROOM;
+    }
+    return 0;
+}
+
+/* Luma blocks of a row of MCUs beyond the picture: flat, as the one before. */
+static void fill_margin(Block *row, int columns, int wide, int tall) {
+    for (int y = 0; y < 2; y++)
+        for (int x = 0; x < 2 * columns; x++) {
+            Block *block = row + 6 * (x / 2) + 2 * y + (x & 1);
+            if (x < wide && y < tall) continue;
+            int first = (y < tall ? block - 1 : row + 6 * (x / 2) + 1)->levels[0];
+            memset(block, 0, sizeof *block);
+            block->levels[0] = first;
+        }
+}
+
+typedef int16_t Values[72];
+
+/* Chroma of a row of MCUs from old blocks [2 colours, 2 rows, 2 columns]. */
+static void halve_row(Job *job, Values *old, float (*steps)[64], const float *scales, Block *row,
+                      int wide, int tall) {
+    for (int c = 0; c < 2; c++, old += 4 * job->columns)
+        for (int x = 0; x < job->columns; x++) {
+            Values *top = old + 2 * x, *bottom = top + 2 * job->columns;
+            if (2 * x + 1 == wide) mirror(top[0], top[1], 0), mirror(bottom[0], bottom[1], 0);
+            if (tall == 1) mirror(top[0], bottom[0], 1), mirror(top[1], bottom[1], 1);
+            const int16_t *four[4] = {top[0], top[1], bottom[0], bottom[1]};
+            halve_block(four, steps[c], scales, row + 6 * x + 4 + c);
+        }
+}
+
+static int keep_full(Job *job) {
+    float luma[64], steps[2][64], scales[64];
+    int tall = (job->height + 7) / 8, wide = (job->width + 7) / 8, columns = job->columns;
+    Block *row = take(job, columns * 6 * sizeof *row);
+    Values *old = take(job, columns * 8 * sizeof *old);
+    set_scales(luma, job->header->steps[0], job->steps[0]);
+    for (int i = 0; i < 64; i++) {
+        for (int c = 0; c < 2; c++) steps[c][ZIGZAG[i]] = job->header->steps[c + 1][i];
+        scales[(ZIGZAG[i] & 7) * 8 + (ZIGZAG[i] >> 3)] = 1 / (float)job->steps[1][i];
+    }
+    for (int y = 0; y < job->rows; y++, tall -= 2) {
+        for (int i = 0; i < 2 * wide && i < tall * wide; i++) {
+            int down = i >= wide, x = down ? i - wide : i;
+            if (!keep_block(job, 0, luma, row + 6 * (x / 2) + 2 * down + (x & 1))) return DAMAGED;
+            for (int c = 0; c < 2; c++) {
+                Values *values = old + (2 * c + down) * 2 * columns + x;
+                if (!read_rows(job, c + 1, *values)) return DAMAGED;
+            }
+            if (job->in.at > job->in.end) return DAMAGED;
+        }
+        fill_margin(row, columns, wide, tall);
+        halve_row(job, old, steps, scales, row, wide, tall);
+        if (!write_row(job, row)) return NO_ROOM;
+    }
+    return 0;
+}
+
+#include "shrink.h"
+
+/* ==== The whole file ========================================================================== */
+
+/* Tables to read with; those of the picture before are often the same. */
+static int prepare(Memory *memory, const Header *header) {
+    for (int i = 0; i < 6; i++) {
+        Table *table = &memory->tables[i];
+        if (table->beyond[16] && !memcmp(table->code, header->codes[i], CODE)) continue;
+        if (!fill_table(table, header->codes[i], i % 2 == 0)) {
+            table->beyond[16] = 0;
+            return 0;
+        }
+    }
+    if (memory->zigzag[1]) return 1;
+    for (int k = 0; k < 256; k++) memory->zigzag[k] = k < 64 ? ZIGZAG[k] : 64;
+    const uint8_t *table = CODE_TABLES;
+    for (int i = 0; i < 4; i++) {
+        Codes *codes = &memory->codes[i / 2];
+        fill_codes(i % 2 ? codes->other : codes->first, table + 1, table + 17);
+        table += i % 2 ? 17 + 162 : 17 + 12;
+        for (int value = -1023; value <= 1023; value++) codes->value[value + 1023] = bits_of(value);
+    }
+    return 1;
+}
+
+/* Bytes of memory that a conversion needs, zeros at first. */
+int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
+    int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Values));
+    int64_t planes = (width + 16) * (height + 16) * 2, wide = header->width + 64;
+    return sizeof(Memory) + size + SLACK + row + planes + wide * 8 * 4 * 8 + (1 << 16);
+}
+
+/* Write the picture anew, `width` x `height` pixels (its own, or smaller), steps no finer than
+ * `steps`. Returns: bytes written; DAMAGED; NO_ROOM: `room` bytes do not suffice. */
+int64_t write_anew(const Header *header, const uint8_t *data, int64_t size, int width, int height,
+                   int interval, const uint8_t *steps, Memory *memory, uint8_t *out, int64_t room) {
+    Job job = {.header = header, .memory = memory, .arena = memory->arena, .room_end = out + room};
+    job.width = width, job.height = height, job.interval = interval, job.out.at = out;
+    job.columns = (width + 15) / 16, job.rows = (height + 15) / 16;
+    int shrinks = width != header->width || height != header->height;
+    for (int i = 0; i < 128; i++) {
+        int old = header->steps[i / 64][i % 64], is_mean = shrinks || (i >= 64 && !header->halved);
+        job.steps[i / 64][i % 64] = !is_mean && old > steps[i] ? old : steps[i];
+    }
+    job.tables[1] = 2, job.tables[2] = memcmp(header->codes[2], header->codes[4], 2 * CODE) ? 4 : 2;
+    if (room < 1024 || interval < 1 || !prepare(memory, header)) return DAMAGED;
+    uint8_t *clean = job.arena;
+    int64_t bytes = unstuff(data + header->scan, size - 2 - header->scan, clean);
+    if (bytes < 0) return DAMAGED;
+    job.arena += (bytes + SLACK + 63) & ~63ll;
+    job.in = (Reader){clean, clean + bytes + 8, 0, 0};
+    write_head(&job);
+    int result = shrinks ? shrink(&job) : header->halved ? keep_halved(&job) : keep_full(&job);
+    if (result < 0) return result;
+    int64_t at = 8 * (job.in.at - clean) - job.in.count;
+    return at > 8 * bytes || at <= 8 * bytes - 8 ? DAMAGED : job.out.at - out;
+}
