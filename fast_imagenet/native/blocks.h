@@ -5,38 +5,53 @@
  */
 typedef float V __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t VI __attribute__((vector_size(32)));
+typedef int16_t Whole __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(8), aligned(1), may_alias));
 
+/* In the steps that AVX2 has: within halves, then between them. */
 INLINE void transpose(V *v) {
-    const VI low = {0, 8, 1, 9, 2, 10, 3, 11}, high = {4, 12, 5, 13, 6, 14, 7, 15};
-    for (int pass = 0; pass < 3; pass++) {
-        V w[8];
-        for (int i = 0; i < 4; i++) {
-            w[2 * i] = __builtin_shuffle(v[i], v[i + 4], low);
-            w[2 * i + 1] = __builtin_shuffle(v[i], v[i + 4], high);
-        }
-        for (int i = 0; i < 8; i++) v[i] = w[i];
+    const VI low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    const VI even = {0, 1, 8, 9, 4, 5, 12, 13}, odd = {2, 3, 10, 11, 6, 7, 14, 15};
+    const VI left = {0, 1, 2, 3, 8, 9, 10, 11}, right = {4, 5, 6, 7, 12, 13, 14, 15};
+    V w[8];
+    for (int i = 0; i < 8; i += 4) {
+        V a = __builtin_shuffle(v[i], v[i + 1], low), b = __builtin_shuffle(v[i], v[i + 1], high);
+        V c = __builtin_shuffle(v[i + 2], v[i + 3], low);
+        V d = __builtin_shuffle(v[i + 2], v[i + 3], high);
+        w[i] = __builtin_shuffle(a, c, even), w[i + 1] = __builtin_shuffle(a, c, odd);
+        w[i + 2] = __builtin_shuffle(b, d, even), w[i + 3] = __builtin_shuffle(b, d, odd);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = __builtin_shuffle(w[i], w[i + 4], left);
+        v[i + 4] = __builtin_shuffle(w[i], w[i + 4], right);
     }
 }
 
 /* Coefficients times their steps. */
 INLINE void scale_up(const int16_t *values, const float *steps, V *to) {
-    for (int row = 0; row < 8; row++) {
-        for (int i = 0; i < 8; i++) to[row][i] = values[8 * row + i];
-        to[row] *= *(const V *)(steps + 8 * row);
+    for (int row = 0; row < 8; row++, values += 8, steps += 8) {
+        VI whole = __builtin_convertvector(*(const Whole *)values, VI);
+        to[row] = __builtin_convertvector(whole, V) * *(const V *)steps;
     }
 }
 
 /* ==== Levels ================================================================================== */
 
-/* Values to levels: times `scales`, to the nearest (a bare half goes down), at most 1023. */
-APART void round_values(const float *restrict values, const float *restrict scales,
+/* A value's level: times `scale`, to the nearest (a bare half goes down), at most 1023. */
+INLINE int16_t level_of(float value, float scale) {
+    int size = (int)((value < 0 ? -value : value) * scale + 0.4999f);
+    size = size > 1023 ? 1023 : size;
+    return (int16_t)(value < 0 ? -size : size);
+}
+
+APART void round_floats(const float *restrict values, const float *restrict scales,
                         int16_t *restrict levels) {
-    for (int k = 0; k < 64; k++) {
-        float value = values[k];
-        int size = (int)((value < 0 ? -value : value) * scales[k] + 0.4999f);
-        size = size > 1023 ? 1023 : size;
-        levels[k] = (int16_t)(value < 0 ? -size : size);
-    }
+    for (int k = 0; k < 64; k++) levels[k] = level_of(values[k], scales[k]);
+}
+
+APART void round_whole(const int16_t *restrict values, const float *restrict scales,
+                       int16_t *restrict levels) {
+    for (int k = 0; k < 64; k++) levels[k] = level_of(values[k], scales[k]);
 }
 
 static void set_mask(Block *block) {
@@ -53,7 +68,7 @@ static void set_mask(Block *block) {
 /* A block of levels from coefficients that stand column by column, as do `scales`. */
 static void set_block(Block *block, const V *columns, const float *scales) {
     int16_t levels[64];
-    round_values((const float *)columns, scales, levels);
+    round_floats((const float *)columns, scales, levels);
 #pragma GCC unroll 64 /* places become constants */
     for (int k = 0; k < 64; k++)
         block->levels[k] = levels[(ZIGZAG[k] & 7) * 8 + (ZIGZAG[k] >> 3)];
@@ -155,8 +170,10 @@ APART void samples_of(const int16_t *values, const float *steps, float *restrict
 /* A block of levels of 8 x 8 samples. */
 APART void block_of(const uint8_t *samples, int64_t stride, const float *scales, Block *block) {
     V v[8];
-    for (int row = 0; row < 8; row++, samples += stride)
-        for (int i = 0; i < 8; i++) v[row][i] = (float)samples[i] - 128;
+    for (int row = 0; row < 8; row++, samples += stride) {
+        Whole whole = __builtin_convertvector(*(const Bytes *)samples, Whole);
+        v[row] = __builtin_convertvector(__builtin_convertvector(whole, VI), V) - 128;
+    }
     to_waves(v), transpose(v), to_waves(v);
     set_block(block, v, scales);
 }

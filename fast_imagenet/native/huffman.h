@@ -8,7 +8,8 @@
 #define APART static __attribute__((noinline))
 #define RARE(condition) __builtin_expect(!!(condition), 0)
 
-enum { LOOK_FIRST = 8, LOOK = 11, END = 128, CODE = 16 + 256, SLACK = 4096 };
+enum { LOOK_FIRST = 8, LOOK = 11, END = 128, SLOW = 192, CODE = 16 + 256, SLACK = 4096,
+       ROOM = 64 + SLOW };
 
 /* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file. */
 static const uint8_t ZIGZAG[64] = {
@@ -18,9 +19,9 @@ static const uint8_t ZIGZAG[64] = {
 
 /* ==== Tables to read with ===================================================================== */
 
-/* An entry: bits 0-7 all bits used by code and value, 8-15 zeros before the value (END: end of the
- * block), 16-31 the value. Where the index does not hold all of them: bits 0-7 zero, 8-15 the
- * symbol, 16-23 the code's length (0: a longer code, or none). */
+/* An entry: bits 0-7 all bits used by code and value, 8-15 how many places on the value lies (END: end
+ * of the block), 16-31 the value. Where the index does not hold all of them: bits 0-7 zero, 8-15
+ * SLOW, 16-23 the symbol, 24-31 the code's length (0: a longer code, or none). */
 typedef struct {
     uint32_t look[1 << LOOK];
     int32_t beyond[18], offset[18], is_dc, bits; /* bits: of an index */
@@ -29,18 +30,18 @@ typedef struct {
 
 /* The entry of a symbol whose value is at the top of `bits`. */
 INLINE uint32_t entry_of(const Table *table, uint32_t length, int symbol, uint64_t bits) {
-    uint32_t size = symbol & 15, zeros = table->is_dc ? 0 : symbol >> 4;
+    uint32_t size = symbol & 15, step = table->is_dc ? 1 : (symbol >> 4) + 1;
     int value = size ? (int)(bits >> (64 - size)) : 0;
     if (size && !(bits >> 63)) value -= (1 << size) - 1;
-    if (!table->is_dc && size == 0 && zeros != 15) zeros = END;
-    return (length + size) | zeros << 8 | (uint32_t)value << 16;
+    if (!table->is_dc && size == 0 && step != 16) step = END;
+    return (length + size) | step << 8 | (uint32_t)value << 16;
 }
 
 static void fill_entries(Table *table, int first, int length, int symbol) {
     int left = table->bits - length;
     for (int i = 0; left >= 0 && i < 1 << left; i++) {
         uint32_t *entry = &table->look[(first << left) + i];
-        *entry = symbol << 8 | length << 16;
+        *entry = SLOW << 8 | symbol << 16 | (uint32_t)length << 24;
         if ((symbol & 15) <= left)
             *entry = entry_of(table, length, symbol, left ? (uint64_t)i << (64 - left) : 0);
     }
@@ -51,6 +52,7 @@ static int fill_table(Table *table, const uint8_t *code, int is_dc) {
     memset(table, 0, sizeof *table);
     memcpy(table->code, code, CODE);
     table->is_dc = is_dc, table->bits = is_dc ? LOOK_FIRST : LOOK;
+    for (int i = 0; i < 1 << LOOK; i++) table->look[i] = SLOW << 8;
     for (int length = 1; length <= 16; length++, next <<= 1) {
         if (next + code[length - 1] > 1 << length) return 0;
         table->offset[length] = place - next;
@@ -83,7 +85,7 @@ INLINE void refill(Reader *in) {
 
 /* What the look-up table does not say; 0: no such code. */
 APART uint32_t slow_entry(uint64_t bits, const Table *table, uint32_t entry) {
-    int top = bits >> 48, length = entry >> 16, symbol = entry >> 8 & 255;
+    int top = bits >> 48, length = entry >> 24, symbol = entry >> 16 & 255;
     if (!length) {
         for (length = table->bits + 1; length < 17 && top >= table->beyond[length];) length++;
         if (length == 17) return 0;
@@ -108,40 +110,39 @@ INLINE int read_first(Reader *in, const Table *table, int *previous) {
 }
 
 /* The other coefficients: number k goes to values[k], or to values[order[k]]. Returns whether they
- * are sound. values: [256], the first 64 zeros; order: [256], NULL or 64 from 64 on: there goes what
- * a damaged file would put elsewhere. */
+ * are sound. values: [ROOM], the first 64 zeros; order: [ROOM], NULL or 64 from 64 on: there goes
+ * what lies beyond the block. */
 INLINE int read_others(Reader *from, const Table *table, const uint8_t *order, int16_t *values) {
     Reader in = *from;
     uint32_t entry;
     int k = 1;
-#define LOOK_UP entry = table->look[in.bits >> (64 - LOOK)];
-#define STORE                                                  \
-    k += entry >> 8 & 255;                                     \
-    values[order ? order[k] : k] = (int16_t)(entry >> 16);     \
-    k++, use(&in, entry);                                      \
+#define STORE                                                      \
+    k += entry >> 8 & 255;                                         \
+    values[order ? order[k - 1] : k - 1] = (int16_t)(entry >> 16); \
+    use(&in, entry);                                               \
     if (k > 63) break;
-#define STEP             \
-    LOOK_UP              \
-    if (!(entry & 255)) goto slow; \
+#define STEP                                    \
+    entry = table->look[in.bits >> (64 - LOOK)]; \
     STORE
     for (;;) {
-        refill(&in); /* enough for four entries of the look-up table */
-        STEP
-        STEP
-        STEP
-        STEP
-        continue;
-    slow:
+        do { /* four entries of the look-up table use 44 bits at most */
+            refill(&in);
+            STEP
+            STEP
+            STEP
+            STEP
+        } while (1);
+        if (entry & 255) break;
+        k -= SLOW;
         refill(&in);
         entry = slow_entry(in.bits, table, entry);
         if (!entry) return 0;
         STORE
     }
-#undef LOOK_UP
 #undef STORE
 #undef STEP
     *from = in;
-    return k == 64 || k > END;
+    return k == 64 || k >= END;
 }
 
 /* The scan without stuffed zeros, and zeros behind it: its bytes, or -1 where a marker is in it. */
@@ -238,18 +239,19 @@ typedef struct {
 APART void put_block(Writer *to, const Block *block, int *previous, const Codes *codes) {
     Writer out = *to;
     const uint32_t *value = codes->value + 1023;
-    uint32_t bits = bits_of(block->levels[0] - *previous), code = codes->first[bits & 15];
-    int last = 0;
-    *previous = block->levels[0];
+    const int16_t *level = block->levels;
+    uint32_t bits = bits_of(*level - *previous), code = codes->first[bits & 15];
+    *previous = *level;
     put(&out, code >> 5 | bits >> 4, code & 31);
-    for (uint64_t mask = block->mask & ~1ull; mask; mask &= mask - 1) {
-        int k = __builtin_ctzll(mask), run = k - last - 1;
-        last = k;
+    for (uint64_t mask = block->mask >> 1; mask;) {
+        uint64_t run = __builtin_ctzll(mask);
+        level += run + 1;
+        mask = mask >> run >> 1;
         for (; RARE(run > 15); run -= 16) put(&out, codes->other[0xF0] >> 5, codes->other[0xF0] & 31);
-        bits = value[block->levels[k]];
+        bits = value[*level];
         code = codes->other[run << 4 | (bits & 15)];
         put(&out, code >> 5 | bits >> 4, code & 31);
     }
-    if (last < 63) put(&out, codes->other[0] >> 5, codes->other[0] & 31);
+    if (level < block->levels + 63) put(&out, codes->other[0] >> 5, codes->other[0] & 31);
     *to = out;
 }

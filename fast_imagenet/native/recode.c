@@ -15,7 +15,7 @@ enum { DAMAGED = -1, NO_ROOM = -2, MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16 };
 /* What lies in the caller's memory, zeros at first; tables stay from one picture to the next. */
 typedef struct {
     Table tables[6];
-    uint8_t zigzag[256]; /* see read_others */
+    uint8_t zigzag[ROOM]; /* see read_others */
     Codes codes[2];                  /* luma, chroma */
     uint8_t arena[];
 } Memory;
@@ -87,29 +87,28 @@ static void write_head(Job *job) {
 
 /* ==== Without pixels ========================================================================== */
 
-/* Read one block's coefficients, in the order of the file, or row by row with `order`. */
+typedef int16_t Plain[ROOM], Rows[72]; /* coefficients in the order of the file, or row by row */
+
 INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
     const Table *tables = &job->memory->tables[job->tables[c]];
     memset(values, 0, 64 * sizeof *values);
     if (!read_first(&job->in, tables, &job->previous[c])) return 0;
     int sound = read_others(&job->in, tables + 1, order, values);
     values[0] = job->previous[c];
-    return sound;
+    return sound && job->in.at <= job->in.end;
 }
 
-APART int read_rows(Job *job, int c, int16_t *values) {
+APART int read_plain(Job *job, int c, Plain values) { return read_block(job, c, NULL, values); }
+
+APART int read_rows(Job *job, int c, Rows values) {
     return read_block(job, c, job->memory->zigzag, values);
 }
 
-/* Read a block that keeps its size. */
-APART int keep_block(Job *job, int c, const float *scales, Block *block) {
-    int16_t values[256];
-    float exact[64];
-    if (!read_block(job, c, NULL, values)) return 0;
-    for (int k = 0; k < 64; k++) exact[k] = values[k];
-    round_values(exact, scales, block->levels);
+/* A block that keeps its size. Called some blocks after its values were written, as reading them at
+ * once, in other widths, makes the processor wait. */
+INLINE void keep_block(const Plain values, const float *scales, Block *block) {
+    round_whole(values, scales, block->levels);
     set_mask(block);
-    return 1;
 }
 
 static void set_scales(float *scales, const uint8_t *old, const uint8_t *new) {
@@ -118,13 +117,14 @@ static void set_scales(float *scales, const uint8_t *old, const uint8_t *new) {
 
 static int keep_halved(Job *job) {
     float scales[2][64];
+    Plain values[6];
     Block *row = take(job, job->columns * 6 * sizeof *row);
     for (int t = 0; t < 2; t++) set_scales(scales[t], job->header->steps[t], job->steps[t]);
     for (int y = 0; y < job->rows; y++) {
-        for (int i = 0; i < 6 * job->columns; i++) {
-            int c = i % 6 < 4 ? 0 : i % 6 - 3;
-            if (!keep_block(job, c, scales[c > 0], row + i)) return DAMAGED;
-            if (job->in.at > job->in.end) return DAMAGED;
+        for (int x = 0; x < job->columns; x++) {
+            for (int b = 0; b < 6; b++)
+                if (!read_plain(job, b < 4 ? 0 : b - 3, values[b])) return DAMAGED;
+            for (int b = 0; b < 6; b++) keep_block(values[b], scales[b > 3], row + 6 * x + b);
         }
         if (!write_row(job, row)) return NO_ROOM;
     }
@@ -143,14 +143,12 @@ static void fill_margin(Block *row, int columns, int wide, int tall) {
         }
 }
 
-typedef int16_t Values[72];
-
 /* Chroma of a row of MCUs from old blocks [2 colours, 2 rows, 2 columns]. */
-static void halve_row(Job *job, Values *old, float (*steps)[64], const float *scales, Block *row,
+static void halve_row(Job *job, Rows *old, float (*steps)[64], const float *scales, Block *row,
                       int wide, int tall) {
     for (int c = 0; c < 2; c++, old += 4 * job->columns)
         for (int x = 0; x < job->columns; x++) {
-            Values *top = old + 2 * x, *bottom = top + 2 * job->columns;
+            Rows *top = old + 2 * x, *bottom = top + 2 * job->columns;
             if (2 * x + 1 == wide) mirror(top[0], top[1], 0), mirror(bottom[0], bottom[1], 0);
             if (tall == 1) mirror(top[0], bottom[0], 1), mirror(top[1], bottom[1], 1);
             const int16_t *four[4] = {top[0], top[1], bottom[0], bottom[1]};
@@ -160,9 +158,10 @@ static void halve_row(Job *job, Values *old, float (*steps)[64], const float *sc
 
 static int keep_full(Job *job) {
     float luma[64], steps[2][64], scales[64];
+    Plain values;
     int tall = (job->height + 7) / 8, wide = (job->width + 7) / 8, columns = job->columns;
     Block *row = take(job, columns * 6 * sizeof *row);
-    Values *old = take(job, columns * 8 * sizeof *old);
+    Rows *old = take(job, columns * 8 * sizeof *old);
     set_scales(luma, job->header->steps[0], job->steps[0]);
     for (int i = 0; i < 64; i++) {
         for (int c = 0; c < 2; c++) steps[c][ZIGZAG[i]] = job->header->steps[c + 1][i];
@@ -171,12 +170,11 @@ static int keep_full(Job *job) {
     for (int y = 0; y < job->rows; y++, tall -= 2) {
         for (int i = 0; i < 2 * wide && i < tall * wide; i++) {
             int down = i >= wide, x = down ? i - wide : i;
-            if (!keep_block(job, 0, luma, row + 6 * (x / 2) + 2 * down + (x & 1))) return DAMAGED;
-            for (int c = 0; c < 2; c++) {
-                Values *values = old + (2 * c + down) * 2 * columns + x;
-                if (!read_rows(job, c + 1, *values)) return DAMAGED;
-            }
-            if (job->in.at > job->in.end) return DAMAGED;
+            Rows *chroma = old + down * 2 * columns + x;
+            if (!read_plain(job, 0, values)) return DAMAGED;
+            if (!read_rows(job, 1, chroma[0])) return DAMAGED;
+            if (!read_rows(job, 2, chroma[4 * columns])) return DAMAGED;
+            keep_block(values, luma, row + 6 * (x / 2) + 2 * down + (x & 1));
         }
         fill_margin(row, columns, wide, tall);
         halve_row(job, old, steps, scales, row, wide, tall);
@@ -200,7 +198,7 @@ static int prepare(Memory *memory, const Header *header) {
         }
     }
     if (memory->zigzag[1]) return 1;
-    for (int k = 0; k < 256; k++) memory->zigzag[k] = k < 64 ? ZIGZAG[k] : 64;
+    for (int k = 0; k < ROOM; k++) memory->zigzag[k] = k < 64 ? ZIGZAG[k] : 64;
     const uint8_t *table = CODE_TABLES;
     for (int i = 0; i < 4; i++) {
         Codes *codes = &memory->codes[i / 2];
@@ -213,7 +211,7 @@ static int prepare(Memory *memory, const Header *header) {
 
 /* Bytes of memory that a conversion needs, zeros at first. */
 int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
-    int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Values));
+    int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Rows));
     int64_t planes = (width + 16) * (height + 16) * 2, wide = header->width + 64;
     return sizeof(Memory) + size + SLACK + row + planes + wide * 8 * 4 * 8 + (1 << 16);
 }

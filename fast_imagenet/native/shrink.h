@@ -121,14 +121,13 @@ static int shrink_all(Job *job, Plane *planes) {
     for (int y = 0; y < rows; y++) {
         for (int x = 0; x < columns; x++) {
             for (int b = 0; b < luma + 2; b++) {
-                int16_t values[72];
+                Rows values;
                 int c = b < luma ? 0 : b - luma + 1, down = c ? 0 : b / side;
                 int64_t column = c ? x : side * x + b % side;
                 if (!read_rows(job, c, values)) return 0;
                 float *strip = planes[c].strips + down * planes[c].strip;
                 samples_of(values, steps[c], strip + 64 * column);
             }
-            if (job->in.at > job->in.end) return 0;
         }
         for (int c = 0; c < 3; c++) {
             shrink_strip(&planes[c], planes[c].strips);
