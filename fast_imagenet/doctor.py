@@ -185,24 +185,24 @@ print(json.dumps(answer))
 """
 
 
-def check_native() -> Iterator[Finding]:
+def check_library() -> Iterator[Finding]:
     """The writer's C library, built for this processor."""
-    yield judge_native(probe(NATIVE_PROBE))
+    yield judge_library(probe(LIBRARY_PROBE))
 
 
-NATIVE_PROBE = """
+LIBRARY_PROBE = """
 import json
-from fast_imagenet import native
-print(json.dumps({"path": str(native.library_path()), "there": native.library_path().exists()}))
+from fast_imagenet import recode
+print(json.dumps({"path": str(recode.library_path()), "there": recode.library_path().exists()}))
 """
 
 
-def judge_native(answer: dict) -> Finding:
+def judge_library(answer: dict) -> Finding:
     """`{"path": file, "there": bool}` or `{"error": ...}`."""
     if "error" in answer:
         return Finding("C library", "odd", answer["error"], SET_UP)
     if not answer["there"]:
-        mend = "python -m fast_imagenet.native says why; it needs a C compiler"
+        mend = "python -m fast_imagenet.recode says why; it needs a C compiler"
         found = "not built for this processor: writing data takes twice the time"
         return Finding("C library", "odd", found, mend)
     return Finding("C library", "ok", answer["path"])
@@ -399,7 +399,7 @@ CHECKS = (
     check_packages,
     check_turbojpeg,
     check_ffcv,
-    check_native,
+    check_library,
     check_torch,
     check_numba,
     check_cores,

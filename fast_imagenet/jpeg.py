@@ -12,7 +12,7 @@ import functools
 import cv2
 import numpy as np
 
-from fast_imagenet import native
+from fast_imagenet import recode
 
 # Chosen by measurement: longer intervals decode more pixels beside the crop, shorter ones cost
 # bytes (interval 1: +4.2 %, 2: +2.5 %, 4: +1.5 %, 6: +1.3 % over none; 500 px, quality 90).
@@ -66,15 +66,15 @@ def encode_jpeg(
 
 
 def rewrite_jpeg(
-    header: native.Header, data: bytes, size_wh: tuple[int, int], quality: int
+    header: recode.Header, data: bytes, size_wh: tuple[int, int], quality: int
 ) -> bytes | None:
     """A stored JPEG anew with restart markers, no finer than `quality`, without going to RGB.
 
-    Args: header: of `data`, from native.read_header. size_wh: of the new picture, pixels: its own or
-        smaller (area average). quality: 1 to 100.
+    Args: header: of `data`, from recode.read_header. size_wh: of the new picture, pixels: its own
+        or smaller (area average). quality: 1 to 100.
     Returns: the new file; None where the file is damaged.
     """
-    return native.write_anew(
+    return recode.write_anew(
         header, data, size_wh, restart_interval(size_wh[0]), quantisers(quality)
     )
 

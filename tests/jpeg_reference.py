@@ -1,4 +1,4 @@
-"""A slow reader of a plain JPEG's coefficients, and what the writer's C library must make of them."""
+"""A slow reader of a plain JPEG's coefficients, and what the C library must make of them."""
 
 from dataclasses import dataclass
 

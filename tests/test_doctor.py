@@ -76,9 +76,9 @@ def test_memory(total, limit, file_bytes, state, word):
         (doctor.judge_ffcv({"modules": ["core", "imgproc"], "cv2": "5"}), "ok"),
         (doctor.judge_ffcv({"modules": list("abcdefghijkl"), "cv2": "5"}), "odd"),
         (doctor.judge_ffcv({"error": "boom"}), "missing"),
-        (doctor.judge_native({"path": "x", "there": True}), "ok"),
-        (doctor.judge_native({"path": "x", "there": False}), "odd"),
-        (doctor.judge_native({"error": "boom"}), "odd"),
+        (doctor.judge_library({"path": "x", "there": True}), "ok"),
+        (doctor.judge_library({"path": "x", "there": False}), "odd"),
+        (doctor.judge_library({"error": "boom"}), "odd"),
     ],
 )
 def test_thresholds(finding, state):
@@ -169,8 +169,8 @@ def test_a_failing_check_does_not_stop_the_others(monkeypatch, capsys):
 def test_here_everything_required_is_there(capsys):
     assert doctor.main() == 0
     out = capsys.readouterr().out
-    names = ["Python", "packages", "libturbojpeg", "FFCV", "C library",
-             "torch, torchvision", "GPU", "numba threads", "cores", "memory", "disk", "/dev/shm"]  # fmt: skip
+    names = ["Python", "packages", "libturbojpeg", "FFCV", "C library", "torch, torchvision",
+             "GPU", "numba threads", "cores", "memory", "disk", "/dev/shm"]  # fmt: skip
     assert [name for name in names if f" {name} " not in out] == []
     assert "could not be looked at" not in out
 

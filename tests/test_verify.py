@@ -140,8 +140,8 @@ def raw_chunk(height: int, row_bytes: int):
 
     width = row_bytes // 3
     size = 3 * height * width
-    payload = bytearray(np.random.default_rng(size).bytes(size))
-    return Chunk(payload, [size], [fmt.MODE_RAW], [height], [width], [0])
+    stored = np.random.default_rng(size).bytes(size)
+    return Chunk([stored], [size], [fmt.MODE_RAW], [height], [width], [0])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import ImageFile
 
-from fast_imagenet import native
+from fast_imagenet import recode
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
 from fast_imagenet.jpeg import encode_jpeg, rewrite_jpeg
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
@@ -60,14 +60,14 @@ class Chunk:
     """Encoded pictures of neighbouring output positions.
 
     Attributes:
-        payload: their bytes, one after the other.
+        payload: their bytes, one piece a picture: joined they would be copied twice more.
         sizes, modes, heights, widths, labels: one number a picture.
         source_bytes: bytes read from the source.
         odd: (kind, name) of everything unusual that was met.
         skipped: (name, reason) of pictures left out.
     """
 
-    payload: bytearray = field(default_factory=bytearray)
+    payload: list[bytes] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     modes: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
@@ -139,7 +139,7 @@ def rewrite_stored(header, data: bytes, index: int, settings: EncodeSettings):
     Nearer to the source than decoding and encoding again, smaller, and sooner done. None where
     that cannot be done.
 
-    Args: header: from native.read_header, or None.
+    Args: header: from recode.read_header, or None.
     """
     if header is None:
         return None
@@ -184,7 +184,7 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
     else:
         data = read_bytes(source, index)
         source_bytes = len(data)
-        header, image = native.read_header(data), None
+        header, image = recode.read_header(data), None
         made = rewrite_stored(header, data, index, settings)
         if made is None or header.has_exif:
             image, kinds = open_picture(data, source.name(index))
@@ -193,7 +193,7 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
         if made is None:
             made = encode_pixels(decode_opened(image, data), index, settings)
     stored, mode, size_wh = made
-    chunk.payload += stored
+    chunk.payload.append(stored)
     chunk.sizes.append(len(stored))
     chunk.modes.append(mode)
     chunk.heights.append(size_wh[1])

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fast_imagenet import native
+from fast_imagenet import recode
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
 from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file
@@ -85,7 +85,7 @@ def write_beton(
         OSError: the disk refuses, because it is full or, by the estimate, will be.
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
-    missing = native.ensure()
+    missing = recode.ensure()
     path.parent.mkdir(parents=True, exist_ok=True)
     with claim(path, overwrite) as removed, partial_file(path, SMALLER) as partial:
         order = _order(source, settings, limit)
@@ -196,7 +196,7 @@ def _write_pages(
             pages.append(chunk)
             totals.add(chunk)
             if progress:
-                progress(len(chunk.sizes) + len(chunk.skipped), len(chunk.payload))
+                progress(len(chunk.sizes) + len(chunk.skipped), sum(chunk.sizes))
         totals.blocks = pages.finish(stamp)
     return totals
 
@@ -236,17 +236,16 @@ class PageFile:
         Raises:
             ConversionError: a picture larger than the largest page that FFCV knows (2 GiB).
         """
-        payload, start = memoryview(chunk.payload), 0
-        for size, mode, height, width, label in zip(
-            chunk.sizes, chunk.modes, chunk.heights, chunk.widths, chunk.labels, strict=True
+        for stored, size, mode, height, width, label in zip(
+            *(chunk.payload, chunk.sizes, chunk.modes, chunk.heights, chunk.widths, chunk.labels),
+            strict=True,
         ):
             pointer = self._place(size)
-            self._file.write(payload[start : start + size])
-            self._sums.add(payload[start : start + size])
+            self._file.write(stored)
+            self._sums.add(stored)
             self._samples[self._count] = ((mode, width, height, pointer), label)
             self._allocations[self._count] = (self._count, pointer, size)
             self._count += 1
-            start += size
 
     def _place(self, size: int) -> int:
         """Where the next `size` bytes go: here if they fit into the page, else in the next one."""

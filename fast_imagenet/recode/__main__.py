@@ -2,7 +2,7 @@
 
 import sys
 
-from fast_imagenet.native import build
+from fast_imagenet.recode import build
 
 try:
     build()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fast_imagenet import jpeg, native
+from fast_imagenet import jpeg, recode
 from fast_imagenet.beton.encode import EncodeSettings, fitting_size
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
@@ -25,7 +25,7 @@ from tests.test_jpeg import picture
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
-    assert native.ensure() == ""
+    assert recode.ensure() == ""
 
 
 def pixels(data):
@@ -37,7 +37,7 @@ def error(data, image):
 
 
 def rewrite(data, quality=90, size_wh=None):
-    header = native.read_header(data)
+    header = recode.read_header(data)
     if header is None:
         return None
     return jpeg.rewrite_jpeg(header, data, size_wh or (header.width, header.height), quality)
@@ -58,8 +58,8 @@ def photographs(step):
 def check_coefficients(data, quality, interval):
     """Luma, and chroma that has half its size already, exactly; the rest up to an unsure half."""
     wanted = np.frombuffer(jpeg.quantisers(quality), np.uint8).reshape(2, 64)
-    header = native.read_header(data)
-    ours = native.write_anew(
+    header = recode.read_header(data)
+    ours = recode.write_anew(
         header, data, (header.width, header.height), interval, wanted.tobytes()
     )
     old, new = jpeg_reference.read(data), jpeg_reference.read(ours)
@@ -99,7 +99,7 @@ def test_coefficients_of_photographs():
     taken = 0
     for path in photographs(60):
         data = path.read_bytes()
-        if native.read_header(data):
+        if recode.read_header(data):
             check_coefficients(data, 90, 4)
             taken += 1
     assert taken
@@ -133,7 +133,7 @@ def test_room_grows_with_the_file():
     """Noise rewritten at quality 100 takes more than was set aside; tables of before do no harm."""
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
     data = as_jpeg(noise, quality=30, subsampling=0)
-    native._ROOM.out = np.empty(1024, np.uint8)
+    recode._ROOM.out = np.empty(1024, np.uint8)
     for quality in (100, 30, 100):
         ours = rewrite(as_jpeg(noise, quality=100, subsampling=0), quality)
         assert pixels(ours).shape == noise.shape
@@ -212,10 +212,10 @@ def test_what_is_not_plain_is_left_to_others():
         assert rewrite(others.pop(name)), name
     assert rewrite(others.pop("big_profile.JPEG"))
     for name, data in others.items():
-        assert native.read_header(data) is None, name
+        assert recode.read_header(data) is None, name
     image = picture(40, 60)
-    assert native.read_header(jpeg.encode_jpeg(image)) is None  # has markers already
-    assert native.read_header(as_jpeg(image, keep_rgb=True, subsampling=0)) is None
+    assert recode.read_header(jpeg.encode_jpeg(image)) is None  # has markers already
+    assert recode.read_header(as_jpeg(image, keep_rgb=True, subsampling=0)) is None
     for subsampling in (0, 2):
         data = as_jpeg(image, subsampling=subsampling)
         assert rewrite(data[:-2] + b"\0\0" + data[-2:]) is None
@@ -229,12 +229,12 @@ def test_what_is_not_plain_is_left_to_others():
 def test_codes_that_no_8_bit_picture_has_are_not_read(place, symbol, sound):
     """One more code in the first or second table of a file, which its scan does not use."""
     data = as_jpeg(np.full((8, 8, 3), 128, np.uint8), subsampling=0)
-    header = native.read_header(data)
+    header = recode.read_header(data)
     counts = header.codes[place]
     counts[15] += 1
     used = sum(counts[:16])
     counts[16 + used - 1] = symbol
-    ours = native.write_anew(header, data, (8, 8), 1, jpeg.quantisers(90))
+    ours = recode.write_anew(header, data, (8, 8), 1, jpeg.quantisers(90))
     assert (ours is not None) == sound
 
 
@@ -257,7 +257,7 @@ def damaged(count, subsampling, seed=1):
 def test_damaged_files_are_refused_or_readable(subsampling, size_wh):
     refused = 0
     for broken in damaged(400, subsampling):
-        header = native.read_header(broken)
+        header = recode.read_header(broken)
         fits = header and min(header.width // 45, header.height // 35) >= 1
         ours = rewrite(broken, 90, size_wh if fits else None)
         refused += ours is None
@@ -270,9 +270,9 @@ def test_damaged_files_are_refused_or_readable(subsampling, size_wh):
 def test_damaged_files_under_the_sanitizers(tmp_path):
     """Every write and read of the C code checked, on a few thousand damaged files."""
     program = tmp_path / "fuzz"
-    source = ROOT / "tests" / "fuzz_native.c"
-    checks = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all".split()
-    command = ["cc", *checks, "-I", str(native.FOLDER), "-o", str(program), str(source)]
+    source = ROOT / "tests" / "fuzz_recode.c"
+    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["cc", *checks, "-I", str(recode.FOLDER), "-o", str(program), str(source)]
     if not shutil.which("cc") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no compiler with sanitizers")
     files = [*damaged(2000, 0, 2), *damaged(2000, 2, 3)]
@@ -301,8 +301,8 @@ def make_folder(path, count=6):
 def test_without_the_library_the_long_way_is_taken_and_told(tmp_path, monkeypatch):
     source, settings = make_folder(tmp_path), EncodeSettings(max_side=100)
     usual = write_beton(tmp_path / "a.beton", source, settings)
-    monkeypatch.setattr(native, "_library", lambda: None)
-    monkeypatch.setattr(native, "ensure", lambda: "no compiler")
+    monkeypatch.setattr(recode, "_library", lambda: None)
+    monkeypatch.setattr(recode, "ensure", lambda: "no compiler")
     other = write_beton(tmp_path / "b.beton", source, settings)
     assert usual["notes"] == []
     assert other["notes"] == ["without the C library, pictures took longer: no compiler"]
@@ -313,31 +313,33 @@ def test_without_the_library_the_long_way_is_taken_and_told(tmp_path, monkeypatc
 
 def test_it_is_built_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    native._library.cache_clear()
+    recode._library.cache_clear()
     try:
-        assert not native.library_path().exists()
-        assert native.read_header(as_jpeg(scene())) is None
-        assert native.ensure() == ""
-        assert native.library_path().exists()
-        assert native.read_header(as_jpeg(scene())).width == 80
+        assert not recode.library_path().exists()
+        assert recode.read_header(as_jpeg(scene())) is None
+        assert recode.ensure() == ""
+        assert recode.library_path().exists()
+        assert recode.read_header(as_jpeg(scene())).width == 80
     finally:
-        native._library.cache_clear()
+        recode._library.cache_clear()
 
 
 def test_a_build_that_fails_says_why(monkeypatch):
     monkeypatch.setenv("CC", "no_such_compiler")
     with pytest.raises(RuntimeError, match="no_such_compiler for .*No such file"):
-        native.build()
+        recode.build()
     monkeypatch.setenv("CC", "false")
     with pytest.raises(RuntimeError, match="false -O3"):
-        native.build()
+        recode.build()
 
 
 def test_the_structure_is_the_one_of_the_c_code(tmp_path):
     program = tmp_path / "size"
-    text = '#include <stdio.h>\n#include "recode.c"\nint main(void) {\nprintf("%zu", sizeof(Header));}'
+    text = (
+        '#include <stdio.h>\n#include "recode.c"\nint main(void) { printf("%zu", sizeof(Header)); }'
+    )
     source = tmp_path / "size.c"
     source.write_text(text)
-    subprocess.run(["cc", "-I", str(native.FOLDER), "-o", program, source], check=True)
+    subprocess.run(["cc", "-I", str(recode.FOLDER), "-o", program, source], check=True)
     size = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    assert int(size) == ctypes.sizeof(native.Header)
+    assert int(size) == ctypes.sizeof(recode.Header)

@@ -1,6 +1,6 @@
 """The writer's C library: a plain JPEG written anew without the detour over RGB pixels.
 
-    python -m fast_imagenet.native      builds it; `make setup` does so
+    python -m fast_imagenet.recode      builds it; `make setup` does so
 
 A JPEG stores whole numbers, the coefficients of 8 x 8 blocks, in a Huffman code. A picture that
 fits keeps its coefficients, rounded to the steps of the asked quality where its own are finer:
