@@ -324,6 +324,25 @@ def test_it_is_built_where_it_is_missing(tmp_path, monkeypatch):
         recode._library.cache_clear()
 
 
+def test_bytes_do_not_depend_on_the_processor(tmp_path, monkeypatch):
+    """The same from code for any processor of the kind, without vectors of eight."""
+    sources = [
+        as_jpeg(picture(97, 150, seed), quality=quality, subsampling=subsampling)
+        for seed, (quality, subsampling) in enumerate(((96, 0), (90, 2), (60, 0)))
+    ]
+    sizes = None, (75, 49), (149, 97)
+    usual = [rewrite(data, 90, size_wh) for data in sources for size_wh in sizes]
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(recode, "FLAGS", recode.FLAGS.replace("-O3 -march=native", "-O1"))
+    recode._library.cache_clear()
+    try:
+        assert recode.ensure() == ""
+        other = [rewrite(data, 90, size_wh) for data in sources for size_wh in sizes]
+    finally:
+        recode._library.cache_clear()
+    assert usual == other
+
+
 def test_a_build_that_fails_says_why(monkeypatch):
     monkeypatch.setenv("CC", "no_such_compiler")
     with pytest.raises(RuntimeError, match="no_such_compiler for .*No such file"):

@@ -94,7 +94,7 @@ def installed(wheel, pytestconfig):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if name.startswith("fast_imagenet/")}
-    sources = (ROOT / "fast_imagenet").rglob("*.py")
+    sources = [p for p in (ROOT / "fast_imagenet").rglob("*") if p.suffix in (".py", ".c", ".h")]
     assert package == {path.relative_to(ROOT).as_posix() for path in sources}
     assert {name.split("/")[0].partition("-")[2] for name in names - package} == {
         f"{project()['version']}.dist-info"
