@@ -13,6 +13,7 @@ package holds the rest:
     augment.py         Augment: every random change to training pictures, as plain values
     batch_transforms.py   on the device: normalise, erase, mix
     beton/             the data file: write, check, read
+    recode/            the writer's C library: plain JPEGs written anew
     sources/           where pictures come from: folders, archives, parquet, web data sets, drawn
     ones checkpoint.py runlog.py
 

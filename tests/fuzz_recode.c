@@ -31,6 +31,7 @@ int main(void) {
             int width = header.width, height = header.height;
             kept += try(&header, data, size, width, height);
             shrunk += try(&header, data, size, (width + 2) / 3, (height + 1) / 2);
+            try(&header, data, size, 1, 1);
         }
         free(data);
     }

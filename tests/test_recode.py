@@ -276,6 +276,9 @@ def test_damaged_files_under_the_sanitizers(tmp_path):
     if not shutil.which("cc") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no compiler with sanitizers")
     files = [*damaged(2000, 0, 2), *damaged(2000, 2, 3)]
+    for height, width in ((1, 9000), (9000, 1), (3, 4001), (700, 700), (1, 1)):
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        files += [as_jpeg(image, quality=100, subsampling=mode) for mode in (0, 2)]
     blob = b"".join(len(data).to_bytes(8, "little") + data for data in files)
     done = subprocess.run([program], input=blob, capture_output=True, timeout=500)
     assert done.returncode == 0, done.stderr.decode()[-3000:]

@@ -212,8 +212,9 @@ static int prepare(Memory *memory, const Header *header) {
 /* Bytes of memory that a conversion needs, zeros at first. */
 int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
     int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Rows));
+    /* the planes of samples; strips and weights take 340 bytes a column where the new width is 1 */
     int64_t planes = (width + 16) * (height + 16) * 2, wide = header->width + 64;
-    return sizeof(Memory) + size + SLACK + row + planes + wide * 8 * 4 * 8 + (1 << 16);
+    return sizeof(Memory) + size + SLACK + row + planes + wide * 512 + (1 << 16);
 }
 
 /* Write the picture anew, `width` x `height` pixels (its own, or smaller), steps no finer than
