@@ -3,6 +3,7 @@
 import resource
 import runpy
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -12,13 +13,14 @@ from fast_imagenet import models
 from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
 from fast_imagenet.guard import SIGNALS
 from tests.conftest import ROOT, SMOKE
+from tests.faults import CannotInject, name_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(quick_run):
     """Under a limit on the size of files, as when a disk is full in the middle of a write."""
-    flags = ["--training.epochs=1", "--lr.lr_peak_epoch=0"]
+    flags = ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--model.arch=timm/test_resnet"]
     folder = quick_run(*flags, "--training.max_steps=1")
     before = (folder / "last.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -39,14 +41,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(quick_run):
     assert load_checkpoint(folder / "last.pt")["step"] == 2
 
 
-def test_out_of_memory_says_which_setting_to_lower(tiny_beton, tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    monkeypatch.setattr(models, "try_network", full)
-    flags = [f"--config={SMOKE}", "--model.arch=resnet18", f"--logging.folder={tmp_path}/run"]
-    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
-    monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *flags, "--training.epochs=3"])
+def run_as_script(monkeypatch, *flags):
+    """train_imagenet.py as a command, in this process; what it ends with."""
+    monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *flags])
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as ended:
@@ -54,7 +51,54 @@ def test_out_of_memory_says_which_setting_to_lower(tiny_beton, tmp_path, monkeyp
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert ended.value.code == (
-        "train_imagenet.py: CUDA out of memory. Tried to allocate 20.00 GiB.\n"
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("place", ["trial", "step"])
+def test_out_of_memory_says_which_setting_to_lower(
+    place, error, tiny_beton, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise error
+
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.epochs=3"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    if place == "trial" and isinstance(error, torch.OutOfMemoryError):
+        monkeypatch.setattr(models, "warm_up", lambda step, *_: step(32))
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", full)
+    elif place == "trial":
+        monkeypatch.setattr(models, "try_network", full)
+    else:
+        monkeypatch.setattr(torch.Tensor, "backward", full)
+    assert run_as_script(monkeypatch, *flags, f"--logging.folder={tmp_path}/run") == (
+        f"train_imagenet.py: {str(error) or 'out of memory'}\n"
         "Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
     )
+
+
+def test_a_full_disk_under_the_log_is_a_sentence(tiny_beton, tmp_path):
+    """A disk of its own, full to the brim as the first epoch ends; only a mount shows it."""
+    try:
+        space = name_space()
+    except CannotInject as error:
+        pytest.skip(str(error))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.epochs=1"]
+    flags += ["--lr.lr_peak_epoch=0", "--training.max_steps=0", f"--logging.folder={folder}"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    command = 'mount -t tmpfs -o size=7m tmpfs "$0" && head -c 6m /dev/zero > "$0/other" && "$@"'
+    done = subprocess.run(
+        [*space, "sh", "-c", command, str(folder), sys.executable, "train_imagenet.py", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "No space left on device" in done.stderr and "make room or" in done.stderr
