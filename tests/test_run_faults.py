@@ -5,15 +5,20 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fast_imagenet import models
 from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
-from fast_imagenet.guard import SIGNALS
+from fast_imagenet.guard import SIGNALS, STOPPED, Agreement, Guard, Stopped
+from tests.agents import free_port, wait_until
 from tests.conftest import ROOT, SMOKE
 from tests.faults import CannotInject, name_space
+from tests.torture.warm import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,3 +107,81 @@ def test_a_full_disk_under_the_log_is_a_sentence(tiny_beton, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "No space left on device" in done.stderr and "make room or" in done.stderr
+
+
+# ── several ranks ──
+
+
+@pytest.fixture
+def two_ranks(tiny_beton, tmp_path):
+    """Two ranks that train for ever, beyond their first checkpoint; their folder, too."""
+    folder = tmp_path / "run"
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.epochs=5000"]
+    flags += ["--training.max_steps=0", "--training.checkpoint_minutes=0.001"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    place |= {"LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""}
+    trainers = [
+        Trainer(*flags, f"--logging.folder={folder}", environment=place | {"RANK": rank})
+        for rank in "01"
+    ]
+    try:
+        assert wait_until((folder / "log.jsonl").exists, 120), trainers[0].poll()
+        yield trainers, folder
+    finally:
+        for trainer in trainers:
+            trainer.send_signal(signal.SIGKILL)
+            trainer.communicate()
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(two_ranks):
+    trainers, folder = two_ranks
+    begin = time.monotonic()
+    trainers[1].send_signal(signal.SIGTERM)
+    said = [trainer.communicate(60)[1] for trainer in trainers]
+    assert [trainer.returncode for trainer in trainers] == [STOPPED, STOPPED], said
+    assert time.monotonic() - begin < 25
+    assert "stopped by a signal to another rank, saved; go on with" in said[0]
+    assert "stopped by SIGTERM, saved; go on with" in said[1]
+    state = load_checkpoint(folder / "last.pt")
+    assert len(state["losses"]) == state["step"]
+
+
+def test_a_rank_that_dies_ends_the_other(two_ranks):
+    trainers, _ = two_ranks
+    trainers[1].send_signal(signal.SIGKILL)
+    trainers[0].communicate(60)
+    assert trainers[0].returncode == 1
+
+
+def test_ranks_leave_an_evaluation_together():
+    """A signal to one of two: both stop before the same batch, though one has a batch more."""
+    barrier, wishes, ended = threading.Barrier(2, timeout=20), [0, 0], {}
+
+    def rank(number, batches):
+        def most(value):
+            wishes[number] = value
+            barrier.wait()
+            largest = max(wishes)
+            barrier.wait()
+            return largest
+
+        guard = Guard()
+        ranks = SimpleNamespace(world_size=2, most=most)
+        seen = []
+        try:
+            for batch in guard.watch(range(1, batches), Agreement(ranks), asked=40):
+                seen.append(batch)
+                if number == 1 and batch == 14:
+                    guard.signal = "SIGTERM"
+        except Stopped as stop:
+            seen.append(str(stop))
+        ended[number] = seen
+
+    threads = [threading.Thread(target=rank, args=pair) for pair in ((0, 41), (1, 42))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert ended[0] == [*range(1, 21), "a signal to another rank"]
+    assert ended[1] == [*range(1, 21), "SIGTERM"]

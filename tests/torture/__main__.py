@@ -41,7 +41,11 @@ PARTS = {
     ),
     "fuzzed_tables": (
         lambda share, photos: files.fuzzed_tables(round(10_000 * share), round(10 * share), photos),
-        lambda r: not r["crashes_and_hangs"] and not r["trainer_crashed"],
+        lambda r: not any(
+            r[key]
+            for key in ("crashes_and_hangs", "trainer_crashed", "stamped_and_accepted",
+                        "refused_after_compiled_code")
+        ),
     ),
     "training_kills": (
         lambda share, photos: training.training_kills(round(20 * share), photos),
