@@ -5,10 +5,12 @@ import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from fast_imagenet.guard import STOPPED
 from tests.torture.common import (
+    PATIENCE,
     end,
     kill_session,
     source_flags,
@@ -35,8 +37,8 @@ COLD = 5  # every fifth life is started as a user does it
 def training_kills(moments: int, photos: Path | None, seed: int = 0) -> dict:
     """Kill the run with SIGKILL at `moments` random moments of its life, resume, compare its end.
 
-    Two runs go on side by side. Each is killed up to twice before it may end, and every fifth is
-    started cold.
+    Two runs go on side by side. Each is killed up to twice before it may end; every fifth is
+    started cold, and in half of them the draw begins with the first checkpoint.
     """
 
     def life(number: int, place: _Place) -> dict:
@@ -44,7 +46,9 @@ def training_kills(moments: int, photos: Path | None, seed: int = 0) -> dict:
         folder, statuses, steps = place.folder / f"killed-{number}", [], []
         for _ in range(1 + number % 2):
             process = start_trainer(*place.flags, f"--logging.folder={folder}", cold=cold)
-            time.sleep(draw.uniform(0, place.cold_seconds if cold else place.seconds))
+            late = number % 4 > 1 and _wait_for(folder / "last.pt", process)
+            longest = place.cold_seconds if cold else place.seconds
+            time.sleep(draw.uniform(0, longest / 2 if late else longest))
             kill_session(process)
             statuses.append(process.returncode)
             steps.append(steps_done(folder))
@@ -70,8 +74,10 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
         draw, cold = random.Random(f"{seed} signal {number}"), number % COLD == 0
         folder, name = place.folder / f"signalled-{number}", names[number % 3]
         process = start_trainer(*place.flags, f"--logging.folder={folder}", cold=cold)
+        late = number % 2 and _wait_for(folder / "last.pt", process)
         # cold, not before Python has read the script: until then nobody can answer
-        time.sleep(draw.uniform(2, place.cold_seconds) if cold else draw.uniform(0, place.seconds))
+        first, last = (2, place.cold_seconds) if cold else (0, place.seconds)
+        time.sleep(draw.uniform(0, place.seconds / 2) if late else draw.uniform(first, last))
         begin, before = time.monotonic(), steps_done(folder)
         process.send_signal(signal.Signals[name])
         said = end(process)
@@ -112,6 +118,14 @@ def steps_done(folder: Path) -> int:
     return state["epoch"] * (PICTURES[0] // BATCH) + state["step"]
 
 
+def _wait_for(path: Path, process) -> bool:
+    """Until a file is there, or the process has ended; whether it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path.exists()
+
+
 class _Place:
     """Data, flags and an uninterrupted run to compare with.
 
@@ -121,8 +135,10 @@ class _Place:
         cold_seconds, seconds: that one takes, and one that is forked.
     """
 
-    def __init__(self, folder: Path, photos: Path | None) -> None:
-        self.folder, self.whole = folder, folder / "whole"
+    def __init__(self, photos: Path | None) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = folder = Path(self._folder.name)
+        self.whole = folder / "whole"
         for split, count in zip(("train", "val"), PICTURES, strict=True):
             flags = [*source_flags(photos), f"--source.split={split}", f"--write.limit={count}"]
             succeed("write_dataset.py", *flags, f"--write.folder={folder}")
@@ -133,9 +149,12 @@ class _Place:
         self.seconds = train(*self.flags, f"--logging.folder={folder / 'second'}")
 
 
+_place = cache(_Place)  # kills and signals compare with the same uninterrupted run
+
+
 def _lives(moments: int, photos: Path | None, life) -> list[dict]:
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
-        place = _Place(Path(name), photos)
+    with ThreadPoolExecutor(2) as pool:
+        place = _place(photos)
         return list(pool.map(lambda number: life(number, place), range(moments)))
 
 
