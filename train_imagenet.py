@@ -83,6 +83,7 @@ Section("training", "optimisation", SETTINGS).params(
     momentum=Param(Number(0, 1), "of SGD", default=0.9),
     nesterov=Param(Bool(), "Nesterov momentum (sgd)", default=False),
     weight_decay=Param(Number(0), "on weights of convolution and linear layers", default=1e-4),
+    norm_weight_decay=Param(Number(0), "the same on norms and biases", default=0.0),
     label_smoothing=Param(Number(0, 1), "share given to all classes", default=0.1),
     loss=Param(OneOf("ce", "bce"), "cross-entropy, or binary over the classes", default="ce"),
     clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
@@ -150,6 +151,11 @@ def read_settings(argv: list[str] | None = None):
     )
 
 
+def defaults() -> dict:
+    """Every setting without a file or a flag: section -> {key: value}."""
+    return to_dict(read_config(SETTINGS, [], prog="train_imagenet.py", description=""))
+
+
 if __name__ == "__main__":
     stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
@@ -185,6 +191,7 @@ from fast_imagenet.rng import step_seed
 from fast_imagenet.runlog import RunLog, read_jsonl, shareable
 from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
+from fast_imagenet.small_maps import use_small_maps
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -264,6 +271,8 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
         nn.init.constant_(classification_layer(model, num_classes).bias, -np.log(num_classes))
     if cfg.training.use_blurpool:
         apply_blurpool(model)
+    if device.type == "cpu":
+        use_small_maps(model)
     if cfg.model.checkpoint:
         weights, info = load_weights(cfg.model.checkpoint)
         blurred = info.get("use_blurpool", cfg.training.use_blurpool)
@@ -294,8 +303,8 @@ def wrap_model(model: nn.Module, cfg, ranks: Ranks):
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights of convolution and linear layers decay; norms and biases do not.
+def decay_groups(model: nn.Module, weight_decay: float, of_norms: float = 0.0) -> list[dict]:
+    """Two groups, each with its decay: weights of convolution and linear layers; norms and biases.
 
     By module type: ffcv-imagenet looks for 'bn' in the name and so decays downsample.1 as well.
     """
@@ -306,13 +315,14 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         groups[id(parameter) in decayed].append(parameter)
     return [
         {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+        {"params": groups[False], "weight_decay": of_norms},
     ]
 
 
 def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """SGD in one fused call, or any optimizer that timm names; each step sets the rate."""
-    groups, options = decay_groups(model, cfg.training.weight_decay), cfg.training
+    options = cfg.training
+    groups = decay_groups(model, options.weight_decay, options.norm_weight_decay)
     if options.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=0.0, momentum=options.momentum, nesterov=options.nesterov, fused=True
@@ -631,7 +641,7 @@ def train(cfg, ranks: Ranks) -> None:
     folder, settings = cfg.logging.folder, to_dict(cfg)
     data = {"classes": loader.classes, "images": loader.num_samples}
     with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
-        state = restore_run(cfg.training.resume, folder, model, t, settings, data)
+        state = restore_run(cfg.training.resume, folder, model, t, settings, data, defaults())
         steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
         if not epochs:

@@ -48,6 +48,7 @@ Section("source", "where the pictures come from", SETTINGS).params(
     imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
     synthetic_train=Param(Int(1), "pictures to draw for train", default=4000),
     synthetic_val=Param(Int(1), "pictures to draw for val", default=1000),
+    holdout=Param(Number(0, 0.9), "val: this share of train, for choosing; 0 = off", default=0.0),
     shards=Param(Int(1, 9999), "parts to convert one by one and merge later", default=1),
     shard=Param(Int(0, 9998), "which part, from 0; one that is complete is kept", default=0),
 )
@@ -151,25 +152,38 @@ def open_sources(cfg: SimpleNamespace) -> dict:
     Raises:
         SourceError: the data does not look as its kind says.
     """
-    from fast_imagenet.sources import open_source, use_classes
+    from fast_imagenet.sources import set_aside, use_classes
 
-    sizes = {"train": cfg.source.synthetic_train, "val": cfg.source.synthetic_val}
-    sources = {}
-    for split in target_files(cfg):
-        sources[split] = open_source(
-            cfg.source.kind,
-            source_path(cfg),
-            split,
-            seed=cfg.write.seed,
-            classes=cfg.source.classes,
-            download=cfg.source.imagenette_size,
-            size=sizes[split],
-            # of many parts the first checks for all
-            md5="devkit" if cfg.source.shard and cfg.source.md5 == "all" else cfg.source.md5,
-        )
+    splits = list(target_files(cfg))
+    if cfg.source.holdout:
+        train, val = set_aside(open_split(cfg, "train"), cfg.source.holdout, cfg.write.seed)
+        return {split: {"train": train, "val": val}[split] for split in splits}
+    sources = {split: open_split(cfg, split) for split in splits}
     if len(sources) == 2:
         use_classes(sources["val"], sources["train"])
     return sources
+
+
+def open_split(cfg: SimpleNamespace, split: str):
+    """All pictures of a split: a Source.
+
+    Raises:
+        SourceError: the data does not look as its kind says.
+    """
+    from fast_imagenet.sources import open_source
+
+    sizes = {"train": cfg.source.synthetic_train, "val": cfg.source.synthetic_val}
+    return open_source(
+        cfg.source.kind,
+        source_path(cfg),
+        split,
+        seed=cfg.write.seed,
+        classes=cfg.source.classes,
+        download=cfg.source.imagenette_size,
+        size=sizes[split],
+        # of many parts the first checks for all
+        md5="devkit" if cfg.source.shard and cfg.source.md5 == "all" else cfg.source.md5,
+    )
 
 
 def encode_settings(cfg: SimpleNamespace):
@@ -231,7 +245,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
             later=later // shards,
             tell=bar.write,
         )
-    is_part = write.limit > 0 or shards > 1
+    is_part = write.limit > 0 or shards > 1 or cfg.source.holdout > 0
     print(readable("\n".join(report(split, path, summary, is_part))), flush=True)
 
 

@@ -164,16 +164,17 @@ FREE_ON_RESUME = {
 }
 
 
-def differences(old: dict, new: dict) -> list[str]:
+def differences(old: dict, new: dict, defaults: dict | None = None) -> list[str]:
     """Settings that decide the weights and differ between two runs.
 
     Args:
         old, new: nested dictionaries {section: {key: value}}.
+        defaults: the same of all settings: what `old` had where it is of a version without one.
 
     Returns:
         Entries 'section.key: old -> new', sorted; section `logging` and FREE_ON_RESUME left out.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(defaults or {}) | _flat(old), _flat(new)
     names = sorted((before.keys() | after.keys()) - FREE_ON_RESUME)
     pairs = [(name, before.get(name), after.get(name)) for name in names]
     return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]

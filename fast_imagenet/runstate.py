@@ -17,7 +17,13 @@ PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dic
 
 
 def restore_run(
-    resume: str, folder: str, model: nn.Module, training, config: dict, data: dict
+    resume: str,
+    folder: str,
+    model: nn.Module,
+    training,
+    config: dict,
+    data: dict,
+    defaults: dict | None = None,
 ) -> dict:
     """Load the run so far into its parts.
 
@@ -28,6 +34,7 @@ def restore_run(
         training: an object with PARTS; they are overwritten.
         config: settings of this run, nested; they must agree with the checkpoint's.
         data: what must not change about the data: its class list, its number of images.
+        defaults: of all settings, for a checkpoint from before one of them was there.
 
     Returns:
         The keys of FRESH: where the run stands; FRESH itself without a checkpoint.
@@ -48,9 +55,8 @@ def restore_run(
             f"start from weights with model.checkpoint"
         )
     try:
-        changed = differences(state["config"], config) + differences(
-            {"data": state["data"]}, {"data": data}
-        )
+        changed = differences(state["config"], config, defaults)
+        changed += differences({"data": state["data"]}, {"data": data})
         if not changed:
             load_into(model, state["model"])
             for part in PARTS:

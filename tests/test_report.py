@@ -240,13 +240,15 @@ def test_a_study_compares_its_groups(place):
     for top1, name in ((50.0, "plain"), (53.0, "mixup")):
         for seed in (0, 1):
             folder = place / f"records/parts/2030-01-01_machine/{name}/seed{seed}"
-            make_run(folder, top1 + seed, seed)
+            make_run(folder, top1 + seed, seed, training__label_smoothing=top1 / 100)
     (place / "records/parts/2030-01-01_machine/plain/group.json").write_text('{"main": true}')
-    (place / "records/parts/study.json").write_text('{"title": "What each is worth"}')
+    (place / "records/parts/study.yaml").write_text("title: What each is worth")
     book = report.open_book(place / "records")
     results = render_results(book)
     error = math.sqrt(2 * 0.5 / 2)
-    assert f"| mixup | 53.50 ± 0.71 | +3.00 ± {error:.2f} |" in results
+    what = "training.label\\_smoothing 0.53"
+    assert f"| mixup | {what} | 53.50 ± 0.71 | +3.00 ± {error:.2f} |" in results
+    assert "| plain | | 50.50 ± 0.71 | |" in results
     assert "## What each is worth" in results
     assert "parts" not in render_readme(README, book)
 

@@ -16,7 +16,7 @@ from torch import nn
 import train_imagenet
 from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
-from fast_imagenet.checkpoint import load_checkpoint, load_weights
+from fast_imagenet.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fast_imagenet.models import (
     classification_layer,
     create_model,
@@ -121,6 +121,12 @@ def test_decay_groups_survive_blurpool():
     before = len(train_imagenet.decay_groups(model, 1e-4)[0]["params"])
     apply_blurpool(model)
     assert len(train_imagenet.decay_groups(model, 1e-4)[0]["params"]) == before
+
+
+def test_norms_can_decay_too():
+    cfg = train_imagenet_settings("--training.norm_weight_decay=2e-5")
+    optimizer = train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 2e-5]
 
 
 @pytest.mark.parametrize("name", ["sgd", "lamb", "adamw"])
@@ -324,6 +330,19 @@ def test_resume_refuses_other_settings(quick_run, tmp_path):
     folder = quick_run(*common, folder=tmp_path / "run")
     with pytest.raises(ValueError, match=r"lr.lr: 0.125 -> 0.5"):
         quick_run(*common, "--training.resume=auto", "--lr.lr=0.5", folder=folder)
+
+
+def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_from(quick_run, tmp_path):
+    common = ["--data.backend=torchvision", "--training.epochs=2", "--lr.lr_peak_epoch=0.5"]
+    folder = quick_run(*common, "--training.max_steps=5", folder=tmp_path / "run")
+    state = load_checkpoint(folder / "last.pt")
+    del state["config"]["training"]["norm_weight_decay"]
+    save_checkpoint(folder / "last.pt", state)
+    common += ["--training.max_steps=0", "--training.resume=auto"]
+    with pytest.raises(ValueError, match=r"training.norm_weight_decay: 0.0 -> 0.1"):
+        quick_run(*common, "--training.norm_weight_decay=0.1", folder=folder)
+    quick_run(*common, folder=folder)
+    assert read_log(folder)[-1]["epoch"] == 2
 
 
 def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):

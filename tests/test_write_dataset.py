@@ -186,6 +186,27 @@ def test_limit_is_even_over_classes(folder, tmp_path):
         assert np.bincount(BetonFile(tmp_path / f"{split}.beton").labels).tolist() == [2, 2, 2]
 
 
+def test_a_share_of_train_is_set_aside_for_choices(tmp_path):
+    flags = ("--source.kind=synthetic", "--source.synthetic_train=200", "--write.workers=2")
+    for folder, split, holdout in (("all", "all", 0.1), ("val", "val", 0.1), ("whole", "train", 0)):
+        more = (f"--source.split={split}", f"--source.holdout={holdout}")
+        assert call(*flags, *more, f"--write.folder={tmp_path / folder}") == 0
+
+    def pictures(path):
+        file = BetonFile(path)
+        return sorted(bytes(file.read(i)[0]) for i in range(len(file)))
+
+    train, val = (pictures(tmp_path / f"all/{split}.beton") for split in ("train", "val"))
+    assert (len(train), len(val)) == (180, 20) and len(set(train) & set(val)) == 0
+    assert sorted(train + val) == pictures(tmp_path / "whole/train.beton")
+    assert val == pictures(tmp_path / "val/val.beton")  # either split can be written alone
+    summary = json.loads((tmp_path / "all/val.beton.json").read_text())
+    assert summary["counts"] == [2] * 10
+    assert any("set aside" in note for note in summary["notes"])
+    message = run(*flags, "--source.holdout=0.001", f"--write.folder={tmp_path / 'none'}")
+    assert message.returncode == 2 and "--source.holdout=0.001 of 200" in message.stderr
+
+
 def test_val_keeps_the_class_list_of_train(tmp_path):
     """A val split with one class only has that class's number in train, not zero."""
     make.make_parquet(tmp_path / "in")

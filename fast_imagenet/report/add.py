@@ -83,8 +83,8 @@ def _group_file(folder: Path, entry, run: Run, about: dict) -> dict:
         groups.remove(old)
     elif groups and entry.study is None:  # a second group is not in README.md unless it says so
         about = {"main": False} | about
-    new = Group(folder.parent.name, folder, (run,), about)
-    choose_main([*groups, new], folder.parent)
+    if not (entry and entry.study and entry.study.groups):  # a plan has its own order
+        choose_main([*groups, Group(folder.parent.name, folder, (run,), about)], folder.parent)
     return about
 
 

@@ -3,7 +3,7 @@
     records/NAME/GROUP/log.jsonl ...           one run
     records/NAME/GROUP/seed0/log.jsonl ...     several runs that differ in their seed
     records/NAME/GROUP/group.json              what the group is (GROUP_KEYS), optional
-    records/NAME/study.json                    NAME is a comparison, not a row: title, note
+    records/NAME/study.yaml                    NAME is a comparison, not a row (studies.py)
 
 NAME is the stem of a config where there is one. Between NAME and GROUP may be more folders.
 records/README.md says the same to those who add to it.
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fast_imagenet.report.errors import RecordError
+from fast_imagenet.report.studies import FILE, Study, read_study
 from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl
 from fast_imagenet.schedules import is_evaluated
 
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
 GROUP_KEYS |= {"timed": bool, "unfinished": bool}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: they need a quiet machine
-STUDY_KEYS = {"title": str, "note": str}
 
 # What may differ inside a group besides section `logging`: it does not change what is learnt.
 FREE = {
@@ -31,10 +32,6 @@ FREE = {
     *("data.num_workers", "data.timeout", "data.check_pages", "data.in_memory"),
     *("data.train_dataset", "data.val_dataset"),  # names; their sizes are compared
 }
-
-
-class RecordError(ValueError):
-    """A record, or a folder that is to become one, is not acceptable. One sentence."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,10 @@ class Run:
         """A setting by its name, 'training.epochs'."""
         section, _, key = name.partition(".")
         return self.settings.get(section, {}).get(key, default)
+
+    def counting_settings(self) -> dict:
+        """'section.key' -> value of all settings that decide what is learnt, but the seed."""
+        return {key: value for key, value in _flat(self.settings).items() if _counts(key)}
 
     @property
     def seed(self) -> int:
@@ -255,12 +256,12 @@ class Entry:
 
     Attributes:
         groups: the main one first, then by folder.
-        study: content of study.json, None for a config's entry.
+        study: what study.yaml says, None for a config's entry.
     """
 
     name: str
     groups: tuple[Group, ...]
-    study: dict | None
+    study: Study | None
 
     @property
     def main(self) -> Group:
@@ -292,9 +293,10 @@ def read_entry(folder: Path) -> Entry | None:
     if not places:
         return None
     groups = [read_group(place, folder.name) for place in places]
-    study = None
-    if (folder / "study.json").is_file():
-        study = _known(read_object(folder / "study.json"), STUDY_KEYS, folder / "study.json")
+    study = read_study(folder / FILE)
+    if study and study.groups:
+        groups.sort(key=lambda group: study.place(group.folder.name))
+        return Entry(folder.name, tuple(groups), study)
     main = choose_main(groups, folder)
     return Entry(folder.name, (main, *(group for group in groups if group is not main)), study)
 
@@ -335,11 +337,11 @@ def check_alike(runs: tuple[Run, ...]) -> None:
         RecordError: a seed comes twice, or settings or the number of pictures differ.
     """
     first = runs[0]
-    flat = {key: value for key, value in _flat(first.settings).items() if _counts(key)}
+    flat = first.counting_settings()
     for i, run in enumerate(runs[1:], 1):
         if run.seed in [other.seed for other in runs[:i]]:
             raise RecordError(f"{run.folder} has seed {run.seed}, as another run of its group")
-        other = _flat(run.settings)  # a setting that one of them lacks is of another version
+        other = run.counting_settings()  # a setting that one lacks is of another version
         differ = [key for key, value in flat.items() if other.get(key, value) != value]
         if differ:
             raise RecordError(

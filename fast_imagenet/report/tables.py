@@ -244,19 +244,26 @@ def entry_section(book: Book, entry: Entry) -> list[str]:
 
 def study_section(book: Book, entry: Entry) -> list[str]:
     """Groups of a study, each against its main one."""
-    heads = ["", "plain top-1", "against the first", "configured top-1", "seeds", "minutes"]
-    heads += ["images/s", "record"]
+    heads = ["", "settings", "plain top-1", "against the first", "configured top-1", "seeds"]
+    heads += ["minutes", "images/s", "record"]
     rows = []
     for group in entry.groups:
-        cells = [safe(group.label), group.spread("plain").text(2), difference(group, entry.main)]
-        cells += [group.spread("configured").text(2), f"{len(group.runs)}"]
+        cells = [safe(group.label), changed(group, entry.main), group.spread("plain").text(2)]
+        cells += [difference(group, entry.main), group.spread("configured").text(2)]
+        cells += [f"{len(group.runs)}"]
         cells += [group.text(key) for key in ("minutes", "images_per_second")]
         link = book.link(group, book.root / "docs")
         rows.append([*cells, f"[{safe(group.folder.name)}]({link})"])
-    title, note = entry.study.get("title", entry.name), entry.study.get("note", "")
-    words = [note] if note else []
-    lines = [f"## {safe(title)}", "", " ".join([*words, group_words(entry.main)]), ""]
+    words = [entry.study.note] if entry.study.note else []
+    lines = [f"## {safe(entry.study.title)}", "", " ".join([*words, group_words(entry.main)]), ""]
     return [*lines, *table(heads, rows), ""]
+
+
+def changed(group: Group, main: Group) -> str:
+    """Settings that are not those of the first group."""
+    one, other = group.runs[0].counting_settings(), main.runs[0].counting_settings()
+    names = [key for key in one if key in other and one[key] != other[key]]
+    return ", ".join(f"{safe(key)} {safe(one[key])}" for key in names)
 
 
 def difference(group: Group, main: Group) -> str:

@@ -8,9 +8,9 @@ picklable and small, and opens its files on first use, so that many processes ca
 from importlib import import_module
 from pathlib import Path
 
-from fast_imagenet.sources.base import Source, SourceError, use_classes
+from fast_imagenet.sources.base import Source, SourceError, set_aside, use_classes
 
-__all__ = ["KINDS", "SPLITS", "Source", "SourceError", "open_source", "use_classes"]
+__all__ = ["KINDS", "SPLITS", "Source", "SourceError", "open_source", "set_aside", "use_classes"]
 
 SPLITS = ("train", "val")
 

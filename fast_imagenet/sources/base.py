@@ -64,6 +64,58 @@ class Source:
         raise NotImplementedError
 
 
+class Subset(Source):
+    """Some pictures of a source, with its class list.
+
+    Args:
+        source: of all pictures.
+        indices: int64 [n], which of them, ascending.
+        note: sentence for the summary that says which.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, note: str):
+        super().__init__(source.labels[indices], source.classes, source.class_names)
+        self._source, self._indices = source, indices
+        self.kind, self.draws_pixels = source.kind, source.draws_pixels
+        self.blocks = None if source.blocks is None else source.blocks[indices]
+        self.notes = (*source.notes, note)
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes:
+        return self._source.read(int(self._indices[index]))
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self._source.pixels(int(self._indices[index]))
+
+
+def set_aside(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """A source without a share of its pictures, and that share, drawn evenly over the classes.
+
+    Args:
+        source: the training pictures.
+        share: 0 < share < 1; of n pictures round(share n) are set aside.
+        seed: of the draw.
+
+    Raises:
+        SourceError: one of the two would be empty.
+    """
+    count = round(share * len(source))
+    if not 0 < count < len(source):
+        raise SourceError(
+            f"--source.holdout={share:g} of {len(source)} pictures is {count}: train and val need"
+            " at least one each, choose another share"
+        )
+    aside = choose(source.labels, count, seed)
+    rest = np.setdiff1d(np.arange(len(source)), aside, assume_unique=True)
+    words = f"{share:.0%} of the training pictures were set aside (--source.holdout)"
+    return (
+        Subset(source, rest, f"{words}; this is the rest"),
+        Subset(source, aside, f"{words}; these are they, the validation pictures are untouched"),
+    )
+
+
 def readable(name: str) -> str:
     """`name` with every byte that is not UTF-8 written as \\xff, so that it can be encoded."""
     try:

@@ -1,0 +1,114 @@
+"""study.yaml: groups of runs that differ in a few settings, and what they were planned to be.
+
+    title: What each ingredient is worth          heading in docs/results.md
+    note: Half of the pictures, 10 epochs.        words below it; may be left out
+
+With a plan, which `python -m fast_imagenet.study` carries out (all of these, or none):
+
+    config: rn18_64px_16_epochs.yaml              what every run starts from: one name or several
+    settings: {training.epochs: 10}               over it, for every run
+    seeds: [0, 1, 2]
+    write: [{source.split: train, write.limit: 3156}, {source.split: val}]    calls of write_dataset
+    groups:                                       the first is what the others are set against
+      - {name: recipe, label: the recipe}
+      - {name: no_smoothing, label: no label smoothing, settings: {training.label_smoothing: 0}}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fast_imagenet.report.errors import RecordError
+
+FILE = "study.yaml"
+PLAN_KEYS = {"config": (str, list), "settings": dict, "seeds": list, "write": list, "groups": list}
+KEYS = {"title": str, "note": str} | PLAN_KEYS
+GROUP_KEYS = {"name": str, "label": str, "settings": dict}
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A group: its folder's name, its label, its settings over those of the study."""
+
+    name: str
+    label: str
+    settings: dict
+
+
+@dataclass(frozen=True)
+class Study:
+    """Content of a study.yaml.
+
+    Attributes:
+        title, note: words.
+        configs: YAML files of every run, the last wins; empty without a plan.
+        settings: 'section.key' -> value, over them.
+        seeds: of every group.
+        write: settings of the calls of write_dataset.py that make the data.
+        groups: in their order; empty without a plan.
+    """
+
+    title: str
+    note: str = ""
+    configs: tuple[str, ...] = ()
+    settings: dict | None = None
+    seeds: tuple[int, ...] = ()
+    write: tuple[dict, ...] = ()
+    groups: tuple[GroupPlan, ...] = ()
+
+    def place(self, name: str) -> int:
+        """Where a group of this name stands in the plan; after all others when it is not there."""
+        names = [group.name for group in self.groups]
+        return names.index(name) if name in names else len(names)
+
+
+def read_study(path: Path) -> Study | None:
+    """The study of a file; None when there is no file.
+
+    Raises:
+        RecordError: it is no YAML, or a key is missing, unknown or of another kind.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecordError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    _check(content, KEYS, {"title"}, path)
+    planned = set(content) & set(PLAN_KEYS)
+    if not planned:
+        return Study(content["title"], content.get("note", ""))
+    _check(content, KEYS, {"title", *PLAN_KEYS}, path)
+    return Study(
+        content["title"],
+        content.get("note", "").strip(),
+        tuple([content["config"]] if isinstance(content["config"], str) else content["config"]),
+        content["settings"],
+        tuple(content["seeds"]),
+        tuple(content["write"]),
+        _groups(content["groups"], path),
+    )
+
+
+def _groups(found: list, path: Path) -> tuple[GroupPlan, ...]:
+    for group in found:
+        _check(group, GROUP_KEYS, {"name", "label"}, path)
+    groups = [GroupPlan(g["name"], g["label"], g.get("settings", {})) for g in found]
+    names = [group.name for group in groups]
+    if not names or len(set(names)) < len(names):
+        raise RecordError(f"{path}: groups need different names, one at least: {', '.join(names)}")
+    return tuple(groups)
+
+
+def _check(content, kinds: dict, needed: set[str], path: Path) -> None:
+    if not isinstance(content, dict):
+        raise RecordError(f"{path}: {content!r} is no mapping of {', '.join(kinds)}")
+    wrong = [key for key, value in content.items()
+             if key not in kinds or not isinstance(value, kinds[key])]  # fmt: skip
+    if wrong or (missing := needed - set(content)):
+        what = f"{', '.join(map(str, wrong))} is unknown or of another kind" if wrong else ""
+        what = what or f"{', '.join(sorted(missing))} is missing"
+        raise RecordError(f"{path}: {what}; the keys are {', '.join(kinds)}")

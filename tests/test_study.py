@@ -1,0 +1,146 @@
+"""A study: its plan is read strictly, and carried out run by run into records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from fast_imagenet import study as script
+from fast_imagenet.report.errors import RecordError
+from fast_imagenet.report.records import read_entry
+from fast_imagenet.report.studies import read_study
+from tests.conftest import ROOT, SMOKE
+from tests.test_report import make_run
+
+PLAN = {
+    "title": "What each is worth",
+    "config": [str(SMOKE)],
+    "settings": {"model.arch": "resnet18", "training.epochs": 3, "training.max_steps": 0,
+                 "validation.lr_tta": True},
+    "seeds": [0, 1],
+    "write": [{"source.kind": "synthetic", "source.split": "train", "write.limit": 80}],
+    "groups": [
+        {"name": "recipe", "label": "the recipe"},
+        {"name": "high", "label": "four times the rate", "settings": {"lr.lr": 0.5}},
+    ],
+}
+
+
+def write_plan(folder, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(PLAN | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"titel": "x"}, "titel is unknown"),
+        ({"seeds": 3}, "seeds is unknown or of another kind"),
+        ({"groups": [{"name": "a"}]}, "label is missing"),
+        ({"groups": []}, "one at least"),
+        ({"groups": [{"name": "a", "label": "x"}] * 2}, "different names"),
+        ({"groups": ["a"]}, "'a' is no mapping"),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path, changes, words):
+    with pytest.raises(RecordError, match=words):
+        read_study(write_plan(tmp_path, **changes) / "study.yaml")
+
+
+def test_a_plan_without_a_part_is_refused(tmp_path):
+    plan = {key: value for key, value in PLAN.items() if key != "seeds"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan))
+    with pytest.raises(RecordError, match="seeds is missing"):
+        read_study(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_text("title: [")
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_study(tmp_path / "study.yaml")
+    assert read_study(tmp_path / "none.yaml") is None
+
+
+def test_every_group_gets_the_first_seed_before_any_gets_the_second(tmp_path):
+    study = read_study(write_plan(tmp_path / "parts") / "study.yaml")
+    jobs = script.jobs_of(study, tmp_path / "parts", tmp_path / "runs", tmp_path / "data")
+    order = [("recipe", 0), ("high", 0), ("recipe", 1), ("high", 1)]
+    assert [(job.group, job.seed) for job in jobs] == order
+    flags = jobs[3].flags
+    assert {"--lr.lr=0.5", "--training.seed=1", "--validation.lr_tta=true"} <= set(flags)
+    assert f"--data.train_dataset={tmp_path}/data/train.beton" in flags
+    assert not any(flag.startswith("--lr.lr") for flag in jobs[0].flags)
+
+
+def test_a_misspelt_setting_is_told_before_anything_is_trained(tmp_path, capsys):
+    groups = [*PLAN["groups"], {"name": "odd", "label": "x", "settings": {"lr.rate": 1}}]
+    with pytest.raises(SystemExit) as end:
+        script.main([str(write_plan(tmp_path / "parts", groups=groups))])
+    assert end.value.code == 2 and "lr.rate" in capsys.readouterr().err
+
+
+def test_groups_stand_in_the_order_of_the_plan(tmp_path):
+    folder = write_plan(tmp_path / "parts")
+    for group, smoothing in (("high", 0.5), ("recipe", 0.125)):
+        make_run(folder / group / "seed0", training__label_smoothing=smoothing)
+    assert [group.folder.name for group in read_entry(folder).groups] == ["recipe", "high"]
+
+
+def test_wrong_calls(tmp_path, capsys):
+    folder = str(write_plan(tmp_path / "parts"))
+    for words, said in (
+        (["--lr.lr=1"], "only --training.checkpoint_minutes="),
+        (["--lanes=0"], "--lanes=0 must be 1 or more"),
+        (["--lanes=2", "--timed"], "--timed with --lanes=2"),
+    ):
+        with pytest.raises(SystemExit):
+            script.main([folder, *words])
+        assert said in capsys.readouterr().err
+    assert script.main([str(tmp_path)]) == 2 and "no plan" in capsys.readouterr().err
+
+
+def command(folder, data, *flags):
+    places = [f"--data={data}", f"--runs={folder.parent / 'runs'}", "--lanes=2"]
+    return [sys.executable, "-m", "fast_imagenet.study", str(folder), *places, *flags]
+
+
+def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process
+    settings = PLAN["settings"] | {"training.epochs": 1, "lr.lr_peak_epoch": 0.5}
+    folder = write_plan(tmp_path / "records/parts", seeds=[0], settings=settings)
+    done = subprocess.run(
+        command(folder, tiny_beton), cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 runs done" in done.stdout
+    recipe, high = read_entry(folder).groups
+    assert (recipe.label, high.label) == ("the recipe", "four times the rate")
+    assert high.runs[0].setting("lr.lr") == 0.5 and recipe.runs[0].setting("lr.lr") == 0.125
+    assert not recipe.timed  # two lanes
+    places = [str(folder), f"--data={tiny_beton}", f"--runs={tmp_path / 'records/runs'}"]
+    assert script.main([*places, "--list"]) == 0
+    assert (said := capsys.readouterr().out).count("there") == 2 and "missing" not in said
+    assert script.main(places) == 0 and "0 of 0 runs done" in capsys.readouterr().out
+
+
+def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
+    settings = PLAN["settings"] | {"training.epochs": 400}
+    folder = write_plan(tmp_path / "records/parts", seeds=[0], settings=settings)
+    with subprocess.Popen(
+        command(folder, tiny_beton), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        logs = [tmp_path / f"records/runs/{group}/seed0/log.jsonl" for group in ("recipe", "high")]
+        deadline = time.monotonic() + 150
+        while not all(log.exists() for log in logs) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and said.count("goes on when") == 2, said
+    assert not (folder / "recipe").exists()
+    for log in logs:
+        last = log.parent / "last.pt"
+        assert last.exists() and json.loads(log.read_text().splitlines()[-1])["epoch"] < 400
+    assert not os.path.exists(folder / "high")
