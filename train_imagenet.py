@@ -57,7 +57,7 @@ Section("data", "where pictures come from", SETTINGS).params(
     in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
     backend=Param(OneOf("ffcv", "torchvision"), "who loads and transforms", default="ffcv"),
     transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
-    check_pages=Param(Bool(), "ffcv: check each page's sum as it is first read", default=True),
+    check_pages=Param(Bool(), "check each page's sum as it is first read", default=True),
     timeout=Param(Number(1), "seconds without a batch that end the run", default=300.0),
 )
 Section("resolution", "training side in pixels", SETTINGS).params(
@@ -205,13 +205,14 @@ def build_loaders(cfg, ranks: Ranks):
     if cfg.data.backend == "ffcv":
         from fast_imagenet.loader import EvalLoader, TrainLoader
 
-        extra = {"in_memory": cfg.data.in_memory, "check_pages": cfg.data.check_pages}
+        extra = {"in_memory": cfg.data.in_memory}
     else:
         from fast_imagenet.torch_pipeline import TorchEvalLoader as EvalLoader
         from fast_imagenet.torch_pipeline import TorchTrainLoader as TrainLoader
 
         extra = {"transforms": cfg.data.transforms}
     place = dict(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device, **extra)
+    place["check_pages"] = cfg.data.check_pages
     place["num_workers"] = ranks.workers(cfg.data.num_workers)
     val = EvalLoader(cfg.data.val_dataset, batch_size=cfg.validation.batch_size, **place)
     if cfg.training.eval_only:

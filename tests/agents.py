@@ -152,11 +152,12 @@ def _keep_running(nodes: list[subprocess.Popen], again, folder: Path, patience: 
     Returns: how often, by node, and the seconds until the run has logged another epoch.
     """
     counts, begin, before, seconds = [0, 0], time.monotonic(), epochs_logged(folder), None
-    while time.monotonic() < begin + patience and any(node.poll() != 0 for node in nodes):
+    while len(ended(nodes)) < len(nodes) and time.monotonic() < begin + patience:
         if seconds is None and epochs_logged(folder) > before:
             seconds = round(time.monotonic() - begin, 1)
         for number, node in enumerate(nodes):
-            if node.poll() and counts[number] < 3:
+            # not one of a finished run: it would wait for the other in vain
+            if node.poll() and counts[number] < 3 and not (folder / "summary.json").exists():
                 counts[number] += 1
                 again(number)
         time.sleep(0.2)

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "omp"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["__main__", "tests.torture.preload"])
 
 
 class Trainer:
@@ -31,11 +32,11 @@ class Trainer:
         handle, name = tempfile.mkstemp(suffix=".stderr")
         os.close(handle)
         self._file, self._text = Path(name), None  # what it says on standard error
-        os.environ.update(ONE_THREAD)  # the forking process is started with the first trainer
         mark, ready = CONTEXT.Pipe(duplex=False)
         arguments = self.args, environment or {}, name, ready
         self._process = CONTEXT.Process(target=_train, args=arguments)
-        self._process.start()
+        with _one_thread():
+            self._process.start()
         self.pid = self._process.pid
         ready.close()
         with mark:
@@ -69,11 +70,27 @@ class Trainer:
         return None, self._text
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For the process that all are forked from: it is started with the first of them."""
+    CONTEXT.set_forkserver_preload(["__main__", "tests.torture.preload"])
+    before = {key: os.environ.get(key) for key in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
+
+
 def _train(arguments: list[str], environment: dict[str, str], said: str, ready) -> None:
-    from fast_imagenet.guard import stop_at_once
+    from fast_imagenet.guard import SIGNALS, stop_at_once
 
     os.setsid()
-    os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the workers' server blocks them
+    os.environ.update(ONE_THREAD | environment)
     os.chdir(ROOT)
     for descriptor, name in ((1, os.devnull), (2, said)):
         target = os.open(name, os.O_WRONLY)
