@@ -149,7 +149,8 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
 def test_a_signal_to_the_whole_group_is_not_for_the_workers(tiny_beton, tmp_path):
     folder = tmp_path / "run"
     flags = ["--data.backend=torchvision", "--training.checkpoint_minutes=0.0001"]
-    flags += ["--training.epochs=500"]  # it must not be over before the signal comes
+    # it must not be over before the signal comes
+    flags += ["--training.epochs=500", "--model.arch=timm/resnet18"]
     process = start_run(tiny_beton, folder, *flags, start_new_session=True)
     wait_for(folder / "last.pt", process)
     os.killpg(process.pid, signal.SIGTERM)
