@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fast_imagenet.layers import replace_layers
+
 MIN_CHANNELS = (
     16  # the stem reads 3 channels at full resolution: blurring there costs most, gains least
 )
@@ -66,14 +68,7 @@ def apply_blurpool(model: nn.Module) -> int:
     Returns:
         How many convolutions were replaced; 0 for a network that has none.
     """
-    count = 0
-    for name, child in list(model.named_children()):
-        if _wants_blur(child):
-            setattr(model, name, BlurPoolConv2d(child))
-            count += 1
-        else:
-            count += apply_blurpool(child)
-    return count
+    return replace_layers(model, _wants_blur, BlurPoolConv2d)
 
 
 def _wants_blur(module: nn.Module) -> bool:

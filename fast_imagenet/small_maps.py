@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fast_imagenet.layers import replace_layers
+
 MAX_PIXELS = 9  # of a map: at 4 x 4 the convolution is as fast
 
 
@@ -50,14 +52,7 @@ def use_small_maps(model: nn.Module) -> int:
     Returns:
         How many were replaced.
     """
-    count = 0
-    for name, child in list(model.named_children()):
-        if _can_be_one(child):
-            setattr(model, name, SmallMapConv2d(child))
-            count += 1
-        else:
-            count += use_small_maps(child)
-    return count
+    return replace_layers(model, _can_be_one, SmallMapConv2d)
 
 
 def _can_be_one(module: nn.Module) -> bool:
