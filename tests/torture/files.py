@@ -61,7 +61,9 @@ def fuzzed_tables(count: int, starts: int, photos: Path | None, seed: int = 0) -
     through train_imagenet.py itself.
     """
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
-        path, begin, middle = _write(Path(name), photos, 24), time.monotonic(), count // 2
+        # small pictures: what is altered are the tables, not they
+        path = _write(Path(name), photos, 24, "--write.max_side=96")
+        begin, middle = time.monotonic(), count // 2
         spans = [(0, middle), (middle, count)]
         parts = list(pool.map(lambda span: _open_all(path, seed, *span), spans))
         seconds = time.monotonic() - begin
@@ -92,8 +94,8 @@ def _open_all(path: Path, seed: int, number: int, end_at: int) -> tuple[list[dic
     return lines, crashes
 
 
-def _write(folder: Path, photos: Path | None, pictures: int) -> Path:
-    flags = [*source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
+def _write(folder: Path, photos: Path | None, pictures: int, *more: str) -> Path:
+    flags = [*more, *source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
     succeed("write_dataset.py", *flags, f"--write.folder={folder}")
     return folder / "train.beton"
 
