@@ -110,7 +110,7 @@ def _watch(command: list[str]) -> tuple[list[dict], str]:
     """The lines of a process, and why it ended before its time: '' when it did not."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        lines, timer = [], Timer(SILENCE, process.kill)
+        lines, timer = [], Timer(PATIENCE, process.kill)  # imports come first
         timer.start()
         for line in process.stdout:
             timer.cancel()

@@ -60,7 +60,7 @@ def _is_rank(number: int) -> bool:
     return state != "Z" and "train_imagenet.py" in words and "torch.distributed.run" not in words
 
 
-def lost_node() -> dict:
+def lost_node(lost: int) -> dict:
     """One of two nodes loses power and is started again: the run must go on and finish."""
     with tempfile.TemporaryDirectory() as name:
-        return agents.lose_node(1, write_tiny(Path(name)), PATIENCE)
+        return agents.lose_node(lost, write_tiny(Path(name)), PATIENCE)

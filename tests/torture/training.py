@@ -102,7 +102,7 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
         "stopped_with_a_checkpoint": sum(
             run["status"] == STOPPED and run["saved_steps"] > 0 for run in runs
         ),
-        "longest_seconds": max(run["seconds"] for run in runs),
+        "longest_seconds": max((run["seconds"] for run in runs), default=0),
         "ended_bit_identical_after_resume": sum(not run["differs_in"] for run in runs),
         "runs": runs,
     }
