@@ -23,9 +23,12 @@ from fast_imagenet.checks import impossible
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
 from fast_imagenet.guard import (
     STOPPED,
+    Agreement,
     Guard,
+    NotFinite,
     Pauses,
     Stopped,
+    lacking,
     lock_folder,
     mean_losses,
     stop_at_once,
@@ -54,7 +57,7 @@ Section("data", "where pictures come from", SETTINGS).params(
     in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
     backend=Param(OneOf("ffcv", "torchvision"), "who loads and transforms", default="ffcv"),
     transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
-    check_pages=Param(Bool(), "ffcv: check each page's sum as it is first read", default=True),
+    check_pages=Param(Bool(), "check each page's sum as it is first read", default=True),
     timeout=Param(Number(1), "seconds without a batch that end the run", default=300.0),
 )
 Section("resolution", "training side in pixels", SETTINGS).params(
@@ -186,7 +189,7 @@ from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
 from fast_imagenet.runlog import RunLog, read_jsonl, shareable
-from fast_imagenet.runstate import FRESH, restore_run, save_run
+from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
 
@@ -202,13 +205,14 @@ def build_loaders(cfg, ranks: Ranks):
     if cfg.data.backend == "ffcv":
         from fast_imagenet.loader import EvalLoader, TrainLoader
 
-        extra = {"in_memory": cfg.data.in_memory, "check_pages": cfg.data.check_pages}
+        extra = {"in_memory": cfg.data.in_memory}
     else:
         from fast_imagenet.torch_pipeline import TorchEvalLoader as EvalLoader
         from fast_imagenet.torch_pipeline import TorchTrainLoader as TrainLoader
 
         extra = {"transforms": cfg.data.transforms}
     place = dict(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device, **extra)
+    place["check_pages"] = cfg.data.check_pages
     place["num_workers"] = ranks.workers(cfg.data.num_workers)
     val = EvalLoader(cfg.data.val_dataset, batch_size=cfg.validation.batch_size, **place)
     if cfg.training.eval_only:
@@ -227,6 +231,22 @@ def build_loaders(cfg, ranks: Ranks):
             f"{val.num_classes}, or their names differ; write both from one source"
         )
     return train, val
+
+
+def check_classes(checkpoint: str, dataset: str, loader) -> None:
+    """Refuse weights that were trained on other classes than the data has, or in another order.
+
+    Raises: ValueError: with the first class that differs.
+    """
+    classes = load_weights(checkpoint)[1].get("classes")
+    if not classes or not loader.classes or classes == loader.classes:
+        return
+    pairs = zip([*classes, "none"], [*loader.classes, "none"], strict=False)
+    number, (theirs, ours) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
+    raise ValueError(
+        f"{checkpoint} was trained on other classes than {dataset} has: class {number} is {theirs} "
+        f"there and {ours} here; give weights and data of one class list"
+    )
 
 
 def augment_of(cfg) -> Augment:
@@ -571,6 +591,7 @@ def end_epoch(run: Run, record: dict) -> dict:
     """
     state, steps = run.state, len(run.loader)
     whole = state["step"] == steps  # else cut short by max_steps: a resumed run goes on inside it
+    refuse_wild_weights(run.model, run.t, state)  # before its evaluation fails of it
     if not whole:
         run.save(state)
     due = is_evaluated(state["epoch"], run.last, run.cfg.validation.every)
@@ -603,15 +624,18 @@ def evaluate_now(run: Run) -> dict:
 
 
 def watched_loader(run: Run):
-    """The validation loader under guard. Several ranks do not leave it early: others would wait."""
-    alone = run.ranks.world_size == 1
-    watch = partial(run.guard.watch, stop_at_once=alone)
+    """The validation loader under guard: after a signal all ranks leave it at the same batch."""
+    share = run.val_loader.num_samples // run.ranks.world_size
+    common = -(-share // run.cfg.validation.batch_size)  # batches that every rank has
+    watch = partial(run.guard.watch, agreement=Agreement(run.ranks), asked=common)
     return SimpleNamespace(batches=lambda *view: watch(run.val_loader.batches(*view)))
 
 
 def train(cfg, ranks: Ranks) -> None:
     """The whole run: build, resume, epochs, final weights."""
     loader, val_loader = build_loaders(cfg, ranks)
+    if cfg.model.checkpoint:
+        check_classes(cfg.model.checkpoint, cfg.data.train_dataset, loader)
     model = build_model(cfg, loader.num_classes, ranks.device)
     called, called_eval = wrap_model(model, cfg, ranks)
     t = build_training(cfg, model, called, loader.num_classes, ranks)
@@ -718,12 +742,7 @@ def summary_line(cfg, record: dict) -> str:
 def evaluate_file(cfg, ranks: Ranks) -> None:
     """Evaluate model.checkpoint under both protocols and print one line."""
     _, loader = build_loaders(cfg, ranks)
-    classes = load_weights(cfg.model.checkpoint)[1].get("classes") or loader.classes
-    if loader.classes and classes != loader.classes:
-        raise ValueError(
-            f"{cfg.model.checkpoint} was trained on other classes than {cfg.data.val_dataset} has "
-            f"({classes[0]}, ... and {loader.classes[0]}, ...); evaluate it on its own"
-        )
+    check_classes(cfg.model.checkpoint, cfg.data.val_dataset, loader)
     model = build_model(cfg, loader.num_classes, ranks.device)
     dtype = choose_precision(cfg.training.precision, ranks.device)
     autocast = partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32)
@@ -751,6 +770,8 @@ def main(cfg) -> None:
     ranks = start_ranks()
     try:
         evaluate_file(cfg, ranks) if cfg.training.eval_only else train(cfg, ranks)
+    except NotFinite as error:
+        raise ValueError(f"{error}; {last_good(cfg.logging.folder)}") from error
     finally:
         ranks.close()
 
@@ -766,11 +787,10 @@ if __name__ == "__main__":
             f"stopped by {stop}, saved; go on with {shlex.join(sys.argv + more)}", file=sys.stderr
         )
         sys.exit(STOPPED)
-    except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"train_imagenet.py: {error}\n"
-            f"Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
-        )
+    except (RuntimeError, MemoryError, OSError) as error:
+        if (said := lacking(error)) is None:
+            raise
+        sys.exit(f"train_imagenet.py: {said}")
     except KeyboardInterrupt:
         print(
             "interrupted; the last checkpoint goes on with --training.resume=auto", file=sys.stderr

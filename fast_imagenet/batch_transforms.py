@@ -2,7 +2,8 @@
 
 Plain torch, no FFCV: any loader that gives uint8 batches can use it, on a CPU or a GPU. The host
 draws every choice from keyed numbers, the device carries it out and nobody waits for it: boxes of
-erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step).
+erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step). Pictures are mixed with their
+neighbours in the batch, so that one rank, two ranks and micro-batches of even size mix the same.
 
     transforms = BatchTransforms(augment, MEAN, STD, num_classes=1000, label_smoothing=0.1, seed=0)
     images_bchw, targets = transforms(images_bhwc, labels_b, samples_b, epoch, step)
@@ -65,11 +66,11 @@ class BatchTransforms:
         self.mixes = augment.mixup > 0 or augment.cutmix > 0
 
     def __call__(self, images_bhwc: torch.Tensor, labels_b, samples_b, epoch: int, step: int):
-        """One batch, or a micro-batch of it: all parts of a step are mixed alike, within the part.
+        """One batch, or a part of it: a part of even size is mixed as it is within the whole.
 
         Args:
-            images_bhwc: uint8 [b, h, w, 3] on any device; not changed. b may be odd: the picture
-                in the middle then meets itself and stays as it is.
+            images_bhwc: uint8 [b, h, w, 3] on any device; not changed. b may be odd: the last
+                picture then meets itself and stays as it is.
             labels_b: int64 [b], on the same device.
             samples_b: numpy int64 [b]; None is enough when nothing is erased.
             epoch, step: of the run, >= 0.
@@ -133,7 +134,7 @@ def normalize_and_mix(images_bhwc: torch.Tensor, mean, std, mixing: "Mixing | No
     images = images_bhwc.reshape(b, height, 3 * width).to(torch.float32, copy=True)
     blends = mixing is not None and mixing.box is None
     if blends and mixing.lam < 1:
-        images.lerp_(images.flip(0), 1 - mixing.lam)
+        images.lerp_(neighbours(images), 1 - mixing.lam)
     torch.addcmul(shift, images, scale, out=images)
     images_bchw = images.view(b, height, width, 3).permute(0, 3, 1, 2)
     return images_bchw if blends else mix(images_bchw, mixing)
@@ -315,7 +316,7 @@ def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class Mixing(NamedTuple):
-    """How a batch is mixed with itself in reverse order.
+    """How the pictures of a batch are mixed with their neighbours.
 
     lam: share of a picture's own label, 0 to 1. box: (top, bottom, left, right) that comes from
     the other picture (CutMix), ends excluded; None: all pixels are blended (Mixup).
@@ -351,17 +352,27 @@ def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: 
     return Mixing(lam, (top, bottom, left, right))
 
 
+def neighbours(batch: torch.Tensor) -> torch.Tensor:
+    """A copy with the first and the second exchanged, the third and the fourth, and so on.
+
+    The reverse order, which timm mixes with, depends on how a batch is cut into ranks.
+    """
+    even = len(batch) // 2 * 2
+    swapped = batch[:even].unflatten(0, (even // 2, 2)).flip(1).flatten(0, 1)
+    return swapped if even == len(batch) else torch.cat([swapped, batch[even:]])
+
+
 def mix(images_bchw: torch.Tensor, mixing: Mixing | None) -> torch.Tensor:
-    """Mix float [b, 3, h, w] with its reverse, in place; None leaves it. Returns images_bchw."""
+    """Mix float [b, 3, h, w] with `neighbours`, in place; None leaves it. Returns images_bchw."""
     if mixing is None:
         return images_bchw
     if mixing.box is None:
         if mixing.lam < 1:
-            images_bchw.lerp_(images_bchw.flip(0), 1 - mixing.lam)
+            images_bchw.lerp_(neighbours(images_bchw), 1 - mixing.lam)
         return images_bchw
     top, bottom, left, right = mixing.box
     part = images_bchw[:, :, top:bottom, left:right]
-    part.copy_(part.flip(0))
+    part.copy_(neighbours(part))
     return images_bchw
 
 
@@ -372,4 +383,4 @@ def mix_targets(
     off = label_smoothing / num_classes
     targets = torch.full((len(labels_b), num_classes), off, device=labels_b.device)
     targets.scatter_(1, labels_b[:, None], 1 - label_smoothing + off)
-    return targets.lerp_(targets.flip(0), 1 - mixing.lam)
+    return targets.lerp_(neighbours(targets), 1 - mixing.lam)

@@ -6,6 +6,7 @@ step, and `--training.resume=auto` goes on with the very next.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import fcntl
 import math
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
 STOPPED = 75  # exit status: stopped on request, the same command goes on (sysexits: EX_TEMPFAIL)
 STALLED = 70  # exit status: no batch came (sysexits: EX_SOFTWARE)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-AGREE_STEPS = 10  # several ranks ask each other that often; one rank looks after every step
+AGREE_STEPS = 10  # several ranks ask each other after so many steps at most ...
+AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank looks after every step
 FINITE_STEPS = 50  # reading the losses waits for the device
+ANOTHER = "a signal to another rank"
+CALM = "lower lr.lr or set training.clip_grad"
 
 
 class Stopped(Exception):  # noqa: N818  no error: the run is saved
@@ -90,15 +95,19 @@ class Guard:
                 faulthandler.dump_traceback(all_threads=True)
                 os._exit(STALLED)
 
-    def watch(self, batches: Iterable, stop_at_once: bool = False) -> Iterator:
+    def watch(self, batches: Iterable, agreement: Agreement | None = None, asked=0) -> Iterator:
         """The batches, none waited for longer than `seconds`.
 
-        Raises: Stopped: with stop_at_once, a signal was noted.
+        Args:
+            agreement: with it, all ranks stop at the same batch after a signal to one of them.
+            asked: batches, the same on all ranks, before which they may ask each other.
+
+        Raises: Stopped: a signal came.
         """
         batches = iter(batches)
-        while True:
-            if stop_at_once and self.signal:
-                raise Stopped(self.signal)
+        for number in count():
+            if number < asked and agreement.ask(int(bool(self.signal))):
+                raise Stopped(self.signal or ANOTHER)
             self._deadline = time.monotonic() + self.seconds
             try:
                 batch = next(batches, None)
@@ -107,6 +116,34 @@ class Guard:
             if batch is None:
                 return
             yield batch
+
+
+class Agreement:
+    """Ranks that ask each other now and then, all after the same step, how far to go.
+
+    Asking makes the ranks wait for each other, so fast steps are not asked after each; slow ones
+    are, since a signal must be obeyed within seconds.
+
+    Args: ranks: must call `ask` equally often.
+    """
+
+    def __init__(self, ranks) -> None:
+        self._ranks, self._left, self._every = ranks, 1, 1
+        self._since = time.monotonic()
+
+    def ask(self, wish: int) -> int | None:
+        """The largest wish of the ranks, the same on all; None: they do not ask each other now."""
+        if self._ranks.world_size == 1:
+            return wish
+        self._left -= 1
+        if self._left:
+            return None
+        milliseconds = round(1000 * (time.monotonic() - self._since) / self._every)
+        largest, slowest = self._ranks.most(wish), self._ranks.most(milliseconds)
+        fitting = int(1000 * AGREE_SECONDS / max(1, slowest))
+        self._every = self._left = min(AGREE_STEPS, max(1, fitting))
+        self._since = time.monotonic()
+        return largest
 
 
 class Pauses:
@@ -121,6 +158,7 @@ class Pauses:
 
     def __init__(self, guard: Guard, ranks, minutes: float, save) -> None:
         self._guard, self._ranks, self._save = guard, ranks, save
+        self._agreement = Agreement(ranks)
         self._seconds = 60 * minutes or math.inf
         self._due = time.monotonic() + self._seconds
 
@@ -129,12 +167,10 @@ class Pauses:
 
         Raises:
             Stopped: a signal came and the run is saved.
-            ValueError: a loss is not finite; nothing is saved.
+            NotFinite: a loss is not finite; nothing is saved.
         """
-        if self._ranks.world_size > 1 and step % AGREE_STEPS:
-            return
         due = time.monotonic() >= self._due
-        wish = self._ranks.most(2 if self._guard.signal else int(due))
+        wish = self._agreement.ask(2 if self._guard.signal else int(due))
         if not wish and step % FINITE_STEPS:
             return
         means = mean_losses(losses, step - len(losses), self._ranks)
@@ -142,14 +178,18 @@ class Pauses:
             self._save(means)
             self._due = time.monotonic() + self._seconds
         if wish == 2:
-            raise Stopped(self._guard.signal or "a signal to another rank")
+            raise Stopped(self._guard.signal or ANOTHER)
+
+
+class NotFinite(ValueError):  # noqa: N818  as Stopped
+    """A loss or a weight is not finite. The message names the step and what to change."""
 
 
 def mean_losses(losses: list[torch.Tensor], first_step: int, ranks) -> list[float]:
     """Losses of consecutive steps, averaged over the ranks; waits for the device.
 
     Raises:
-        ValueError: one is not finite; names its step.
+        NotFinite: one is not finite; names its step.
     """
     import torch  # not above: `stop_at_once` is called before the seconds that this takes
 
@@ -160,11 +200,24 @@ def mean_losses(losses: list[torch.Tensor], first_step: int, ranks) -> list[floa
     means = stacked.tolist()
     wild = [step for step, loss in enumerate(means, first_step) if not math.isfinite(loss)]
     if wild:
-        raise ValueError(
-            f"the loss is not finite from step {wild[0]} on; lower lr.lr or set "
-            f"training.clip_grad. last.pt, if any, is from before"
-        )
+        raise NotFinite(f"the loss is not finite from step {wild[0]} on; {CALM}")
     return means
+
+
+def lacking(error: BaseException) -> str | None:
+    """What was too small and which setting to change, as a sentence; None: it is another fault."""
+    text = str(error)
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
+    if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
+        lower = "training.micro_batch_size (images per forward pass) or validation.batch_size"
+        return f"{text or 'out of memory'}\nLower {lower}"
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in full:
+        return (
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room or move "
+            f"the run's folder. last.pt is whole: go on with --training.resume=auto"
+        )
+    return None
 
 
 @contextmanager

@@ -93,6 +93,8 @@ def try_network(model: nn.Module, resolutions: Iterable[int], images: int) -> No
     def step(side: int) -> None:
         try:
             logits = model(torch.zeros(images, 3, side, side, device=device))
+        except torch.OutOfMemoryError:
+            raise  # not the network's fault: the caller says what to lower
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be trained on {images} images of {side} px "

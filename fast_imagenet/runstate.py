@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from fast_imagenet.checkpoint import load_checkpoint, load_into, save_checkpoint
+from fast_imagenet.checkpoint import CheckpointError, load_checkpoint, load_into, save_checkpoint
 from fast_imagenet.checks import differences
+from fast_imagenet.guard import CALM, NotFinite
 
 # finished epochs; steps, losses and seconds of the one under way; best top-1; seconds of the others
 FRESH = {"epoch": 0, "step": 0, "losses": [], "spent": 0.0, "best": -1.0, "seconds": 0.0}
@@ -78,6 +80,38 @@ def _refuse_lost_checkpoint(folder: Path) -> None:
         )
 
 
+def last_good(folder: str | Path) -> str:
+    """Which checkpoint of a run is the last one, in words."""
+    path = Path(folder, "last.pt")
+    if not path.exists():
+        return "no checkpoint had been written yet"
+    try:
+        state = load_checkpoint(path)
+        place = f"epoch {state['epoch'] + 1}, after {state['step']} steps of it"
+    except (CheckpointError, KeyError, TypeError):
+        return f"{path} is as it was"
+    return f"the last good checkpoint, {path} ({place}), is as it was"
+
+
+@torch.no_grad()
+def refuse_wild_weights(model: nn.Module, training, state: dict) -> None:
+    """A step of finite loss can still leave weights that are not: such a run is never saved.
+
+    Raises:
+        NotFinite: names the tensor and the place in the run.
+    """
+    average = {f"ema.{name}": value for name, value in training.ema.state_dict().items()}
+    tensors = model.state_dict() | average
+    fine = {k: v.isfinite().all() for k, v in tensors.items() if v.is_floating_point()}
+    flags = torch.stack(list(fine.values())).tolist()  # one wait for the device
+    wild = [name for name, good in zip(fine, flags, strict=True) if not good]
+    if wild:
+        raise NotFinite(
+            f"{wild[0]} is not finite in epoch {state['epoch'] + 1} after {state['step']} steps of "
+            f"it; {CALM}"
+        )
+
+
 def save_run(
     folder: str,
     model: nn.Module,
@@ -98,11 +132,16 @@ def save_run(
         ranks: who writes, and whose statistics are averaged.
         state: the keys of FRESH.
         best: this is the best epoch so far.
+
+    Raises:
+        CheckpointError: a file cannot be written; the previous one stays.
+        NotFinite: a weight is not finite; nothing is written.
     """
     buffers = dict(model.named_buffers())
     ranks.average(buffers)
     average = training.ema.state_dict()
     ranks.average({name: average[name] for name in buffers if name in average})
+    refuse_wild_weights(model, training, state)
     if not ranks.is_main:
         return
     parts = {part: getattr(training, part).state_dict() for part in PARTS}

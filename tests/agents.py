@@ -24,6 +24,9 @@ EPOCHS = 4
 # torchrun otherwise tells the address of its store in the first round only, and a node that joins
 # later waits for it in vain (torch 2.14, dynamic_rendezvous.py, next_rendezvous)
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# a node without a sign of life for 4 x 2 s is dead, where torchrun waits for 3 x 5 s; a node that
+# finds no others ends within two minutes, to be started again, where torchrun lets it wait for ten
+SOON = "--rdzv-conf=keep_alive_interval=2,keep_alive_max_attempt=4,join_timeout=120"
 STEPS = 5  # of an epoch: 80 pictures in batches of 16
 
 
@@ -39,7 +42,8 @@ def start_node(data: Path, folder: Path, port: int, log: Path) -> subprocess.Pop
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
         "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1",
-        "--max-restarts=3", "train_imagenet.py", f"--config={SMOKE}", "--model.arch=resnet18",
+        "--max-restarts=3", SOON, "train_imagenet.py", f"--config={SMOKE}",
+        "--model.arch=timm/test_resnet",
         f"--data.train_dataset={data}/train.beton", f"--data.val_dataset={data}/val.beton",
         "--data.backend=ffcv", f"--training.epochs={EPOCHS}", "--training.max_steps=0",
         "--lr.lr_peak_epoch=1", f"--logging.folder={folder}", "--training.resume=auto",
@@ -97,9 +101,10 @@ def lose_node(lost: int, data: Path, patience: float = 600) -> dict:
         patience: seconds that each wait may last.
 
     Returns:
-        Seconds until the other node's training process had ended (None: it had not); how often the
-        agent of each node failed and was started again; epochs and losses logged, of how many; exit
-        statuses of both agents in the end (None: still running, it was killed).
+        Seconds until the other node's training process had ended (None: it had not), and from the
+        restart until an epoch was logged and until both agents had ended; how often the agent of
+        each node failed and was started again; epochs and losses logged, of how many; exit statuses
+        of both agents in the end (None: still running, it was killed).
     """
     with tempfile.TemporaryDirectory() as name:
         folder, port, nodes = Path(name) / "run", free_port(), []
@@ -117,8 +122,10 @@ def lose_node(lost: int, data: Path, patience: float = 600) -> dict:
                 return {"lost": lost} | _tails(logs)
             result = {"lost": lost}
             result["others_ended_after_seconds"] = _kill_and_wait(nodes, lost, patience)
+            begin = time.monotonic()
             again(lost)
-            result["failed_agents_started_again"] = _keep_running(nodes, again, patience)
+            result |= _keep_running(nodes, again, folder, patience)
+            result["ended_after_seconds"] = round(time.monotonic() - begin, 1)
             result |= progress(folder) | {"status": [node.poll() for node in nodes]}
             return result if result["status"] == [0, 0] else result | _tails(logs)
         finally:
@@ -139,16 +146,22 @@ def _kill_and_wait(nodes: list[subprocess.Popen], lost: int, patience: float) ->
     return round(time.monotonic() - start, 1) if gone else None
 
 
-def _keep_running(nodes: list[subprocess.Popen], again, patience: float) -> list[int]:
-    """Start a node again whenever its agent has failed, as a cluster does; how often, by node."""
-    counts, deadline = [0, 0], time.monotonic() + patience
-    while time.monotonic() < deadline and any(node.poll() != 0 for node in nodes):
+def _keep_running(nodes: list[subprocess.Popen], again, folder: Path, patience: float) -> dict:
+    """Start a node again whenever its agent has failed, as a cluster does, until all have ended.
+
+    Returns: how often, by node, and the seconds until the run has logged another epoch.
+    """
+    counts, begin, before, seconds = [0, 0], time.monotonic(), epochs_logged(folder), None
+    while len(ended(nodes)) < len(nodes) and time.monotonic() < begin + patience:
+        if seconds is None and epochs_logged(folder) > before:
+            seconds = round(time.monotonic() - begin, 1)
         for number, node in enumerate(nodes):
-            if node.poll() and counts[number] < 3:
+            # not one of a finished run: it would wait for the other in vain
+            if node.poll() and counts[number] < 3 and not (folder / "summary.json").exists():
                 counts[number] += 1
                 again(number)
         time.sleep(0.2)
-    return counts
+    return {"failed_agents_started_again": counts, "went_on_after_seconds": seconds}
 
 
 def ended(nodes: list[subprocess.Popen]) -> list[subprocess.Popen]:

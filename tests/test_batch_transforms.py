@@ -15,6 +15,7 @@ from fast_imagenet.batch_transforms import (
     erase,
     mix,
     mix_targets,
+    neighbours,
     normal_noise,
     normalize,
     normalize_and_mix,
@@ -225,13 +226,18 @@ def test_nothing_to_erase():
 
 
 def timm_mix(images_bchw, labels_b, seed, step, mixup, cutmix):
-    """timm's result, its global generator seeded with the key."""
-    state = np.random.get_state()
+    """timm's result, its global generator seeded with the key.
+
+    timm mixes with the reverse of a batch: neighbours are put where they are each other's reverse.
+    """
+    state, places = np.random.get_state(), np.arange(len(labels_b))
+    order = np.concatenate([places[::2], places[1::2][::-1]])
     np.random.seed(np.random.SeedSequence([seed, step]).generate_state(4))
     try:
         options = {"label_smoothing": 0.1, "num_classes": CLASSES}
         operation = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, **options)
-        return operation(images_bchw.clone(), labels_b)
+        mixed = operation(images_bchw[order], labels_b[order])
+        return [part[np.argsort(order)] for part in mixed]
     finally:
         np.random.set_state(state)
 
@@ -267,22 +273,37 @@ def test_erased_pictures_are_mixed(device, mixup, cutmix):
 
 @pytest.mark.parametrize("b", [1, 5])
 def test_odd_batches(b):
-    """The picture in the middle meets itself: it and its label stay; the others are mixed."""
+    """The last picture meets itself: it and its label stay; the others are mixed."""
     images_bhwc, labels_b = pictures(b), labels(b)
+    partner = [1, 0, 3, 2, 4][-b:] if b > 1 else [0]
     for step in range(12):
         ours, targets = batch_transforms(mixup=0.8, cutmix=1.0)(
             images_bhwc, labels_b, None, 0, step
         )
         plain = slow_normalize(images_bhwc)
         lam, box = draw_mix(3, step, (20, 24), 0.8, 1.0)
-        wanted = plain * lam + plain.flip(0) * (1 - lam)
+        wanted = plain * lam + plain[partner] * (1 - lam)
         if box is not None:
             wanted = plain.clone()
             rows, columns = slice(*box[:2]), slice(*box[2:])
-            wanted[:, :, rows, columns] = plain.flip(0)[:, :, rows, columns]
+            wanted[:, :, rows, columns] = plain[partner][:, :, rows, columns]
         assert close(ours, wanted)
-        assert close(ours[b // 2], plain[b // 2])
-        assert float(targets[b // 2].max()) == pytest.approx(0.9 + 0.1 / CLASSES)
+        assert close(ours[-1], plain[-1])
+        assert float(targets[-1].max()) == pytest.approx(0.9 + 0.1 / CLASSES)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_batch_cut_into_ranks_is_the_whole_batch(device, ranks):
+    """Bit for bit what the network sees, and the targets, with everything on."""
+    images, labels_b, samples = pictures(16).to(device), labels(16).to(device), np.arange(16) * 7
+    transforms = batch_transforms(mixup=0.8, cutmix=1.0, erasing=0.6, erasing_mode="pixel")
+    for step in range(8):
+        whole = transforms(images, labels_b, samples, 2, step)
+        each = 16 // ranks
+        cut = [slice(start, start + each) for start in range(0, 16, each)]
+        parts = [transforms(images[c], labels_b[c], samples[c], 2, step) for c in cut]
+        assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])
+        assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
 
 
 def test_smoothed_targets_give_torchs_smoothed_loss():
@@ -291,7 +312,7 @@ def test_smoothed_targets_give_torchs_smoothed_loss():
     targets = mix_targets(labels(), mixing, CLASSES, 0.1)
     assert torch.allclose(targets.sum(1), torch.ones(6))
     loss, entropy = 0, torch.nn.functional.cross_entropy
-    for share, truth in [(mixing.lam, labels()), (1 - mixing.lam, labels().flip(0))]:
+    for share, truth in [(mixing.lam, labels()), (1 - mixing.lam, neighbours(labels()))]:
         loss += share * entropy(logits, truth, label_smoothing=0.1)
     assert float(entropy(logits, targets)) == pytest.approx(float(loss), abs=1e-6)
 

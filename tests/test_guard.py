@@ -15,7 +15,7 @@ import torch
 import train_imagenet
 from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
-from fast_imagenet.guard import STALLED, STOPPED, Guard, Pauses, Stopped, lock_folder
+from fast_imagenet.guard import STALLED, STOPPED, Agreement, Guard, Pauses, Stopped, lock_folder
 from tests.conftest import ROOT, SMOKE
 from tests.torture.training import differences
 
@@ -24,8 +24,9 @@ EVERYTHING = [
     "--resolution.max_res=64", "--resolution.end_ramp=1", "--augment.mixup=0.2",
     "--augment.cutmix=1", "--augment.erasing=0.5", "--augment.erasing_mode=pixel",
     "--augment.policy=rand_augment_lite", "--augment.brightness=0.4", "--augment.saturation=0.4",
-    "--model.arch=timm/resnet18", "--model.drop_path=0.2", "--training.seed=5",
+    "--model.arch=timm/test_resnet", "--model.drop_path=0.2", "--training.seed=5",
 ]  # fmt: skip
+SMALL = "--model.arch=timm/test_resnet"  # a checkpoint of 134 MB takes longer than ten steps
 STEPS = 10  # 2 epochs of 80 // 16 steps
 
 
@@ -148,7 +149,8 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
 def test_a_signal_to_the_whole_group_is_not_for_the_workers(tiny_beton, tmp_path):
     folder = tmp_path / "run"
     flags = ["--data.backend=torchvision", "--training.checkpoint_minutes=0.0001"]
-    flags += ["--training.epochs=500"]  # it must not be over before the signal comes
+    # it must not be over before the signal comes
+    flags += ["--training.epochs=500", "--model.arch=timm/resnet18"]
     process = start_run(tiny_beton, folder, *flags, start_new_session=True)
     wait_for(folder / "last.pt", process)
     os.killpg(process.pid, signal.SIGTERM)
@@ -196,6 +198,31 @@ signal.raise_signal(signal.{name})
     )
 
 
+def test_a_run_without_batches_ends_with_its_stacks(tiny_beton, tmp_path):
+    """The whole command, its loader stuck in a call that nothing can end."""
+    code = f"""
+import time, train_imagenet
+from fast_imagenet import loader
+def stuck(samples): time.sleep(100)
+make = loader.TrainLoader.__init__
+def make_stuck(self, *args, **options):
+    make(self, *args, **options)
+    self._operations[0].before_batch = stuck
+loader.TrainLoader.__init__ = make_stuck
+train_imagenet.main(train_imagenet.read_settings([
+    "--config={SMOKE}", "--model.arch=timm/test_resnet", "--data.timeout=1.5",
+    "--training.use_blurpool=false", "--logging.folder={tmp_path}/run",
+    "--data.train_dataset={tiny_beton}/train.beton", "--data.val_dataset={tiny_beton}/val.beton",
+]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == STALLED, done.stderr
+    assert "no batch came for 1.5 s" in done.stderr
+    assert ", line 4 in stuck" in done.stderr and "in train_epoch" in done.stderr  # both threads
+
+
 def test_slow_steps_are_no_stall():
     with Guard(0.2) as guard:
         for _ in guard.watch(iter([1, 2])):
@@ -221,6 +248,28 @@ def test_a_wild_loss_is_told_within_fifty_steps_and_never_saved():
     assert not saved
 
 
+def test_weights_that_are_not_finite_are_never_saved(quick_run, tmp_path, monkeypatch):
+    """A step of finite loss may leave them: the checkpoint before it stays, and is named."""
+    flags = ["--training.epochs=3", "--training.resume=auto", "--lr.lr_peak_epoch=0", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=7", folder=tmp_path / "run")
+    before, take = (folder / "last.pt").read_bytes(), train_imagenet.forward_backward
+
+    def spoil(t, *batch):
+        loss = take(t, *batch)
+        if batch[-1] == 8:  # the step
+            next(t.model.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(train_imagenet, "forward_backward", spoil)
+    said = r"conv1.* is not finite in epoch 2 after 4 steps of it; lower lr.lr.*; the last good "
+    with pytest.raises(ValueError, match=rf"{said}checkpoint, .*last.pt \(epoch 2, after 2 steps"):
+        quick_run(*flags, "--training.max_steps=9", folder=folder)
+    assert (folder / "last.pt").read_bytes() == before
+    with pytest.raises(ValueError, match="the loss is not finite from step 9 on; lower lr.lr.*las"):
+        quick_run(*flags, "--training.max_steps=0", folder=folder)
+    assert (folder / "last.pt").read_bytes() == before
+
+
 def test_checkpoints_come_by_the_clock(monkeypatch):
     now, saved, losses = [0.0], [], []
     monkeypatch.setattr(guard_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -236,8 +285,27 @@ def test_checkpoints_come_by_the_clock(monkeypatch):
     assert len(saved) == 2
 
 
+def ranks_that_take(*milliseconds):
+    """Stand-ins for the ranks: `most` gives what the slowest of them would answer."""
+    answers, asked = list(milliseconds), []
+
+    def most(value):
+        asked.append(value)
+        return value if len(asked) % 2 else answers.pop(0)
+
+    return SimpleNamespace(world_size=2, most=most)
+
+
+def test_ranks_with_slow_steps_ask_each_other_after_each_of_them():
+    fast, slow = (Agreement(ranks_that_take(*[ms] * 30)) for ms in (1, 9000))
+    assert [step for step in range(32) if fast.ask(0) is not None] == [0, 10, 20, 30]
+    assert all(slow.ask(0) is not None for _ in range(20))
+    between = Agreement(ranks_that_take(9000, *[1300] * 30))
+    assert [step for step in range(11) if between.ask(0) is not None] == [0, 1, 4, 7, 10]
+
+
 def test_a_run_killed_before_its_final_weights_leaves_them_on_resume(quick_run, capsys):
-    flags = ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--training.max_steps=0"]
+    flags = ["--training.epochs=1", "--lr.lr_peak_epoch=0", "--training.max_steps=0", SMALL]
     folder = quick_run(*flags)
     weights, summary = (
         (folder / name).read_bytes() for name in ("weights.safetensors", "summary.json")
@@ -251,7 +319,7 @@ def test_a_run_killed_before_its_final_weights_leaves_them_on_resume(quick_run, 
 
 
 def test_a_run_says_what_it_does_and_where_it_goes_on(quick_run, capsys):
-    flags = ["--training.epochs=2", "--training.resume=auto", "--lr.lr_peak_epoch=1"]
+    flags = ["--training.epochs=2", "--training.resume=auto", "--lr.lr_peak_epoch=1", SMALL]
     folder = quick_run(*flags, "--training.max_steps=7")
     said = capsys.readouterr().out
     assert "on cpu: 80 pictures of 10 classes, 30 to evaluate; 2 epochs of 5 steps" in said

@@ -1,9 +1,11 @@
 """The FFCV loader: which samples come in which order, how errors arrive, what an end leaves."""
 
+import gc
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from itertools import chain
 
 import numba
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.writer import EncodeSettings, write_beton
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches
 from fast_imagenet.sources.base import Source
@@ -137,14 +140,31 @@ def test_a_changed_pixel_is_noticed_as_its_page_is_first_read(path, tmp_path, in
     assert len(list(unchecked.batches(32, 1.0))) == 1
 
 
-def test_ranks_share_the_batches_of_one_rank(path, one_rank):
-    parts = [labels_of(train_loader(path, rank=r, world_size=2).epoch(2, 32)) for r in (0, 1)]
-    joined = [first + second for first, second in zip(*parts, strict=True)]
-    assert joined == labels_of(one_rank.epoch(2, 32))
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_the_batches_of_one_rank(path, monkeypatch, world_size, in_memory):
+    """Samples and pixels, in the quasi-random order too; there the file has twelve pages."""
+    monkeypatch.setattr(loader, "PAGES_IN_MEMORY", 3)
+
+    def batches_of(rank, world_size):
+        one = train_loader(path, rank=rank, world_size=world_size, in_memory=in_memory)
+        if not in_memory:
+            assert one._pages is not None
+            one._pages = np.arange(COUNT) // 4
+        return [(x.numpy().copy(), y.tolist(), s.tolist()) for x, y, s in one.epoch(2, 32)]
+
+    whole = batches_of(0, 1)
+    parts = [batches_of(rank, world_size) for rank in range(world_size)]
+    for pieces, (images, seen, samples) in zip(zip(*parts, strict=True), whole, strict=True):
+        assert list(chain.from_iterable(piece[1] for piece in pieces)) == seen
+        assert list(chain.from_iterable(piece[2] for piece in pieces)) == samples
+        assert np.array_equal(np.concatenate([piece[0] for piece in pieces]), images)
+    pages = [sample // 4 for *_, samples in whole[:1] for sample in samples]
+    assert (len(set(pages)) <= 3) == (not in_memory)
 
 
 def test_every_validation_image_comes_once_whatever_the_ranks(path):
-    for world_size in (1, 2):
+    for world_size in (1, 2, 4, 7):
         seen = []
         for rank in range(world_size):
             part = loader.EvalLoader(path, batch_size=16, rank=rank, world_size=world_size)
@@ -181,12 +201,28 @@ def test_an_error_in_the_loader_thread_reaches_the_caller(path):
     assert isinstance(raised.value.__cause__, MemoryError)
 
 
+def arrays_in(nested):
+    """All arrays of nested dictionaries, lists and tuples."""
+    if isinstance(nested, np.ndarray | torch.Tensor):
+        return [nested]
+    parts = nested.values() if isinstance(nested, dict) else nested
+    return [array for part in parts or () for array in arrays_in(part)]
+
+
 def test_leaving_an_epoch_early_ends_its_thread(one_rank):
     for taken in (0, 1, 3):
         batches = one_rank.epoch(0, 32)
         for _ in range(taken):
             next(batches)
+        if taken:  # the thread runs from the first batch on
+            (thread,) = [t for t in threading.enumerate() if isinstance(t, loader._Epoch)]
+            buffers = [weakref.ref(part) for part in arrays_in(thread.memory_allocations)]
+            assert buffers
+            del thread
         batches.close()
+        del batches
+        gc.collect()
+        assert not taken or not any(buffer() is not None for buffer in buffers)
     assert not [t for t in threading.enumerate() if isinstance(t, loader._Epoch)]
     assert len(labels_of(one_rank.epoch(0, 32))) == COUNT // 8
 
@@ -221,6 +257,30 @@ def test_quasi_random_loader_reads_through_the_process_cache(path, labels):
     seen = labels_of(quasi.epoch(0, 32))
     expected = paged_epoch_order(np.zeros(COUNT, int), 1, 3, 0)
     assert list(chain.from_iterable(seen)) == labels[expected[:40]].tolist()
+
+
+def test_altered_tables_are_refused_before_compiled_code_runs(path, tmp_path, monkeypatch):
+    """A bit of header, metadata or table of pointers: FFCV never sees such a file."""
+    altered, whole = tmp_path / "altered.beton", path.read_bytes()
+    for suffix in ("", ".json"):
+        shutil.copy(f"{path}{suffix}", f"{altered}{suffix}")
+    reached = []
+    monkeypatch.setattr(loader, "Loader", lambda *_, **__: reached.append(1))
+    start, rng = fmt.METADATA_START, np.random.default_rng(0)
+    tables = [(0, start), (start, start + COUNT * fmt.SAMPLE.itemsize)]
+    tables.append((len(whole) - COUNT * fmt.ALLOCATION.itemsize, len(whole)))
+    for first, end in tables * 40:
+        place = rng.integers(first, end)
+        with open(altered, "r+b") as file:
+            file.seek(place)
+            file.write(bytes([whole[place] ^ 1 << int(rng.integers(8))]))
+            for make in (train_loader, lambda name: loader.EvalLoader(name, batch_size=8)):
+                file.flush()
+                with pytest.raises(loader.BetonError, match="altered.beton"):
+                    make(altered)
+            file.seek(place)
+            file.write(whole[place : place + 1])
+    assert not reached
 
 
 def test_torch_keeps_its_threads(path):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import time
 
@@ -466,6 +467,24 @@ def test_a_damaged_picture_is_named_in_one_sentence(tmp_path, device_is_cpu, wor
     assert message.startswith("sample 3 (")
     assert str(broken) in message
     loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_changed_pixel_is_noticed_as_its_page_is_first_read(root, tmp_path, workers):
+    for suffix in ("", ".json"):
+        shutil.copy(f"{root}/train.beton{suffix}", f"{tmp_path}/train.beton{suffix}")
+    place = int(BetonFile(tmp_path / "train.beton").offsets[7]) + 300
+    with open(tmp_path / "train.beton", "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    loader = train_loader(tmp_path, "train.beton", num_workers=workers)
+    with pytest.raises(SampleError, match="the checksum of page 1 .*is wrong; copy it again"):
+        collect(loader.epoch(0, 32))
+    loader.close()
+    unchecked = train_loader(tmp_path, "train.beton", check_pages=False)
+    assert len(collect(unchecked.epoch(0, 32))[0]) == TRAIN
 
 
 def test_a_file_that_is_gone(tmp_path):

@@ -14,6 +14,8 @@ import torchvision
 from torch import nn
 
 import train_imagenet
+from fast_imagenet.beton.reader import sidecar_path
+from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fast_imagenet.models import (
     classification_layer,
@@ -23,6 +25,9 @@ from fast_imagenet.models import (
 )
 from fast_imagenet.ranks import choose_precision
 from tests.conftest import ROOT, SMOKE
+from tests.faults import Faulty
+
+SMALL = "--model.arch=timm/test_resnet"
 
 
 def read_log(folder):
@@ -416,6 +421,38 @@ def test_eval_only_takes_a_file_of_any_maker(quick_run, tmp_path, capsys, kind):
     assert "30 images" in line
     if kind == "ours":
         assert f"{log['plain_top1']:.2f} % plain" in line
+
+
+def test_weights_of_other_classes_are_refused(quick_run, monkeypatch, tiny_beton):
+    """The same number of them in another order: every label would be wrong, and no size tells."""
+    folder = quick_run("--data.backend=torchvision", "--training.max_steps=2", SMALL)
+    info = json.loads((folder / "weights.json").read_text())
+    info["classes"] = info["classes"][::-1]
+    (folder / "weights.json").write_text(json.dumps(info))
+    flags = ["--data.backend=torchvision", SMALL]
+    flags.append(f"--model.checkpoint={folder}/weights.safetensors")
+    for more in ([], ["--training.eval_only=1"]):
+        with pytest.raises(ValueError, match="trained on other classes than .*: class 0 is .* t"):
+            quick_run(*flags, *more, folder=folder.parent / "other")
+    assert not (folder.parent / "other").exists()
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_two_files_of_other_classes_are_refused(quick_run, tmp_path, backend):
+    def run_on(count):
+        source, path = Faulty(), tmp_path / f"{count}.beton"
+        source.classes = [f"other{number}" for number in range(count)]
+        source.labels = np.arange(80) % count
+        write_beton(path, source)
+        flags = [f"--data.backend={backend}", f"--data.val_dataset={path}", SMALL]
+        with pytest.raises(ValueError, match="or their names differ; write both from one source"):
+            quick_run(*flags, folder=tmp_path / "refused")
+        sidecar_path(path).unlink()  # without names the labels decide
+        return flags
+
+    quick_run(*run_on(10))
+    with pytest.raises(ValueError, match="has 10 classes, .*12.beton has 12, or"):
+        quick_run(*run_on(12))
 
 
 def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):

@@ -1,5 +1,6 @@
 """What the parts share: command lines, processes watched to their end, real pictures."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.torture.warm import ONE_THREAD, ROOT, Trainer
+
 PATIENCE = 240  # seconds after which a command counts as hanging
 
 
-_STARTED: list[subprocess.Popen] = []
+_STARTED: list = []
 
 
 def start(script: str, *flags: str) -> subprocess.Popen:
@@ -23,12 +25,20 @@ def start(script: str, *flags: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "omp"},
+        env=os.environ | ONE_THREAD,
         # below a background shell, Ctrl-C would be ignored by inheritance
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     _STARTED.append(process)
     return process
+
+
+def start_trainer(*flags: str, cold: bool = False):
+    """train_imagenet.py with these flags: forked, or, cold, as a user starts it."""
+    if cold:
+        return start("train_imagenet.py", *flags)
+    _STARTED.append(Trainer(*flags))
+    return _STARTED[-1]
 
 
 def kill_what_runs() -> None:
@@ -38,7 +48,7 @@ def kill_what_runs() -> None:
             kill_session(process)
 
 
-def end(process: subprocess.Popen) -> str:
+def end(process) -> str:
     """Wait for the end of a process and return what it said.
 
     Raises:
@@ -51,8 +61,10 @@ def end(process: subprocess.Popen) -> str:
         raise TimeoutError(f"{process.args} did not end within {PATIENCE} s") from None
 
 
-def kill_session(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+def kill_session(process) -> None:
+    """Kill a process of `start` or `start_trainer` with all its children."""
+    with contextlib.suppress(ProcessLookupError):  # it had just ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 
@@ -62,8 +74,16 @@ def succeed(script: str, *flags: str) -> float:
     Raises:
         RuntimeError: it did not, with what it said.
     """
+    return _finish(script, flags, time.monotonic(), start(script, *flags))
+
+
+def train(*flags: str, cold: bool = False) -> float:
+    """As `succeed`, for `start_trainer`."""
     begin = time.monotonic()
-    process = start(script, *flags)
+    return _finish("train_imagenet.py", flags, begin, start_trainer(*flags, cold=cold))
+
+
+def _finish(script: str, flags: tuple, begin: float, process) -> float:
     said = end(process)
     if process.returncode:
         raise RuntimeError(f"{script} {' '.join(flags)} ended with {process.returncode}: {said}")

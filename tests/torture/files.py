@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 
@@ -15,9 +16,14 @@ import numpy as np
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.verify import verify
-from tests.torture.common import PATIENCE, ROOT, end, source_flags, start, succeed
+from tests.torture.common import PATIENCE, ROOT, end, source_flags, start_trainer, succeed
 
 SILENCE = 60  # seconds on one file that count as a hang
+SMALL = "--model.arch=timm/test_resnet"
+LINE = (
+    *("files", "refused", "read_by_the_loader", "refused_by_the_decoder"),
+    *("stamped_and_accepted", "refused_after_compiled_code"),  # both must stay 0
+)
 
 
 def damages(count: int, photos: Path | None, pictures: int = 100, seed: int = 0) -> dict:
@@ -50,28 +56,22 @@ def fuzzed_tables(count: int, starts: int, photos: Path | None, seed: int = 0) -
     """`count` files with altered header, metadata or table, opened as the trainer opens them.
 
     In every second one the checksums are blanked out, as in a file that FFCV wrote: there the
-    structure alone decides, and what it accepts is read by the compiled loader. The files are
-    opened in a process that is watched for crashes and silence. `starts` of them go through
-    train_imagenet.py itself.
+    structure alone decides, and what it accepts is read by the compiled loader; of the others none
+    may be accepted. Two processes open them, watched for crashes and silence. `starts` of them go
+    through train_imagenet.py itself.
     """
-    with tempfile.TemporaryDirectory() as name:
-        path = _write(Path(name), photos, 24)
-        total = {"files": 0, "refused": 0, "read_by_the_loader": 0, "refused_by_the_decoder": 0}
-        crashes, begin, number = [], time.monotonic(), 0
-        while number < count:
-            command = [sys.executable, "-m", "tests.torture.files", str(path)]
-            command += [str(seed), str(number), str(count)]
-            seen, why = _watch(command)
-            for key in total:
-                total[key] += sum(line[key] for line in seen)
-            number += len(seen)
-            if why:
-                crashes.append({"file": number, "why": why})
-                number += 1
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
+        # small pictures: what is altered are the tables, not they
+        path = _write(Path(name), photos, 24, "--write.max_side=96")
+        begin, middle = time.monotonic(), count // 2
+        spans = [(0, middle), (middle, count)]
+        parts = list(pool.map(lambda span: _open_all(path, seed, *span), spans))
         seconds = time.monotonic() - begin
         ended = _starts(path, starts, seed + 1)
-    return total | {
-        "crashes_and_hangs": crashes,
+    seen = [line for part in parts for line in part[0]]
+    return {
+        **{key: sum(line[key] for line in seen) for key in LINE},
+        "crashes_and_hangs": [crash for part in parts for crash in part[1]],
         "seconds": round(seconds, 1),
         "trainer_starts": len(ended),
         "trainer_refused_in_a_sentence": ended.count("refused"),
@@ -80,8 +80,22 @@ def fuzzed_tables(count: int, starts: int, photos: Path | None, seed: int = 0) -
     }
 
 
-def _write(folder: Path, photos: Path | None, pictures: int) -> Path:
-    flags = [*source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
+def _open_all(path: Path, seed: int, number: int, end_at: int) -> tuple[list[dict], list[dict]]:
+    """Lines of the watched process for these numbers, and its crashes; it is started again."""
+    lines, crashes = [], []
+    while number < end_at:
+        command = [sys.executable, "-m", "tests.torture.files", str(path)]
+        seen, why = _watch([*command, str(seed), str(number), str(end_at)])
+        lines += seen
+        number += len(seen)
+        if why:
+            crashes.append({"file": number, "why": why})
+            number += 1
+    return lines, crashes
+
+
+def _write(folder: Path, photos: Path | None, pictures: int, *more: str) -> Path:
+    flags = [*more, *source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
     succeed("write_dataset.py", *flags, f"--write.folder={folder}")
     return folder / "train.beton"
 
@@ -96,7 +110,7 @@ def _watch(command: list[str]) -> tuple[list[dict], str]:
     """The lines of a process, and why it ended before its time: '' when it did not."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        lines, timer = [], Timer(SILENCE, process.kill)
+        lines, timer = [], Timer(PATIENCE, process.kill)  # imports come first
         timer.start()
         for line in process.stdout:
             timer.cancel()
@@ -115,43 +129,63 @@ def _starts(path: Path, count: int, seed: int) -> list[str]:
     folder = path.parent / "run"
     whole, generator = path.read_bytes(), np.random.default_rng(seed)
     for number in range(count):
-        _alter(path, whole, generator, blank=number % 2 == 1)
-        flags = ["--config=tests/smoke.yaml", "--model.arch=resnet18", "--training.epochs=1"]
+        edits = _edits(whole, generator, blank=number % 2 == 1)
+        _apply(path, edits)
+        flags = ["--config=tests/smoke.yaml", SMALL, "--training.epochs=1"]
         flags += [f"--data.{split}_dataset={path}" for split in ("train", "val")]
-        process = start("train_imagenet.py", *flags, f"--logging.folder={folder}")
+        process = start_trainer(*flags, f"--logging.folder={folder}", cold=number == 0)
         try:
-            said = end(process)
+            said, status = end(process), process.returncode
         except TimeoutError:
-            said, process.returncode = "", "hang"
-        if process.returncode == 0:
+            said, status = "", "hang"
+        if status == 0:
             found.append("trained")
-        elif process.returncode in (1, 2) and "Traceback" not in said:
+        elif status in (1, 2) and "Traceback" not in said:
             found.append("refused")
         else:
-            found.append(f"{process.returncode}: {said[-300:]}")
-    path.write_bytes(whole)
+            found.append(f"{status}: {said[-300:]}")
+        _apply(path, _back(whole, edits))
     return found
 
 
-def _alter(path: Path, whole: bytes, generator: np.random.Generator, blank: bool) -> None:
-    """One or two fields of header, metadata or allocation table overwritten with a hard value."""
-    data = bytearray(whole)
-    samples = int(np.frombuffer(data, fmt.HEADER, 1)["num_samples"][0])
+def _edits(whole: bytes, generator: np.random.Generator, blank: bool) -> list[tuple[int, bytes]]:
+    """One or two fields of header, metadata or allocation table overwritten with a hard value.
+
+    Returns: what to write where.
+    """
+    samples = int(np.frombuffer(whole, fmt.HEADER, 1)["num_samples"][0])
     parts = [(0, fmt.HEADER), (fmt.METADATA_START, fmt.SAMPLE)]
-    parts.append((len(data) - samples * fmt.ALLOCATION.itemsize, fmt.ALLOCATION))
-    if blank:
-        data[fmt.HEADER.itemsize : fmt.METADATA_START] = _without_stamp(data)
+    parts.append((len(whole) - samples * fmt.ALLOCATION.itemsize, fmt.ALLOCATION))
+    edits = [(fmt.HEADER.itemsize, _without_stamp(whole))] if blank else []
     for _ in range(1 + generator.integers(4) // 3):
         start_at, kind = parts[generator.integers(3)]
         row = 0 if kind is fmt.HEADER else int(generator.integers(samples))
         name = kind.names[generator.integers(len(kind.names))]
         field, offset = kind.fields[name][0], kind.fields[name][1]
         place, width = start_at + row * kind.itemsize + offset, field.itemsize
-        data[place : place + width] = _hard_value(data[place : place + width], generator)
-    path.write_bytes(data)
+        edits.append((place, _hard_value(whole[place : place + width], generator)))
+    return edits
 
 
-def _without_stamp(data: bytearray) -> bytes:
+def _apply(path: Path, edits: list[tuple[int, bytes]]) -> None:
+    for place, data in edits:
+        _put(path, place, data)
+
+
+def _back(whole: bytes, edits: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """The edits that take others back."""
+    return [(place, whole[place : place + len(data)]) for place, data in edits]
+
+
+def _changes(whole: bytes, edits: list[tuple[int, bytes]]) -> bool:
+    """Whether any byte becomes another one: a step of 0 or a second edit may leave all as it is."""
+    altered = {}
+    for place, data in edits:
+        altered |= {place + number: byte for number, byte in enumerate(data)}
+    return any(whole[place] != byte for place, byte in altered.items())
+
+
+def _without_stamp(data: bytes) -> bytes:
     """Field descriptors with empty arguments: what stock FFCV leaves there."""
     size = fmt.METADATA_START - fmt.HEADER.itemsize
     fields = np.frombuffer(data, fmt.FIELD, 2, fmt.HEADER.itemsize).copy()
@@ -176,27 +210,36 @@ def _hard_value(old: bytes, generator: np.random.Generator) -> bytes:
 
 def open_fuzzed(path: Path, seed: int, first: int, end_at: int) -> None:
     """Open fuzzed files as the trainer does, one line of JSON a file; in a process of its own."""
+    from fast_imagenet import loader
     from fast_imagenet.beton.reader import BetonError
-    from fast_imagenet.loader import EvalLoader, TrainLoader
 
-    whole = path.read_bytes()
+    whole, reads = path.read_bytes(), loader.Loader
     altered = path.with_name(f"fuzzed-{first}.beton")
+    shutil.copy(path, altered)
+    compiled = []  # whether FFCV's loader, which compiles, was reached
+    loader.Loader = lambda *args, **options: (compiled.append(1), reads(*args, **options))[1]
     for number in range(first, end_at):
-        blank = number % 2 == 1
-        _alter(altered, whole, np.random.default_rng((seed, number)), blank)
-        if not blank:
+        stamped, line = number % 2 == 0, dict.fromkeys(LINE, 0) | {"files": 1}
+        edits = _edits(whole, np.random.default_rng((seed, number)), blank=not stamped)
+        _apply(altered, edits)
+        if stamped:
             shutil.copy(sidecar_path(path), sidecar_path(altered))
         else:
             sidecar_path(altered).unlink(missing_ok=True)
-        line = {"files": 1, "refused": 0, "read_by_the_loader": 0, "refused_by_the_decoder": 0}
+        compiled.clear()
         try:
-            train = TrainLoader(str(altered), global_batch=8, seed=0, num_workers=1)
+            train = loader.TrainLoader(str(altered), global_batch=8, seed=0, num_workers=1)
+            line["stamped_and_accepted"] = int(stamped and _changes(whole, edits))
             line["read_by_the_loader"] = 1
             list(train.epoch(0, 32))
-            list(EvalLoader(str(altered), batch_size=8, num_workers=1).batches(32, 0.875))
+            val = loader.EvalLoader(str(altered), batch_size=8, num_workers=1)
+            list(val.batches(32, 0.875))
         except (BetonError, ValueError):
-            line["refused_by_the_decoder" if line["read_by_the_loader"] else "refused"] = 1
+            late = line["read_by_the_loader"]
+            line["refused_by_the_decoder" if late else "refused"] = 1
+            line["refused_after_compiled_code"] = int(bool(compiled) and not late)
         print(json.dumps(line), flush=True)
+        _apply(altered, _back(whole, edits))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def lost_rank() -> dict:
         run = data / "run"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node=2", "train_imagenet.py", "--config=tests/smoke.yaml"]
-        command += ["--model.arch=resnet18", "--training.epochs=5000", "--training.max_steps=0"]
+        command += ["--model.arch=timm/test_resnet", "--training.epochs=5000"]
+        command += ["--training.max_steps=0"]
         command += [f"--data.{s}_dataset={data / f'{s}.beton'}" for s in ("train", "val")]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         with subprocess.Popen(
@@ -59,7 +60,7 @@ def _is_rank(number: int) -> bool:
     return state != "Z" and "train_imagenet.py" in words and "torch.distributed.run" not in words
 
 
-def lost_node() -> dict:
+def lost_node(lost: int) -> dict:
     """One of two nodes loses power and is started again: the run must go on and finish."""
     with tempfile.TemporaryDirectory() as name:
-        return agents.lose_node(1, write_tiny(Path(name)), PATIENCE)
+        return agents.lose_node(lost, write_tiny(Path(name)), PATIENCE)

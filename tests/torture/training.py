@@ -5,44 +5,65 @@ import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from fast_imagenet.guard import STOPPED
-from tests.torture.common import end, kill_session, source_flags, start, succeed
+from tests.torture.common import (
+    PATIENCE,
+    end,
+    kill_session,
+    source_flags,
+    start_trainer,
+    succeed,
+    train,
+)
 
-# Imagenette's CPU recipe in seconds, with everything on that draws or averages.
+# Imagenette's CPU recipe in seconds, with everything on that draws or averages. The network is
+# small, as a checkpoint every fifth of a second would otherwise be most of the run.
 RECIPE = [
-    "--config=rn18_64px_16_epochs.yaml", "--training.epochs=2", "--training.batch_size=16",
-    "--lr.lr_peak_epoch=0.5", "--ema.decay=0.9", "--resolution.min_res=32",
-    "--resolution.end_ramp=1", "--augment.mixup=0.2", "--augment.cutmix=1",
-    "--augment.erasing=0.5", "--augment.erasing_mode=pixel", "--augment.saturation=0.4",
-    "--augment.policy=rand_augment_lite", "--validation.resolution=32",
+    "--config=rn18_64px_16_epochs.yaml", "--model.arch=timm/test_resnet", "--training.epochs=2",
+    "--training.batch_size=16", "--lr.lr_peak_epoch=0.5", "--ema.decay=0.9",
+    "--resolution.min_res=32", "--resolution.end_ramp=1", "--augment.mixup=0.2",
+    "--augment.cutmix=1", "--augment.erasing=0.5", "--augment.erasing_mode=pixel",
+    "--augment.saturation=0.4", "--augment.policy=rand_augment_lite", "--validation.resolution=32",
     "--validation.plain_resolution=32", "--data.num_workers=1", "--logging.tensorboard=0",
     "--logging.progress=0", "--training.checkpoint_minutes=0.003",
 ]  # fmt: skip
-PICTURES = (160, 40)
+PICTURES, BATCH = (160, 40), 16
+COLD = 5  # every fifth life is started as a user does it
 
 
 def training_kills(moments: int, photos: Path | None, seed: int = 0) -> dict:
     """Kill the run with SIGKILL at `moments` random moments of its life, resume, compare its end.
 
-    Two runs go on side by side. Each is killed up to twice before it may end.
+    Two runs go on side by side. Each is killed up to twice before it may end; every fifth is
+    started cold, and in half of them the draw begins with the first checkpoint.
     """
 
     def life(number: int, place: _Place) -> dict:
-        draw = random.Random(f"{seed} {number}")
-        folder, statuses = place.folder / f"killed-{number}", []
+        draw, cold = random.Random(f"{seed} {number}"), number % COLD == 0
+        folder, statuses, steps = place.folder / f"killed-{number}", [], []
         for _ in range(1 + number % 2):
-            process = start("train_imagenet.py", *place.flags, f"--logging.folder={folder}")
-            time.sleep(draw.uniform(0, place.seconds))
+            process = start_trainer(*place.flags, f"--logging.folder={folder}", cold=cold)
+            late = number % 4 > 1 and _wait_for(folder / "last.pt", process)
+            longest = place.cold_seconds if cold else place.seconds
+            time.sleep(draw.uniform(0, longest / 2 if late else longest))
             kill_session(process)
             statuses.append(process.returncode)
-        succeed("train_imagenet.py", *place.flags, f"--logging.folder={folder}")
-        return {"statuses": statuses, "differs_in": differences(folder, place.whole)}
+            steps.append(steps_done(folder))
+        train(*place.flags, f"--logging.folder={folder}")
+        differing = differences(folder, place.whole)
+        return {"statuses": statuses, "saved_steps": steps, "differs_in": differing}
 
     runs = _lives(moments, photos, life)
-    same = sum(not run["differs_in"] for run in runs)
-    return {"moments": moments, "ended_bit_identical": same, "runs": runs}
+    return {
+        "moments": moments,
+        "killed_before_the_end": sum(-signal.SIGKILL in run["statuses"] for run in runs),
+        "killed_with_a_checkpoint": sum(any(run["saved_steps"]) for run in runs),
+        "ended_bit_identical": sum(not run["differs_in"] for run in runs),
+        "runs": runs,
+    }
 
 
 def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
@@ -50,22 +71,25 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
     names = ("SIGTERM", "SIGINT", "SIGUSR1")
 
     def life(number: int, place: _Place) -> dict:
-        draw = random.Random(f"{seed} signal {number}")
+        draw, cold = random.Random(f"{seed} signal {number}"), number % COLD == 0
         folder, name = place.folder / f"signalled-{number}", names[number % 3]
-        process = start("train_imagenet.py", *place.flags, f"--logging.folder={folder}")
-        # not before Python has read the script: until then nobody can answer
-        time.sleep(draw.uniform(2, place.seconds))
-        begin, saved = time.monotonic(), (folder / "last.pt").exists()
+        process = start_trainer(*place.flags, f"--logging.folder={folder}", cold=cold)
+        late = number % 2 and _wait_for(folder / "last.pt", process)
+        # cold, not before Python has read the script: until then nobody can answer
+        first, last = (2, place.cold_seconds) if cold else (0, place.seconds)
+        time.sleep(draw.uniform(0, place.seconds / 2) if late else draw.uniform(first, last))
+        begin, before = time.monotonic(), steps_done(folder)
         process.send_signal(signal.Signals[name])
         said = end(process)
-        seconds = time.monotonic() - begin
-        saves = (folder / "last.pt").exists() or not saved
-        succeed("train_imagenet.py", *place.flags, f"--logging.folder={folder}")
+        seconds, after = time.monotonic() - begin, steps_done(folder)
+        train(*place.flags, f"--logging.folder={folder}")
+        saves = after >= before and bool(after) == ("before the run began" not in said)
         good = process.returncode in (STOPPED, 0) and seconds < 25 and saves
         return {
             "signal": name,
             "status": process.returncode,
             "seconds": round(seconds, 2),
+            "saved_steps": after,
             "said": said.strip().splitlines()[-1:],
             "good": good,
             "differs_in": differences(folder, place.whole),
@@ -75,32 +99,62 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
     return {
         "moments": moments,
         "ended_within_25_s": sum(run["good"] for run in runs),
-        "longest_seconds": max(run["seconds"] for run in runs),
+        "stopped_with_a_checkpoint": sum(
+            run["status"] == STOPPED and run["saved_steps"] > 0 for run in runs
+        ),
+        "longest_seconds": max((run["seconds"] for run in runs), default=0),
         "ended_bit_identical_after_resume": sum(not run["differs_in"] for run in runs),
         "runs": runs,
     }
 
 
+def steps_done(folder: Path) -> int:
+    """Steps behind the run in `folder`, by its last checkpoint; 0 without one."""
+    from fast_imagenet.checkpoint import load_checkpoint
+
+    if not (folder / "last.pt").exists():
+        return 0
+    state = load_checkpoint(folder / "last.pt")
+    return state["epoch"] * (PICTURES[0] // BATCH) + state["step"]
+
+
+def _wait_for(path: Path, process) -> bool:
+    """Until a file is there, or the process has ended; whether it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path.exists()
+
+
 class _Place:
     """Data, flags and an uninterrupted run to compare with.
 
-    Attributes: folder: for runs. whole: the uninterrupted run. seconds: a run takes.
+    Attributes:
+        folder: for runs.
+        whole: the uninterrupted run, started as a user does it.
+        cold_seconds, seconds: that one takes, and one that is forked.
     """
 
-    def __init__(self, folder: Path, photos: Path | None) -> None:
-        self.folder, self.whole = folder, folder / "whole"
+    def __init__(self, photos: Path | None) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.folder = folder = Path(self._folder.name)
+        self.whole = folder / "whole"
         for split, count in zip(("train", "val"), PICTURES, strict=True):
             flags = [*source_flags(photos), f"--source.split={split}", f"--write.limit={count}"]
             succeed("write_dataset.py", *flags, f"--write.folder={folder}")
         self.flags = [*RECIPE, "--training.resume=auto"]
         self.flags += [f"--data.{s}_dataset={folder / f'{s}.beton'}" for s in ("train", "val")]
-        succeed("train_imagenet.py", *self.flags, f"--logging.folder={folder / 'first'}")
-        self.seconds = succeed("train_imagenet.py", *self.flags, f"--logging.folder={self.whole}")
+        self.cold_seconds = train(*self.flags, f"--logging.folder={self.whole}", cold=True)
+        train(*self.flags, f"--logging.folder={folder / 'first'}")  # the imports before the fork
+        self.seconds = train(*self.flags, f"--logging.folder={folder / 'second'}")
+
+
+_place = cache(_Place)  # kills and signals compare with the same uninterrupted run
 
 
 def _lives(moments: int, photos: Path | None, life) -> list[dict]:
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
-        place = _Place(Path(name), photos)
+    with ThreadPoolExecutor(2) as pool:
+        place = _place(photos)
         return list(pool.map(lambda number: life(number, place), range(moments)))
 
 

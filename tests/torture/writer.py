@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import queue
 import random
 import signal
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fast_imagenet.beton.verify import verify
@@ -16,25 +18,31 @@ COMPLETE = ("train.beton", "train.beton.json")
 VICTIMS = ("the writing process", "one worker", "all at once")
 
 
-def writer_kills(moments: int, photos: Path | None, pictures: int = 500, seed: int = 0) -> dict:
+def writer_kills(moments: int, photos: Path | None, pictures: int = 250, seed: int = 0) -> dict:
     """Kill write_dataset.py `moments` times, each time run it again; what was left each time.
 
     In turn the writing process, a worker or all of them are killed with SIGKILL, at a moment drawn
-    uniformly from the time that a conversion takes. Every second one replaces a file.
+    uniformly from the time that a conversion takes. Every second one replaces a file. Two
+    conversions go on side by side, each in a folder of its own.
     """
     draw = random.Random(seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         flags = [*source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
-        flags += ["--write.workers=2", f"--write.folder={folder}", "--write.overwrite=true"]
-        seconds = succeed("write_dataset.py", *flags)
-        runs = []
-        for moment in range(moments):
-            if moment % 2 == 0:
-                for path in folder.iterdir():
-                    path.unlink()
-            after = draw.uniform(0.1, seconds)
-            runs.append(_one_kill(flags, folder, VICTIMS[moment % 3], after))
+        flags += ["--write.workers=2", "--write.overwrite=true"]
+        seconds = succeed("write_dataset.py", *flags, f"--write.folder={name}/first")
+        cases = [(number, draw.uniform(0.1, seconds)) for number in range(moments)]
+        spare = queue.SimpleQueue()
+        for number in (0, 1):
+            spare.put(Path(name, str(number)))
+
+        def one(case: tuple[int, float]) -> dict:
+            folder = spare.get()
+            try:
+                return _one_kill(flags, folder, *case)
+            finally:
+                spare.put(folder)
+
+        runs = list(pool.map(one, cases))
     return {
         "moments": moments,
         "seconds_of_a_conversion": round(seconds, 2),
@@ -47,7 +55,14 @@ def writer_kills(moments: int, photos: Path | None, pictures: int = 500, seed: i
     }
 
 
-def _one_kill(flags: list[str], folder: Path, victim: str, after: float) -> dict:
+def _one_kill(flags: list[str], folder: Path, moment: int, after: float) -> dict:
+    victim, flags = VICTIMS[moment % 3], [*flags, f"--write.folder={folder}"]
+    folder.mkdir(exist_ok=True)
+    if moment % 2 == 0:
+        for path in folder.iterdir():
+            path.unlink()
+    elif not (folder / "train.beton").exists():
+        succeed("write_dataset.py", *flags)
     process = start("write_dataset.py", *flags)
     time.sleep(after)
     try:
