@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -539,6 +539,8 @@ def _start_method():
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # started by the server otherwise, and then it takes SIGINT and SIGTERM out of the mask first
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()

@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -28,6 +30,7 @@ from fast_imagenet.torch_pipeline import (
     TorchTrainLoader,
     crop_and_resize,
 )
+from tests.conftest import ROOT
 
 CLASSES = ["n00000001", "n00000002", "n00000003"]
 TRAIN, VAL = 24, 11
@@ -526,3 +529,23 @@ def test_a_slow_batch_is_waited_for_up_to_the_limit(monkeypatch):
     monkeypatch.setattr(torch_pipeline, "TIMEOUT_SECONDS", -1)
     with pytest.raises(RuntimeError, match="timed out"):
         torch_pipeline._next_batch(Slow())
+
+
+def test_the_signals_that_stop_a_run_are_blocked_for_the_server_of_the_workers():
+    """In a process of its own, where nothing has started multiprocessing's tracker before."""
+    code = """
+from multiprocessing import forkserver
+from fast_imagenet.torch_pipeline import _start_method
+_start_method()
+server = forkserver._forkserver._forkserver_pid
+lines = open(f"/proc/{server}/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("SigBlk")))
+print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("SigBlk")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    blocked, own = (int(word, 16) for word in done.stdout.split())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        assert blocked >> (number - 1) & 1 and not own >> (number - 1) & 1, number
