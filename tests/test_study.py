@@ -46,6 +46,12 @@ def write_plan(folder, **changes):
         ({"groups": []}, "one at least"),
         ({"groups": [{"name": "a", "label": "x"}] * 2}, "different names"),
         ({"groups": ["a"]}, "'a' is no mapping"),
+        ({"groups": [{"name": "../a", "label": "x"}]}, "becomes a folder"),
+        ({"seeds": [0, 0]}, "has one twice"),
+        ({"seeds": []}, "one at least"),
+        ({"seeds": ["a"]}, "whole numbers"),
+        ({"write": [3]}, "list of mappings"),
+        ({"settings": {"training.seed": 5}}, "training.seed is set by the study itself"),
     ],
 )
 def test_a_wrong_plan_is_refused(tmp_path, changes, words):

@@ -21,10 +21,9 @@ from fast_imagenet.report.records import (
     read_run,
     unfinished,
 )
+from fast_imagenet.report.studies import NAME
 from fast_imagenet.report.tables import Book, entry_section
 from fast_imagenet.runlog import read_jsonl, shareable
-
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 def add_run(

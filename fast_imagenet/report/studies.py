@@ -16,6 +16,7 @@ With a plan, which `python -m fast_imagenet.study` carries out (all of these, or
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import yaml
 from fast_imagenet.report.errors import RecordError
 
 FILE = "study.yaml"
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+OWN = {"training.seed", "logging.folder", "data.train_dataset", "data.val_dataset"}
 PLAN_KEYS = {"config": (str, list), "settings": dict, "seeds": list, "write": list, "groups": list}
 KEYS = {"title": str, "note": str} | PLAN_KEYS
 GROUP_KEYS = {"name": str, "label": str, "settings": dict}
@@ -82,6 +85,8 @@ def read_study(path: Path) -> Study | None:
     if not planned:
         return Study(content["title"], content.get("note", ""))
     _check(content, KEYS, {"title", *PLAN_KEYS}, path)
+    groups = _groups(content["groups"], path)
+    _check_values(content, groups, path)
     return Study(
         content["title"],
         content.get("note", "").strip(),
@@ -89,18 +94,41 @@ def read_study(path: Path) -> Study | None:
         content["settings"],
         tuple(content["seeds"]),
         tuple(content["write"]),
-        _groups(content["groups"], path),
+        groups,
     )
+
+
+def _check_values(content: dict, groups: tuple[GroupPlan, ...], path: Path) -> None:
+    seeds, names = content["seeds"], [group.name for group in groups]
+    own = {key for one in (content["settings"], *(g.settings for g in groups)) for key in one} & OWN
+    rules = [
+        (
+            all(type(seed) is int and seed >= 0 for seed in seeds) and bool(seeds),
+            f"seeds={seeds} must be whole numbers from 0, one at least",
+        ),
+        (len(set(seeds)) == len(seeds), f"seeds={seeds} has one twice"),
+        (
+            bool(names) and len(set(names)) == len(names),
+            f"groups need different names, one at least: {', '.join(names)}",
+        ),
+        (
+            all(NAME.fullmatch(name) for name in names),
+            f"a group's name becomes a folder: letters, digits, _ . + - only: {', '.join(names)}",
+        ),
+        (
+            all(isinstance(one, dict) for one in content["write"]),
+            f"write={content['write']} must be a list of mappings of write_dataset's settings",
+        ),
+        (not own, f"{', '.join(sorted(own))} is set by the study itself: take it out"),
+    ]
+    if broken := [sentence for holds, sentence in rules if not holds]:
+        raise RecordError(f"{path}: {'; '.join(broken)}")
 
 
 def _groups(found: list, path: Path) -> tuple[GroupPlan, ...]:
     for group in found:
         _check(group, GROUP_KEYS, {"name", "label"}, path)
-    groups = [GroupPlan(g["name"], g["label"], g.get("settings", {})) for g in found]
-    names = [group.name for group in groups]
-    if not names or len(set(names)) < len(names):
-        raise RecordError(f"{path}: groups need different names, one at least: {', '.join(names)}")
-    return tuple(groups)
+    return tuple(GroupPlan(g["name"], g["label"], g.get("settings", {})) for g in found)
 
 
 def _check(content, kinds: dict, needed: set[str], path: Path) -> None:
