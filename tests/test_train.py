@@ -452,7 +452,7 @@ def test_two_files_of_other_classes_are_refused(quick_run, tmp_path, backend):
 
     quick_run(*run_on(10))
     with pytest.raises(ValueError, match="has 10 classes, .*12.beton has 12, or"):
-        quick_run(*run_on(12))
+        quick_run(*run_on(12), folder=tmp_path / "more")
 
 
 def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
