@@ -2,7 +2,7 @@
 
     make bench IMAGES=FOLDER
 
-Each script is a process of its own. About 12 minutes on two cores. Results land in
+Each script is a process of its own. About 14 minutes on two cores. Results land in
 benchmarks/results/DATE_MACHINE/, then docs/performance.md and the table in README.md are written.
 Leave the machine alone meanwhile; the load before each script is in its file.
 """
@@ -39,7 +39,7 @@ def scripts(images: str, clock: str) -> dict:
         "op_kernels": ["op_kernels", *pictures],
         "decoder_memory": ["decoder_memory"],
         "startup": ["startup", "--clock", clock],
-        "writer": ["writer_throughput", *timed, "--rounds", "3"],
+        "writer": ["writer_throughput", *timed, "--rounds", "9"],
     }
     if cores == 1:
         del runs["loader_all_cores"]

@@ -144,7 +144,7 @@ def elsewhere_line(results: dict) -> str:
         for name, result in sorted(results.items())
         if result["machine"]["commit"] != loader
     ]
-    return f" Earlier: {'; '.join(told)}." if told else ""
+    return f" Of other commits: {'; '.join(told)}." if told else ""
 
 
 # ==== Sections of the page ========================================================================
