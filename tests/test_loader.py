@@ -321,3 +321,17 @@ def test_bad_requests_are_refused_with_the_fix(path, tmp_path):
     (tmp_path / "text.beton").write_text("not a data file" * 100)
     with pytest.raises(ValueError, match="text.beton"):
         train_loader(tmp_path / "text.beton")
+
+
+def test_torch_keeps_its_threads_when_the_operations_come_first():
+    """As in the plan, which looks whether their kernels are compiled before it opens a loader."""
+    code = """
+import torch
+torch.set_num_threads(3)
+import fast_imagenet.ops.crop_decode
+assert torch.get_num_threads() == 3
+import fast_imagenet.loader
+assert torch.get_num_threads() == 3
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
