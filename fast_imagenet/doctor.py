@@ -193,7 +193,7 @@ def check_library() -> Iterator[Finding]:
 LIBRARY_PROBE = """
 import json
 from fast_imagenet import recode
-print(json.dumps({"path": str(recode.library_path()), "there": recode.library_path().exists()}))
+print(json.dumps({"path": str(recode.built_file()), "there": recode.built_file().exists()}))
 """
 
 

@@ -129,10 +129,13 @@ class Trainer:
             return "stopped; it goes on when the command is given again"
         if status:
             return f"failed with status {status}: {said.strip()[-1000:]}"
-        with self._lock:
-            about = {"label": job.label} | ({} if self.timed else {"timed": False})
-            place = dict(name=job.record.parent.parent.name, group=job.group, about=about)
-            add_run(job.run, job.record.parent.parent.parent, **place)
+        about = {"label": job.label} | ({} if self.timed else {"timed": False})
+        place = dict(name=job.record.parent.parent.name, group=job.group, about=about)
+        try:
+            with self._lock:
+                add_run(job.run, job.record.parent.parent.parent, **place)
+        except (ValueError, OSError) as error:  # the other runs go on
+            return f"is trained, and no record: {error}"
         print(f"{job.name}: {said.strip().splitlines()[-1]}", flush=True)
         return ""
 

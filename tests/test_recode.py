@@ -318,10 +318,10 @@ def test_it_is_built_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     recode._library.cache_clear()
     try:
-        assert not recode.library_path().exists()
+        assert not recode.built_file().exists()
         assert recode.read_header(as_jpeg(scene())) is None
         assert recode.ensure() == ""
-        assert recode.library_path().exists()
+        assert recode.built_file().exists()
         assert recode.read_header(as_jpeg(scene())).width == 80
     finally:
         recode._library.cache_clear()

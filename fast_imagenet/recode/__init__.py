@@ -51,7 +51,7 @@ def _processor() -> str:
     return " ".join([platform.machine(), platform.system(), *features])
 
 
-def library_path() -> Path:
+def built_file() -> Path:
     """Where the library of these sources for this processor is, or would be."""
     parts = [source.read_bytes() for source in SOURCES]
     key = hashlib.sha256(b"\0".join([*parts, FLAGS.encode(), _processor().encode()]))
@@ -64,7 +64,7 @@ def build() -> Path:
     Raises: RuntimeError: no compiler, or one that does not know the flags; a folder that cannot be
         written.
     """
-    path = library_path()
+    path = built_file()
     compiler = os.environ.get("CC", "cc")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _library() -> ctypes.CDLL | None:
     if sys.byteorder != "little":
         return None
     try:
-        library = ctypes.CDLL(str(library_path()))
+        library = ctypes.CDLL(str(built_file()))
     except OSError:
         return None
     for function in (library.memory_bytes, library.write_anew):
