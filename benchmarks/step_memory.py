@@ -1,0 +1,148 @@
+"""Does every config fit a GPU of 16 GB? Its largest step and its evaluation under a cap.
+
+    python benchmarks/step_memory.py --json out.json
+
+A process for each different case: the allocator may hold `--gb` and no more, then come three
+training steps at the largest side of the schedule and one batch of each protocol of evaluation.
+What the allocator held at most is the figure; the CUDA context, some hundred megabytes, is not in
+it.
+"""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import common
+
+CLASSES = 1000
+STEPS = 3
+FOLDERS = ("rn50_configs", "rn18_configs")
+
+
+def read_arguments(argv):
+    parser = common.argument_parser(__doc__, images=False, rounds=1)
+    parser.add_argument("--gb", type=float, default=16.0, help="gigabytes, 10^9 bytes (16)")
+    parser.add_argument("--lanes", type=int, default=1, help="processes side by side (1)")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu, which has no cap (cuda)")
+    parser.add_argument("--config", nargs="*", help="YAML files (all rn50 and rn18)")
+    parser.add_argument("--case", help="for itself: one config, in this process")
+    return parser.parse_args(argv)
+
+
+# ==== Cases =======================================================================================
+
+
+def read_config(name: str):
+    import train_imagenet as recipe
+
+    words = dict(search=recipe.CONFIG_FOLDERS, prog="step_memory.py", description="")
+    return recipe.read_config(recipe.SETTINGS, [f"--config={name}"], **words)
+
+
+def case_of(cfg) -> tuple:
+    """What the memory depends on: configs of one case need the same."""
+    options, v = cfg.training, cfg.validation
+    network = (cfg.model.arch, cfg.model.drop_path > 0, options.use_blurpool, options.optimizer)
+    step = (options.batch_size, options.micro_batch_size, options.precision, options.compile)
+    mixes = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
+    tests = (v.batch_size, v.resolution, v.plain_resolution, v.lr_tta)
+    return (*network, *step, cfg.resolution.max_res, options.loss, mixes, *tests)
+
+
+def measure(name: str, device: str) -> dict:
+    """Train and evaluate as the config says, on noise; bytes that the allocator held at most."""
+    import numpy as np
+    import torch
+
+    import train_imagenet as recipe
+    from fast_imagenet.ranks import Ranks
+
+    cfg, device = read_config(name), torch.device(device)
+    ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=device)
+    model = recipe.build_model(cfg, CLASSES, device)
+    called, evaluated = recipe.wrap_model(model, cfg, ranks)
+    t = recipe.build_training(cfg, model, called, CLASSES, ranks)
+
+    def noise(count, side):
+        shape = (count, side, side, 3)
+        images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        return images_bhwc, torch.randint(CLASSES, shape[:1], device=device)
+
+    batch = (*noise(cfg.training.batch_size, cfg.resolution.max_res), np.arange(10**6))
+    batch = (*batch[:2], batch[2][: cfg.training.batch_size])
+    losses, _, _ = recipe.train_epoch(t, [batch] * STEPS, 0, 10**6, lambda *_: None)
+    losses[-1].item()
+    views = lambda side, _: iter([noise(cfg.validation.batch_size, side)])  # noqa: E731
+    recipe.evaluate(evaluated, SimpleNamespace(batches=views), cfg, t.autocast, device)
+    cuda = device.type == "cuda"
+    return {
+        "held_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+        "used_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+    }
+
+
+def run_case(arguments) -> None:
+    """One case in this process: prints its result as the last line."""
+    import torch
+
+    result = {"fits": True}
+    if arguments.device == "cuda":
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.gb * 1e9 / whole))
+    try:
+        result |= measure(arguments.case, arguments.device)
+    except torch.cuda.OutOfMemoryError as error:
+        result = {"fits": False, "error": str(error).splitlines()[0]}
+    print(json.dumps(result))
+
+
+# ==== Main ========================================================================================
+
+
+def main(argv=None) -> None:
+    arguments = read_arguments(argv)
+    if arguments.case:
+        run_case(arguments)
+        return
+    machine = common.describe_machine(list(range(arguments.lanes)))
+    import torch
+
+    if arguments.device == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
+        machine["gpu"] = torch.cuda.get_device_name()
+    paths = [path for folder in FOLDERS for path in sorted((common.ROOT / folder).glob("*.yaml"))]
+    results = measure_all(arguments, arguments.config or [path.name for path in paths])
+    for name, result in sorted(results.items()):
+        held = result.get("held_bytes")
+        size = f"{held / 1e9:.2f} GB" if held else result.get("error", "not measured on a CPU")
+        print(f"{name:28} {'fits' if result['fits'] else 'does not fit'}, {size}")
+    data = {"cap_bytes": arguments.gb * 1e9, "device": arguments.device, "steps": STEPS}
+    common.write_json(arguments.json, {"configs": results, "data": data, "machine": machine})
+
+
+def measure_all(arguments, names: list[str]) -> dict:
+    """Stem of every config -> what `run_case` printed, or the end of what went wrong."""
+    own = [sys.executable, __file__, f"--gb={arguments.gb}", f"--device={arguments.device}"]
+
+    def measure_case(members: list[str]) -> dict:
+        command = [*own, f"--case={members[0]}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            return {"fits": False, "error": done.stderr.strip()[-500:]}
+        return json.loads(done.stdout.splitlines()[-1])
+
+    cases = {}
+    for name in names:
+        cases.setdefault(case_of(read_config(name)), []).append(name)
+    with ThreadPoolExecutor(arguments.lanes) as pool:
+        found = list(pool.map(measure_case, cases.values()))
+    pairs = zip(cases.values(), found, strict=True)
+    return {Path(name).stem: result for members, result in pairs for name in members}
+
+
+if __name__ == "__main__":
+    main()
