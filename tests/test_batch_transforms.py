@@ -405,6 +405,7 @@ def test_no_value_is_read_back_from_the_device():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_waits_for_the_gpu():
     transforms = batch_transforms(**STRONG)
     images_bhwc, labels_b = pictures().cuda(), labels().cuda()
