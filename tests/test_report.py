@@ -251,6 +251,13 @@ def test_a_study_compares_its_groups(place):
     assert "| plain | | 50.50 ± 0.71 | |" in results
     assert "## What each is worth" in results
     assert "parts" not in render_readme(README, book)
+    asked = f"{README}\n<!-- study parts -->\nold words\n<!-- end of study -->\nthe end\n"
+    written = render_readme(asked, book)
+    assert f"| mixup | 53.50 ± 0.71 | +3.00 ± {error:.2f} | " in written
+    assert "old words" not in written and "\n<!-- end of study -->\nthe end\n" in written
+    assert render_readme(written, book) == written
+    with pytest.raises(RecordError, match="shows the study bits; those with records: parts"):
+        render_readme(asked.replace("study parts", "study bits"), book)
 
 
 def test_numbers_in_prose_that_no_record_has_are_refused(place):

@@ -68,9 +68,7 @@ def run_as_script(monkeypatch, *flags):
     ],
 )
 @pytest.mark.parametrize("place", ["trial", "step"])
-def test_out_of_memory_says_which_setting_to_lower(
-    place, error, tiny_beton, tmp_path, monkeypatch
-):
+def test_out_of_memory_says_which_setting_to_lower(place, error, tiny_beton, tmp_path, monkeypatch):
     def full(*_, **__):
         raise error
 

@@ -20,8 +20,12 @@ from tests.test_report import make_run
 PLAN = {
     "title": "What each is worth",
     "config": [str(SMOKE)],
-    "settings": {"model.arch": "resnet18", "training.epochs": 3, "training.max_steps": 0,
-                 "validation.lr_tta": True},
+    "settings": {
+        "model.arch": "resnet18",
+        "training.epochs": 3,
+        "training.max_steps": 0,
+        "validation.lr_tta": True,
+    },
     "seeds": [0, 1],
     "write": [{"source.kind": "synthetic", "source.split": "train", "write.limit": 80}],
     "groups": [

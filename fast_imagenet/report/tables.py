@@ -15,6 +15,8 @@ BEGIN = "<!-- results: written by python -m fast_imagenet.report -->"
 END = "<!-- end of results -->"
 # A number in prose: <!-- record backends/DATE/ffcv plain -->60.5 ± 0.9<!-- end of record -->
 INLINE = re.compile(r"(<!-- record (\S+) (\w+) -->)(.*?)(<!-- end of record -->)", re.S)
+# A study's table: <!-- study ablation --> alone in its line, then <!-- end of study -->
+STUDY = re.compile(r"(<!-- study (\S+) -->\n)(.*?)(<!-- end of study -->)", re.S)
 NOT_HERE = "not measured here"
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 FOLDERS = {
@@ -118,17 +120,18 @@ def _readme_row(book: Book, name: str, group: Group | None) -> list[str]:
 
 
 def render_readme(text: str, book: Book) -> str:
-    """README.md with its table and the numbers in its prose renewed.
+    """README.md with its tables and the numbers in its prose renewed.
 
     Raises:
-        RecordError: it has not one pair of markers, or names a number that no record has.
+        RecordError: it has not one pair of markers, or shows a number or study without records.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RecordError(f"README.md needs one line `{BEGIN}` and, after it, one `{END}`")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     lines = [BEGIN, *readme_table(book), END]
-    return INLINE.sub(lambda match: _inline(match, book), head + "\n".join(lines) + tail)
+    text = INLINE.sub(lambda match: _inline(match, book), head + "\n".join(lines) + tail)
+    return STUDY.sub(lambda match: _study_table(match, book), text)
 
 
 def _inline(match: re.Match, book: Book) -> str:
@@ -139,6 +142,19 @@ def _inline(match: re.Match, book: Book) -> str:
         known = ", ".join(found[0].runs[0].numbers) if found else "no group of records/"
         raise RecordError(f"README.md shows {key} of {place}: {known}")
     return f"{start}{found[0].spread(key).text()}{end}"
+
+
+def _study_table(match: re.Match, book: Book) -> str:
+    start, name, _, end = match.groups()
+    entry = next((entry for entry in book.entries if entry.study and entry.name == name), None)
+    if entry is None:
+        known = ", ".join(entry.name for entry in book.entries if entry.study) or "none"
+        raise RecordError(f"README.md shows the study {name}; those with records: {known}")
+    heads = ["", "plain top-1", "against the first", "configured top-1", "seeds"]
+    rows = [[safe(group.label), group.spread("plain").text(2), difference(group, entry.main),
+             group.spread("configured").text(2), f"{len(group.runs)}"]
+            for group in entry.groups]  # fmt: skip
+    return "\n".join([start.rstrip(), *table(heads, rows), end])
 
 
 # ------------------------------------------------------------------------------------------------
