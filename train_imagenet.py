@@ -188,7 +188,7 @@ from fast_imagenet.models import (
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
-from fast_imagenet.runlog import RunLog, read_jsonl, shareable
+from fast_imagenet.runlog import RunLog, shareable
 from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
@@ -648,7 +648,8 @@ def train(cfg, ranks: Ranks) -> None:
         if not epochs:
             print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
             if ranks.is_main and not Path(folder, "summary.json").exists():  # killed before
-                finish(cfg, open_log(cfg, ranks), t, loader, read_jsonl(f"{folder}/log.jsonl")[-1])
+                log = open_log(cfg, ranks)
+                finish(cfg, log, t, loader, log.last())
             return
         prepare_network(cfg, model, called, t, epochs, ranks.device)
         log = open_log(cfg, ranks)

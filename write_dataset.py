@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from fastargs import Config, Param, Section
 
 from fast_imagenet.beton.target import find_target_problem
-from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told
 from fast_imagenet.sources import KINDS, SPLITS
 from fast_imagenet.sources.base import readable
 from fast_imagenet.sources.official import MD5_CHOICES
@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     except SourceError as error:
         return fail(str(error), 2)
     except (ConversionError, OSError) as error:
-        return fail(str(error), 1)
+        return fail(told(error), 1)
     except KeyboardInterrupt:
         return fail("interrupted: the unfinished file was removed", 130)
     return 0

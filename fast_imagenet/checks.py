@@ -22,10 +22,9 @@ def impossible(cfg: SimpleNamespace) -> list[str]:
 
 
 def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    text = os.environ.get("WORLD_SIZE", "1")  # torchrun sets it
-    if not (text.isdecimal() and int(text)):
-        return [(True, f"WORLD_SIZE={text!r} in the environment is no number of ranks: unset it")]
-    world = int(text)
+    if wrong := _rank_rules():
+        return wrong
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     batch, micro = cfg.training.batch_size, cfg.training.micro_batch_size
     per_rank = batch // world
     step = micro or per_rank
@@ -45,6 +44,34 @@ def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             f"augment.mixup and augment.cutmix pair images, but a forward pass has {step}: "
             f"choose an even batch",
         ),
+    ]
+
+
+def _rank_rules() -> list[tuple[bool, str]]:
+    """What is wrong with the environment that torchrun sets, and others by hand."""
+    least = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 0}
+    given = {name: text for name in least if (text := os.environ.get(name)) is not None}
+    for name, text in given.items():
+        if not (text.isdecimal() and len(text) < 8 and int(text) >= least[name]):
+            what = f"{name}={text!r} in the environment is no number of its kind"
+            return [(True, f"{what}: unset it, or start with torchrun")]
+    rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    return [
+        (True, sentence)
+        for broken, sentence in (
+            (
+                rank >= world,
+                f"RANK={rank} in the environment is not below WORLD_SIZE={world}: unset both, or "
+                f"start with torchrun",
+            ),
+            (
+                world > 1 and bool(lacking),
+                f"WORLD_SIZE={world} is in the environment and {', '.join(lacking)} not: unset "
+                f"it, or start with torchrun",
+            ),
+        )
+        if broken
     ]
 
 

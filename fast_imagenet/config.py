@@ -251,10 +251,27 @@ def read_config(
         reading.take(flag)
     cfg = _resolve(settings, reading)
     if cfg is not None and check is not None:
-        reading.problems += check(cfg)
+        reading.problems += _further_problems(cfg, check)
     if reading.problems:
         _tell_and_exit(reading.problems, prog)
     return cfg
+
+
+def _further_problems(cfg: SimpleNamespace, check: Callable) -> list[str]:
+    """What `check` finds; a path that it may not even look at is one problem more."""
+    try:
+        return check(cfg)
+    except OSError as error:  # a name that is too long, a folder without rights
+        return [told(error)]
+
+
+def told(error: Exception) -> str:
+    """An error as a sentence: what the system refuses, and what to look at; or its own words."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    place = _show_path(name) if len(name) <= 400 else f"{_show_path(name[:76])}..."
+    return f"{place}: {error.strerror}; check the path, its rights and its disk"
 
 
 def to_dict(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -522,7 +539,8 @@ def _tell_and_exit(problems: list[str], prog: str) -> None:
     lines = [f"{prog}: {count} in the settings, nothing was started"]
     lines += [f"  {i}. {problem}" for i, problem in enumerate(problems, 1)]
     lines += [f"`python {prog} --help` lists every setting with its rule and default."]
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, once a node is enough
+    # under torchrun, once a node is enough
+    if not re.fullmatch("0*[1-9][0-9]*", os.environ.get("LOCAL_RANK", "0")):
         print("\n".join(lines), file=sys.stderr)
     raise SystemExit(2)
 

@@ -21,6 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fast_imagenet.config import told
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,14 +43,29 @@ class Stopped(Exception):  # noqa: N818  no error: the run is saved
 def stop_at_once() -> None:
     """Until a Guard is entered, a signal ends this process with status STOPPED: nothing to save."""
 
-    def end(number: int, frame) -> None:
+    once = threading.Lock()  # two threads may be told of one signal
+
+    def end(number: int, frame=None) -> None:
         name = signal.Signals(number).name
-        sys.stderr.write(f"stopped by {name} before the run began; start the same command again\n")
-        sys.stderr.flush()
+        if once.acquire(timeout=1):
+            said = f"stopped by {name} before the run began; start the same command again\n"
+            sys.stderr.write(said)
+            sys.stderr.flush()
         os._exit(STOPPED)  # no clean-up: it may wait for a loader that is being built
+
+    def end_from_outside() -> None:
+        while number := os.read(noted, 1):
+            if signal.getsignal(number[0]) is end:  # no Guard is entered
+                end(number[0])
 
     for number in SIGNALS:
         signal.signal(number, end)
+    # The main thread may be inside a call that waits for other ranks: Python's handler waits, too.
+    noted, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # not a worker's signals
+    threading.Thread(target=end_from_outside, name="signals", daemon=True).start()
 
 
 class Guard:
@@ -66,8 +83,9 @@ class Guard:
         self._deadline, self._end = math.inf, threading.Event()
 
     def __enter__(self) -> Guard:
-        self._before = {}
+        self._before, self._told = {}, -1
         if threading.current_thread() is threading.main_thread():
+            self._told = signal.set_wakeup_fd(-1)  # the thread of `stop_at_once` has a rest
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         threading.Thread(target=self._watch_clock, name="guard", daemon=True).start()
         return self
@@ -76,6 +94,8 @@ class Guard:
         self._end.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
 
     def _note(self, number: int, frame) -> None:
         if self.signal and number == signal.SIGINT:
@@ -217,7 +237,8 @@ def lacking(error: BaseException) -> str | None:
             f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room or move "
             f"the run's folder. last.pt is whole: go on with --training.resume=auto"
         )
-    return None
+    # a path that the system refuses: rights, a folder that was removed or replaced, a failing disk
+    return told(error) if isinstance(error, OSError) and error.filename else None
 
 
 @contextmanager

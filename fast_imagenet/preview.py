@@ -30,13 +30,14 @@ from PIL import Image, ImageDraw, ImageFont
 from fast_imagenet.augment import Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.checks import impossible, unwritable
-from fast_imagenet.config import Int, Str, extended, read_config
+from fast_imagenet.config import Int, Str, extended, read_config, told
 from fast_imagenet.order import epoch_order
 from fast_imagenet.schedules import resolution_at
 
 SEARCHED_EPOCHS = 200  # to find one in which a stage of small probability does something
 # Settings of a run that a sheet does not need: what is wrong with them does not matter here.
 UNUSED = ("data.val_dataset", "logging.folder", "model.checkpoint", "training.resume", "WORLD_SIZE")
+UNUSED += ("RANK", "LOCAL_", "MASTER_PORT")
 
 # ------------------------------------------------------------------------------------------------
 # Settings
@@ -535,7 +536,7 @@ def main(argv: list[str] | None = None) -> None:
         sheet = make_sheet(cfg, script)
         sheet.save(cfg.out)
     except (ValueError, OSError) as error:
-        sys.exit(f"preview: {error}")
+        sys.exit(f"preview: {told(error)}")
     print(f"{cfg.out}: {sheet.width} x {sheet.height} px")
 
 

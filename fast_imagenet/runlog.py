@@ -98,6 +98,8 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_torn_line(self._log)
         drop_torn_line(self._steps)
+        _check_lines(self._log, dict.fromkeys(LOG_KEYS, (int, float)))
+        _check_lines(self._steps, {"first_step": int, "losses": list})
         write_json(self.folder / "config.json", shareable(config or {}))
         self._write_environment()
         if wandb_project:
@@ -150,6 +152,17 @@ class RunLog:
         if len(kept) < len(lines):
             _rewrite_lines(self._log, kept)
 
+    def last(self) -> dict:
+        """The last line of log.jsonl.
+
+        Raises:
+            RunLogError: there is none.
+        """
+        lines = read_jsonl(self._log)
+        if not lines:
+            raise RunLogError(f"{self._log} has lost its lines; restore it")
+        return lines[-1]
+
     def finish(self, summary: dict) -> None:
         """Write curves.png, then summary.json, the last file of a finished run; close the rest."""
         if not self.enabled:
@@ -170,6 +183,7 @@ class RunLog:
         path, now = self.folder / "environment.json", environment()
         old = _parse_object(path.read_bytes(), str(path)) if path.exists() else {}
         earlier = old.pop("earlier", [])
+        earlier = earlier if isinstance(earlier, list) else []
         if old and old != now:  # a run that was resumed elsewhere says so
             earlier = [*earlier, old]
         write_json(path, {**now, **({"earlier": earlier} if earlier else {})})
@@ -209,9 +223,24 @@ def _parse_object(content: bytes, where: str) -> dict:
         value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
         raise RunLogError(f"{where} is damaged ({error}); restore it or delete it") from error
     return value
+
+
+def _check_lines(path: Path, kinds: dict[str, Any]) -> None:
+    """Refuse a log that a run cannot go on in, before the first step and not after the last.
+
+    Raises:
+        RunLogError: a line lacks one of the keys `kinds`, or its value is of another kind.
+    """
+    for number, line in enumerate(read_jsonl(path), 1):
+        for key, kind in kinds.items():
+            if not isinstance(line.get(key), kind):
+                raise RunLogError(
+                    f"line {number} of {path} is damaged ({key} is {line.get(key)!r:.40}); "
+                    f"restore it or delete it"
+                )
 
 
 def drop_torn_line(path: Path) -> None:

@@ -26,6 +26,9 @@ CASES = [
     (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),
     (["--training.resume=nowhere.pt"], "training.resume=nowhere.pt is not a file"),
     (["--data.train_dataset=nowhere.beton"], "data.train_dataset=nowhere.beton does not exist"),
+    ([f"--data.train_dataset={'x' * 300}"], "xxx: File name too long; check the path"),
+    ([f"--data.train_dataset={'x' * 5000}"], "xxx...: File name too long; check the path"),
+    ([f"--logging.folder={'x' * 300}/run"], "File name too long; check the path"),
 ]
 
 
@@ -60,10 +63,30 @@ def test_all_of_them_at_once(data_flags, capsys):
 
 
 def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
+    for name, text in {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}.items():
+        monkeypatch.setenv(name, text)
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "does not divide by 3 ranks" in refusal(capsys, data_flags)
     monkeypatch.setenv("WORLD_SIZE", "0")
     assert "WORLD_SIZE='0'" in refusal(capsys, data_flags)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"RANK": "x"}, "RANK='x' in the environment is no number of its kind: unset"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
+        ({"WORLD_SIZE": "9" * 20}, f"WORLD_SIZE='{'9' * 20}'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is in the environment and RANK, MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 in the environment is not below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "no"}, "MASTER_PORT='no'"),
+    ],
+)
+def test_an_environment_of_no_ranks_is_named(data_flags, capsys, monkeypatch, given, sentence):
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    assert sentence in " ".join(refusal(capsys, data_flags).split())
 
 
 def test_another_run_is_not_written_into(data_flags, tmp_path, capsys):

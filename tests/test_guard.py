@@ -16,6 +16,7 @@ import train_imagenet
 from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
 from fast_imagenet.guard import STALLED, STOPPED, Agreement, Guard, Pauses, Stopped, lock_folder
+from tests.agents import free_port
 from tests.conftest import ROOT, SMOKE
 from tests.torture.training import differences
 
@@ -196,6 +197,31 @@ signal.raise_signal(signal.{name})
     assert done.stderr == (
         f"stopped by {name} before the run began; start the same command again\n"
     )
+
+
+def test_a_rank_that_waits_for_the_others_obeys_a_signal():
+    """The wait is inside torch, where Python's handlers do not run."""
+    code = """
+from fast_imagenet.guard import stop_at_once
+stop_at_once()
+from fast_imagenet.ranks import start_ranks
+print("waits", flush=True)
+start_ranks()
+"""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | place | {"MASTER_PORT": str(free_port())},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "waits\n"
+        time.sleep(2)  # until it does
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == STOPPED
+    assert "stopped by SIGTERM before the run began" in said
 
 
 def test_a_run_without_batches_ends_with_its_stacks(tiny_beton, tmp_path):

@@ -2,6 +2,7 @@
 
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from fast_imagenet import models
 from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
 from fast_imagenet.guard import SIGNALS, STOPPED, Agreement, Guard, Stopped
+from fast_imagenet.runlog import RunLog
 from tests.agents import free_port, wait_until
 from tests.conftest import ROOT, SMOKE
 from tests.faults import CannotInject, name_space
@@ -85,6 +87,31 @@ def test_out_of_memory_says_which_setting_to_lower(place, error, tiny_beton, tmp
         f"train_imagenet.py: {str(error) or 'out of memory'}\n"
         "Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
     )
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json", "log.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(name, tiny_beton, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    (folder / name).mkdir(parents=True)
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.resume=auto"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    said = run_as_script(monkeypatch, *flags, f"--logging.folder={folder}")
+    assert said.startswith("train_imagenet.py: ") and "Is a directory; check the path" in said
+    assert name in said
+
+
+def test_a_folder_that_vanishes_is_a_sentence(tiny_beton, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+
+    def vanish(*_):
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(RunLog, "truncate_after", vanish)
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.max_steps=0"]
+    flags += ["--training.epochs=2", "--lr.lr_peak_epoch=0"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    said = run_as_script(monkeypatch, *flags, f"--logging.folder={folder}")
+    assert said.startswith(f"train_imagenet.py: {folder}") and "No such file" in said
 
 
 def test_a_full_disk_under_the_log_is_a_sentence(tiny_beton, tmp_path):

@@ -320,3 +320,25 @@ def test_a_file_edited_by_hand_is_named(tmp_path, name, content):
         log = RunLog(tmp_path, resume=True, tensorboard=False)
         log.truncate_after(0)
         log.write_steps(0, [1.0])
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("log.jsonl", b"{}\n"),
+        ("log.jsonl", b'{"epoch": "one"}\n'),
+        ("log.jsonl", b"[" * 100_000 + b"\n"),
+        ("steps.jsonl", b'{"first_step": "0", "losses": []}\n'),
+        ("steps.jsonl", b'{"first_step": 0, "losses": 5}\n'),
+    ],
+)
+def test_a_log_of_other_things_is_refused_before_the_run(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunLogError, match=rf"line 1 of .*{name} is damaged .*; restore it or"):
+        RunLog(tmp_path, resume=True, tensorboard=False)
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_lost_log_has_no_last_line(tmp_path):
+    with pytest.raises(RunLogError, match=r"log\.jsonl has lost its lines; restore it"):
+        RunLog(tmp_path, resume=True, tensorboard=False).last()

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from fast_imagenet.beton.verify import verify
+from fast_imagenet.config import told
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def join(out: str, parts: list[str]) -> int:
     try:
         summary = merge(out, parts)
     except (BetonError, ConversionError, OSError) as error:
-        print(f"merge: {error}", file=sys.stderr)
+        print(f"merge: {told(error)}", file=sys.stderr)
         return 1
     count, size = summary["num_samples"], summary["file_bytes"] / 1e6
     print(f"{out}: {count:,} pictures from {len(parts)} parts, {size:,.1f} MB, every byte checked")

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from fastargs import Param
 
 from fast_imagenet.checks import impossible, unwritable
-from fast_imagenet.config import Number, OneOf, Str, extended, read_config
+from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
             f"Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"plan: {error}")
+        sys.exit(f"plan: {told(error)}")
     finally:
         ranks.close()
 
