@@ -1,6 +1,7 @@
 """Every source kind holds the same pictures; odd files decode as in Pillow; wrong layouts."""
 
 import hashlib
+import io
 import os
 import pickle
 import socket
@@ -581,3 +582,33 @@ def test_folder_named_like_an_archive(kind, suffix, tmp_path):
     (tmp_path / f"train-9.{suffix}").mkdir()
     with pytest.raises(SourceError, match=rf"train-9\.{suffix} is a folder, but named"):
         open_source(kind, tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ([("1.cls", b"1000000000000")], ["the label 1000000000000", "1,000,000 classes"]),
+        ([("1.cls", str(2**70).encode())], ["no label for the sample '1'"]),
+        ([("1.json", b'{"label": Infinity}')], ["no label for the sample '1'"]),
+        ([("1.json", b'{"label": 1.7}')], ["no label for the sample '1'"]),
+        ([("1.json", b'{"label": true}')], ["no label for the sample '1'"]),
+        ([("1.json", b"[" * 100_000)], ["no label for the sample '1'"]),
+        ([("1.cls", b"0"), ("1.jpg", b"2"), ("1.cls", b"1")], ["sample '1' twice"]),
+    ],
+)
+def test_labels_that_are_none_are_refused(files, words, tmp_path):
+    shard = make.tar_bytes([("1.jpg", b"1"), *files])
+    (tmp_path / "train-0.tar").write_bytes(shard)
+    _refused("webdataset", tmp_path, "train", *words)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.size": "x"}, {"GNU.sparse.major": "1"}],
+)
+def test_extra_headers_that_are_no_numbers_are_refused(header, tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("1.jpg")
+        info.size, info.pax_headers = 600, header | {"GNU.sparse.minor": "0"}
+        archive.addfile(info, io.BytesIO(b"\xff" * 600))
+    _refused("webdataset", tmp_path, "train", "no complete, uncompressed tar", "fetch it again")

@@ -10,6 +10,7 @@ WNID = re.compile(r"n\d{8}")
 MAX_IMAGE_BYTES = (
     64 << 20
 )  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
+MAX_CLASSES = 1_000_000  # a larger label is no class: a name for each would fill the memory
 
 
 class ImageError(ValueError):
@@ -312,6 +313,11 @@ def name_classes(
         raise SourceError(
             f"{where} has labels from {labels.min()} to {labels.max()}, but {count} class names:"
             " a label of -1 marks a test split, otherwise give the names with --source.classes"
+        )
+    if count > MAX_CLASSES:
+        raise SourceError(
+            f"{where} has the label {labels.max()}, and {MAX_CLASSES:,} classes are allowed: labels"
+            " must count the classes from 0, write them anew"
         )
     wnids = votes.classes(count)
     if wnids:

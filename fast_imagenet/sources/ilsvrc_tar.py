@@ -17,7 +17,13 @@ import numpy as np
 from fast_imagenet.sources.base import SourceError
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import check_official
-from fast_imagenet.sources.tar import SmallHeaders, TarSource, check_member, list_members
+from fast_imagenet.sources.tar import (
+    UNREADABLE,
+    SmallHeaders,
+    TarSource,
+    check_member,
+    list_members,
+)
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -150,7 +156,7 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
                 for wanted in (GROUND_TRUTH, META)
                 if info.name.endswith(wanted)
             }
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise SourceError(f"{path} is no complete tar.gz ({error}): fetch it again") from error
     missing = {GROUND_TRUTH, META} - found.keys()
     if missing:

@@ -1,6 +1,7 @@
 """Pictures read in place inside uncompressed tar files: an index of offsets, no extraction."""
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from fast_imagenet.sources.base import (
     SourceError,
 )
 
+# What tarfile raises on a damaged archive: it checks little of numbers and extra headers.
+UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, LookupError)
+UNREADABLE += (zlib.error,)
 MAX_HEADER_BYTES = 1 << 20  # long names and attributes, which tarfile reads into memory
 _EXTRA_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -61,7 +65,9 @@ def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:", tarinfo=SmallHeaders) as archive:
                 yield from _regular_files(archive, where, size if end is None else end)
-    except (tarfile.TarError, OSError) as error:
+    except SourceError:
+        raise
+    except UNREADABLE as error:
         raise SourceError(
             f"{where} is no complete, uncompressed tar ({error}): fetch it again, or unpack its"
             " compression"

@@ -25,6 +25,7 @@ from fast_imagenet.sources.tar import Member, TarSource, check_member, list_memb
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 CLASS_FILE = "classes.txt"
 MAX_TEXT_BYTES = 1 << 20
+MAX_LABEL = 1 << 62
 
 
 def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource:
@@ -56,7 +57,12 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int, str]]:
     """Picture, label, and text that may contain the wnid, of every sample of a shard."""
     with open(shard, "rb") as file:
         for key, group in groupby(list_members(shard), lambda member: _split_name(member.name)[0]):
-            parts = {_split_name(member.name)[1]: member for member in group}
+            members = [(_split_name(member.name)[1], member) for member in group]
+            parts = dict(members)
+            if len(parts) < len(members):
+                raise SourceError(
+                    f"{shard} has a file of the sample {key!r} twice: two samples need two keys"
+                )
             images = [parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts]
             if not images and not {"cls", "json"} & parts.keys():
                 continue  # a file beside the samples, such as a README
@@ -78,7 +84,7 @@ def _split_name(name: str) -> tuple[str, str]:
 def _label(file, shard: Path, key: str, parts: dict[str, Member]) -> tuple[int, str]:
     about = _read_json(file, parts["json"]) if "json" in parts else {}
     try:
-        label = int(_read_text(file, parts["cls"]) if "cls" in parts else about["label"])
+        label = _number(_read_text(file, parts["cls"]) if "cls" in parts else about["label"])
     except (KeyError, ValueError, TypeError) as error:
         raise SourceError(
             f"{shard} has no label for the sample {key!r}: it needs a number in {key}.cls"
@@ -87,6 +93,15 @@ def _label(file, shard: Path, key: str, parts: dict[str, Member]) -> tuple[int, 
         (str(about[word]) for word in ("wnid", "synset", "class_name") if word in about), ""
     )
     return label, f"{key} {told}"
+
+
+def _number(value: str | int | float) -> int:
+    """A label as somebody wrote it; ValueError for 1.7, true, Infinity and 65 bits."""
+    whole = not isinstance(value, bool) and (not isinstance(value, float) or value.is_integer())
+    label = int(value) if whole else MAX_LABEL
+    if abs(label) >= MAX_LABEL:
+        raise ValueError(f"{value} is no label")
+    return label
 
 
 def _read_text(file, member: Member) -> str:
@@ -99,6 +114,6 @@ def _read_text(file, member: Member) -> str:
 def _read_json(file, member: Member) -> dict:
     try:
         about = json.loads(_read_text(file, member))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
