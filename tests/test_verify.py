@@ -448,3 +448,23 @@ def test_damaged_part_is_refused(parts, tmp_path):
     with pytest.raises(BetonError, match=r"part-0001.*checksum of page"):
         merge(tmp_path / "out.beton", parts_in(folder))
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_name_that_is_none_and_a_device_are_sentences(parts, capsys):
+    files = [str(path) for path in sorted(parts.glob("*.part-*.beton"))]
+    for name in ("", ".", "/"):
+        assert main(["merge", name, *files]) == 1
+        assert "is a folder where a file must go" in capsys.readouterr().err
+    assert main(["verify", "/dev/zero"]) == 1
+    assert "/dev/zero is no ordinary file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["counts", "source", "odd", "notes", "skipped", "seconds"])
+def test_a_part_with_a_damaged_summary_is_named(parts, tmp_path, capsys, key):
+    shutil.copytree(parts, tmp_path / "parts")
+    files = sorted((tmp_path / "parts").glob("*.part-*.beton"))
+    summary = json.loads(sidecar_path(files[0]).read_text())
+    sidecar_path(files[0]).write_text(json.dumps(summary | {key: None}))
+    assert main(["merge", str(tmp_path / "out.beton"), *map(str, files)]) == 1
+    assert f"{sidecar_path(files[0])} lacks what a summary has" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))

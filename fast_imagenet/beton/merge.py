@@ -5,6 +5,7 @@ conversion would have written, sample by sample. Their pages are copied as they 
 change.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def _in_order(files: list[BetonFile]) -> list[BetonFile]:
                 f"{file.path} has no checksums beside it: copy {sidecar_path(file.path)}, too, or"
                 " write the part again with write_dataset.py"
             )
+        _check_summary(file)
         other = [key for key in _SAME if file.stamp[key] != first.stamp[key]]
         if other or file.stamp["shard"][1] != first.stamp["shard"][1]:
             what = ", ".join(other) or "number of parts"
@@ -98,6 +100,25 @@ def _in_order(files: list[BetonFile]) -> list[BetonFile]:
         what = f"parts {missing} are missing" if missing else f"there are {len(numbers)} files"
         raise ConversionError(f"a conversion of {count} parts needs each once: {what}")
     return files
+
+
+def _check_summary(file: BetonFile) -> None:
+    """Read all that is wanted of a part's summary, before anything is written.
+
+    Raises:
+        ConversionError: it lacks something.
+    """
+    try:
+        _totals([file])
+        _source([file])
+        good = len(file.sidecar["counts"]) == file.stamp["num_classes"]
+        if not good or not math.isfinite(file.sidecar["seconds"]):
+            raise ValueError("counts or seconds")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConversionError(
+            f"{sidecar_path(file.path)} lacks what a summary has ({error}): copy it again, or write"
+            " the part again with write_dataset.py"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------

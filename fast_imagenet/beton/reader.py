@@ -143,7 +143,8 @@ def _damaged(path: Path, what: str) -> BetonError:
 
 def _map(path: Path) -> np.ndarray:
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        what = "is no ordinary file" if path.exists() else "does not exist"
+        what = "is a folder, not a file" if path.is_dir() else what
         raise BetonError(f"{path} {what}: make a data file with write_dataset.py")
     if path.stat().st_size == 0:
         raise BetonError(f"{path} is empty (0 bytes): {REMEDY}")

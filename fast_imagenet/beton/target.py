@@ -47,11 +47,11 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
             is writing it.
         OSError: the folder cannot be written.
     """
-    lock, mine = _lock_path(path), _my_name()
     with _folder_held(path.parent):
         problem = find_target_problem(path, overwrite)
         if problem:
             raise FileExistsError(problem)
+        lock, mine = _lock_path(path), _my_name()
         lock.unlink(missing_ok=True)  # of a dead writer
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         with open(descriptor, "w", encoding="utf-8") as file:
