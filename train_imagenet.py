@@ -131,7 +131,7 @@ Section("validation", "two protocols, each time both", SETTINGS).params(
     batch_size=Param(Int(1), "images per forward pass and rank", default=256),
 )
 Section("logging", "what a run leaves", SETTINGS).params(
-    folder=Param(Str(), "everything lands here", default="runs/default"),
+    folder=Param(Str(empty=False), "everything lands here", default="runs/default"),
     wandb=Param(Str(), "project of Weights & Biases; empty = off", default=""),
     tensorboard=Param(Bool(), "TensorBoard files, when it is installed", default=True),
     progress=Param(Bool(), "live bar on a terminal", default=True),

@@ -37,7 +37,8 @@ from fastargs import Config, Param, Section
 from fastargs.validation import Bool as _StockBool
 from fastargs.validation import Checker
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 100_000  # the longest config here has 2,000; YAML is read slowly
+MAX_PROBLEMS = 50  # a file with more is of another kind
 WIDTH = 100
 _BOOL_WORDS = dict.fromkeys(("true", "1", "yes", "on"), True)
 _BOOL_WORDS |= dict.fromkeys(("false", "0", "no", "off"), False)
@@ -456,6 +457,8 @@ def _leaves(
     """Settings below `mapping` with their nodes; what is not one becomes a problem."""
     began: dict[tuple[str, ...], int] = {}
     for key_node, node in mapping.value:
+        if len(reading.problems) >= MAX_PROBLEMS:
+            return
         line = key_node.start_mark.line + 1
         place = f"{file} line {line}"
         if not isinstance(key_node, yaml.ScalarNode):
@@ -484,9 +487,8 @@ def _misfit(key: tuple[str, ...], node: yaml.Node, entries: dict) -> str | None:
     if is_section and not is_setting:
         if is_mapping or _is_null(node):
             return None
-        return (
-            f"{name} = {_show(node.value)}: {name} is a section; write its keys indented below it"
-        )
+        given = "a list" if isinstance(node, yaml.SequenceNode) else _show(node.value)
+        return f"{name} = {given}: {name} is a section; write its keys indented below it"
     if is_mapping or isinstance(node, yaml.SequenceNode):
         return f"{name} is one value, not a {'section' if is_mapping else 'list'}"
     if node.tag != "tag:yaml.org,2002:str":
@@ -536,6 +538,7 @@ def _plain(value: Any) -> str:
 
 def _tell_and_exit(problems: list[str], prog: str) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    count += " and perhaps more" if len(problems) >= MAX_PROBLEMS else ""
     lines = [f"{prog}: {count} in the settings, nothing was started"]
     lines += [f"  {i}. {problem}" for i, problem in enumerate(problems, 1)]
     lines += [f"`python {prog} --help` lists every setting with its rule and default."]

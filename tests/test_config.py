@@ -396,8 +396,8 @@ def test_files_that_are_no_text(refused, tmp_path):
     huge.write_bytes(b"# padding\n" * 100_001)
     (tmp_path / "nul.yaml").write_bytes(b"lr: \x00")
     assert "byte 10 is not UTF-8 text" in refused("--config", str(binary))
-    assert "larger than 1,000,000 bytes" in refused("--config", str(huge))
-    assert "larger than 1,000,000 bytes" in refused("--config", "/dev/zero")
+    assert "larger than 100,000 bytes" in refused("--config", str(huge))
+    assert "larger than 100,000 bytes" in refused("--config", "/dev/zero")
     assert "special characters are not allowed" in refused("--config", str(tmp_path / "nul.yaml"))
     assert "Is a directory" in refused("--config", str(tmp_path))
 
@@ -555,3 +555,15 @@ def test_as_a_process_exit_status_two(tmp_path):
     done = run_script(tmp_path, '"$PYTHON" "$SCRIPT" --training.epochs=16.9')
     assert (done.stdout, done.returncode) == ("", 2)
     assert "training.epochs = '16.9': must be a whole number >= 1" in done.stderr
+
+
+def test_a_file_of_another_kind_is_told_soon_and_in_few_lines(write, refused):
+    text = refused(
+        "--config", write("training:\n" + "".join(f"  key{i}: 1\n" for i in range(5000)))
+    )
+    assert "50 problems and perhaps more in the settings" in text and len(text.splitlines()) == 52
+
+
+def test_a_list_in_place_of_a_section(write, refused):
+    text = refused("--config", write("training: [1, 2]"))
+    assert "training = a list: training is a section" in text
