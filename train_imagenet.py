@@ -128,7 +128,7 @@ Section("validation", "two protocols, each time both", SETTINGS).params(
     lr_tta=Param(Bool(), "configured: average with the mirrored picture", default=False),
     plain_resolution=Param(Int(16, 1024), "plain (one crop, no flip): side", default=224),
     plain_crop_ratio=Param(Number(0.1, 1), "plain: crop / shorter side", default=0.875),
-    batch_size=Param(Int(1), "images per forward pass and rank", default=256),
+    batch_size=Param(Int(1, 1_000_000), "images per forward pass and rank", default=256),
 )
 Section("logging", "what a run leaves", SETTINGS).params(
     folder=Param(Str(empty=False), "everything lands here", default="runs/default"),

@@ -228,15 +228,15 @@ class EvalLoader:
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
         if check_pages:
             self._decoder.before_batch = _page_checker(self._file)
+        self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = _make_loader(
             path,
             [self._decoder],
-            batch_size=batch_size,
+            batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
             num_workers=num_workers,
             device=device,
             in_memory=in_memory,
         )
-        self._mine = np.arange(rank, self.num_samples, world_size)
 
     def batches(self, resolution: int, crop_ratio: float) -> Iterator:
         """Batches (images_bhwc uint8, labels_b int64) in file order.

@@ -28,6 +28,7 @@ CASES = [
     (["--data.train_dataset=nowhere.beton"], "data.train_dataset=nowhere.beton does not exist"),
     ([f"--data.train_dataset={'x' * 300}"], "xxx: File name too long; check the path"),
     ([f"--data.train_dataset={'x' * 5000}"], "xxx...: File name too long; check the path"),
+    (["--validation.batch_size=1000001"], "must be a whole number from 1 to 1000000"),
     ([f"--logging.folder={'x' * 300}/run"], "File name too long; check the path"),
 ]
 

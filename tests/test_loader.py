@@ -335,3 +335,9 @@ assert torch.get_num_threads() == 3
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_validation_batch_takes_no_more_memory_than_there_are_pictures(path):
+    batches = loader.EvalLoader(path, batch_size=1_000_000).batches(512, 1.0)
+    assert len(next(batches)[1]) == COUNT
+    batches.close()
