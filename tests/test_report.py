@@ -321,6 +321,27 @@ def test_another_number_of_pictures_is_refused(place):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"), [("epoch", 10**30), ("epoch", 1.5), ("epoch", 0), ("lr", 1e300)]
+)
+def test_a_number_that_cannot_be_is_refused_at_once(place, key, value):
+    """A hundred thousand epochs at most: all of them are counted through."""
+    log = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2) / "log.jsonl"
+    lines = [json.loads(line) | {key: value} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match=f"line 1 of .* has {key}={value}".replace("+", r"\+")):
+        report.open_book(place / "records")
+
+
+@pytest.mark.parametrize("changed", [{"training": 5}, {"validation": {"every": 0}}])
+def test_settings_of_another_kind_are_refused(place, changed):
+    run = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2)
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(RecordError, match="config.json has .*; restore it"):
+        report.open_book(place / "records")
+
+
+@pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ("", "is empty"),

@@ -22,6 +22,7 @@ from fast_imagenet.report.studies import FILE, Study, read_study
 from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl
 from fast_imagenet.schedules import is_evaluated
 
+MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
 GROUP_KEYS |= {"timed": bool, "unfinished": bool}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: they need a quiet machine
@@ -164,8 +165,31 @@ def read_run(folder: str | Path) -> Run:
                 f"line {number} of {log} has no number for {', '.join(missing)}; a log of "
                 f"train_imagenet.py has all of {', '.join(LOG_KEYS)}"
             )
-    parts = (read_object(log.parent / f"{name}.json") for name in ("config", "environment"))
-    return Run(log.parent, *parts, lines)
+        wild = [key for key in LOG_KEYS if not abs(line[key]) < 1e15]  # nor is NaN
+        if wild or type(line["epoch"]) is not int or not 1 <= line["epoch"] <= MAX_EPOCHS:
+            key = wild[0] if wild else "epoch"
+            raise RecordError(f"line {number} of {log} has {key}={line[key]!r:.40}; restore it")
+    return Run(log.parent, _read_settings(log.parent), _read(log.parent, "environment"), lines)
+
+
+def _read(folder: Path, name: str) -> dict:
+    return read_object(folder / f"{name}.json")
+
+
+def _read_settings(folder: Path) -> dict:
+    """config.json of a run: sections, and the numbers that are counted with.
+
+    Raises:
+        RecordError: it is not what train_imagenet.py writes.
+    """
+    settings = _read(folder, "config")
+    for section, keys in settings.items():
+        if not isinstance(keys, dict):
+            raise RecordError(f"{folder}/config.json has {section}={keys!r:.40}; restore it")
+    every = settings.get("validation", {}).get("every", 1)
+    if type(every) is not int or every < 1:
+        raise RecordError(f"{folder}/config.json has validation.every={every!r:.40}; restore it")
+    return settings
 
 
 def read_object(path: Path) -> dict:
