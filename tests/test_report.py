@@ -332,7 +332,9 @@ def test_a_number_that_cannot_be_is_refused_at_once(place, key, value):
         report.open_book(place / "records")
 
 
-@pytest.mark.parametrize("changed", [{"training": 5}, {"validation": {"every": 0}}])
+@pytest.mark.parametrize(
+    "changed", [{"training": 5}, {"validation": {"every": 0}}, {"validation": {"crop_ratio": "y"}}]
+)
 def test_settings_of_another_kind_are_refused(place, changed):
     run = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2)
     settings = json.loads((run / "config.json").read_text())

@@ -154,3 +154,10 @@ def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
         last = log.parent / "last.pt"
         assert last.exists() and json.loads(log.read_text().splitlines()[-1])["epoch"] < 400
     assert not os.path.exists(folder / "high")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "title: \xff"])
+def test_a_plan_that_cannot_be_read_is_one_sentence(tmp_path, capsys, text):
+    (tmp_path / "study.yaml").write_bytes(text.encode("latin-1"))
+    assert script.main([str(tmp_path), "--list"]) == 2
+    assert f"study: {tmp_path}/study.yaml cannot be read" in capsys.readouterr().err

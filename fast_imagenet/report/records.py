@@ -189,6 +189,12 @@ def _read_settings(folder: Path) -> dict:
     every = settings.get("validation", {}).get("every", 1)
     if type(every) is not int or every < 1:
         raise RecordError(f"{folder}/config.json has validation.every={every!r:.40}; restore it")
+    for key in ("crop_ratio", "plain_crop_ratio"):
+        ratio = settings.get("validation", {}).get(key, 1)
+        if not isinstance(ratio, (int, float)):
+            raise RecordError(
+                f"{folder}/config.json has validation.{key}={ratio!r:.40}; restore it"
+            )
     return settings
 
 
@@ -202,7 +208,7 @@ def read_object(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}); restore it") from error
     if not isinstance(content, dict):
         raise RecordError(f"{path} is no JSON object; restore it")

@@ -84,7 +84,7 @@ def read_reported(path: str | Path) -> Reported:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecordError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or set(content) != {"data", "readme", "blocks"}:
         raise RecordError(f"{path} must have the keys data, readme and blocks")

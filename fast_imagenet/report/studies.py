@@ -78,7 +78,7 @@ def read_study(path: Path) -> Study | None:
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecordError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
     _check(content, KEYS, {"title"}, path)
     planned = set(content) & set(PLAN_KEYS)
