@@ -22,6 +22,7 @@ WRITTEN = [
     r"<!-- results: written by.*?<!-- end of results -->",
     r"<!-- performance: written by.*?<!-- end of performance -->",
     r"<!-- record \S+ \w+ -->.*?<!-- end of record -->",
+    r"<!-- study \S+ -->.*?<!-- end of study -->",
 ]
 COMMANDS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
 LINKS = re.findall(r"\]\(([^)#]+)\)", README)
