@@ -37,7 +37,15 @@ from .native import (
     store_byte,
     store_int32,
 )
-from .simd import clear_block, color_pixels, fill_block, transform_block
+from .simd import (
+    SMALL,
+    clear_block,
+    color_pixels,
+    fill_block,
+    sum_sizes,
+    transform_block,
+    transform_small_blocks,
+)
 
 ZIGZAG = np.array(
     [
@@ -45,11 +53,11 @@ ZIGZAG = np.array(
         *(12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28),
         *(35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51),
         *(58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63),
+        *[64] * 16,  # behind the block: where a damaged one may lead, found out after the write
     ],
     np.uint64,
 )
-LOOK = 10  # bits looked at together: most codes at quality 90 with their value
-END_OF_BLOCK = 128  # added to the position in a block, leads out of it
+LOOK = 11  # bits looked at together: most codes at quality 90 with their value
 # DC times quantiser reaches 1024 + 128 in a picture. Far beyond, libjpeg's 16-bit arithmetic
 # saturates in ways of its own: such a stream is damaged, and libturbojpeg's to decide about.
 LARGEST_LEVEL = 2048
@@ -60,23 +68,30 @@ PAD = 16  # bytes around a chroma row for the neighbours of its ends
 
 
 @kernel
+def _size_and_steps(symbol, is_dc):
+    """Bits of a symbol's value, and how far it lies behind the one before (0: end of block)."""
+    if is_dc:
+        return symbol, 1
+    size, zeros = symbol & 15, symbol >> 4
+    return size, zeros + 1 if size > 0 or zeros == 15 else 0
+
+
+@kernel
 def _fill_look_up(table, look, code, length, symbol, is_dc):
     """Entries of all bit patterns that begin with a code.
 
-    An entry: bits used (low 6), bit 7: the value's bits follow and bits 16 on hold their number,
-    bits 8 to 15: zeros before the value (END_OF_BLOCK), bits 16 on: the value. 128: a longer code.
+    An entry: bits used (low 6), bits 8 to 15: steps to the value's position, bits 16 on: the value.
+    Bit 7: not that simple. The value's bits follow and bits 16 on hold their number; or no steps:
+    the end of the block; or 128 alone: a longer code.
     """
-    size = symbol if is_dc else symbol & 15
-    zeros = 0 if is_dc else symbol >> 4
-    if not is_dc and size == 0 and zeros != 15:
-        zeros = END_OF_BLOCK
+    size, steps = _size_and_steps(symbol, is_dc)
     for rest in range(1 << (LOOK - length)):
-        entry = (size << 16) | (zeros << 8) | 128 | length
-        if length + size <= LOOK:
+        entry = (size << 16) | (steps << 8) | 128 | length
+        if length + size <= LOOK and steps > 0:
             value = (rest >> (LOOK - length - size)) & ((1 << size) - 1)
             if size > 0 and value < 1 << (size - 1):
                 value += 1 - (1 << size)
-            entry = (value << 16) | (zeros << 8) | (length + size)
+            entry = (value << 16) | (steps << 8) | (length + size)
         look[table, (code << (LOOK - length)) + rest] = entry
 
 
@@ -208,7 +223,11 @@ def _clean_tile(address, size, at, number, is_last, target):
 # Below, tables are read by address: arrays in the inner loops would cost a reference count per
 # block. `slow` holds, per table, limits [17], offsets [17] and symbols [256], all int32.
 SLOW_TABLE = 17 + 17 + 256
-TABLE_BYTES = (16 << LOOK) + 16 * SLOW_TABLE + 1024 + 256  # look-up, slow, quantisers, block
+# Six blocks of an MCU, int32 [64], with the position of the last coefficient behind each; as far
+# apart as to begin on cache lines.
+BLOCK, LAST_AT = 320, 4 * 66
+# look-up, slow, quantisers, blocks, start on a cache line
+TABLE_BYTES = (16 << LOOK) + 16 * SLOW_TABLE + 16 * 80 + 6 * BLOCK + 64
 
 
 @kernel
@@ -226,31 +245,23 @@ def _long_code(bits, table, slow):
 
 @kernel
 def _long_value(bits, entry, table, slow):
-    """(bits used, zeros before, value) of a symbol that the look-up table does not finish."""
-    length, zeros, size = entry & 63, (entry >> 8) & 255, entry >> 16
+    """(bits used, steps, value) of a symbol that the look-up table does not finish."""
+    length, steps, size = entry & 63, (entry >> 8) & 255, entry >> 16
     if length == 0:
         length, symbol = _long_code(bits, table, slow)
-        size, zeros = symbol, np.int64(0)
-        if table >= 2:
-            size, zeros = symbol & 15, symbol >> 4
-            if size == 0 and zeros != 15:
-                zeros = np.int64(END_OF_BLOCK)
+        size, steps = _size_and_steps(symbol, table < 2)
     if length == 0 or size == 0:
-        return length, zeros, np.int64(0)
+        return length, steps, np.int64(0)
     value = np.int64((bits << np.uint64(length)) >> np.uint64(64 - size))
     if value >> (size - 1) == 0:
         value += 1 - (1 << size)
-    return length + size, zeros, value
+    return length + size, steps, value
 
 
 @kernel
-def _next_value(bits, table, look, slow):
-    """(bits used, zeros before, value) of the next symbol; bits used 0: no such code."""
-    index = np.uintp(bits >> np.uint64(64 - LOOK))
-    entry = load_int32(look + np.uintp(4) * (np.uintp(table << LOOK) + index))
-    if entry & 128 != 0:
-        return _long_value(bits, entry, table, slow)
-    return entry & 63, (entry >> 8) & 255, entry >> 16
+def _next_entry(bits, look):
+    """Entry of the next symbol in the look-up table at an address, see `_fill_look_up`."""
+    return load_int32(look + np.uintp(4) * np.uintp(bits >> np.uint64(64 - LOOK)))
 
 
 @kernel
@@ -261,72 +272,101 @@ def _refill(at, bits, count):
 
 
 @kernel
-def _read_block(at, bits, count, dc, choice, memory):
+def _read_block(at, bits, count, dc, choice, memory, block):
     """Read one block: its int32 [64] = coefficients * quantisers, of which it must be zero before.
 
     Args: at, bits, count: next byte (address), bits at hand (from the top) and their number.
         dc: DC value of the block before. choice: (DC table, AC table, quantiser). memory:
-        addresses of the look-up tables, the slow tables, the quantisers and the block.
-    Returns: (at, bits, count, dc, last): last = position behind the last coefficient read, 1 for
-        DC alone, -1 for a damaged block.
+        addresses of the look-up tables, the slow tables and the quantisers. block: address.
+    Returns: (at, bits, count, dc, last): last = position of the last coefficient read, 0 for DC
+        alone, -1 for a damaged block.
     """
-    look, slow, quantisers, block = memory
-    quantiser = quantisers + np.uintp(256 * choice[2])
+    look, slow, quantisers = memory
+    quantiser = quantisers + np.uintp(320 * choice[2])
     at, bits, count = _refill(at, bits, count)
-    used, k, value = _next_value(bits, choice[0], look, slow)
+    codes = look + np.uintp((4 << LOOK) * choice[0])
+    entry = _next_entry(bits, codes)
+    used, value = entry & 63, entry >> 16
+    if entry & 128 != 0:
+        used, _, value = _long_value(bits, entry, choice[0], slow)
     bits, count, dc = bits << np.uint64(used), count - used, dc + value
     level = dc * load_int32(quantiser)
-    if used == 0 or k != 0 or abs(level) > LARGEST_LEVEL:
+    if used == 0 or abs(level) > LARGEST_LEVEL:
         return at, bits, count, dc, np.int64(-1)
     store_int32(block, level)
-    k = last = np.int64(1)
-    while k < 64:
-        if count < 32:
-            at, bits, count = _refill(at, bits, count)
-        used, zeros, value = _next_value(bits, choice[1], look, slow)
-        bits, count, k = bits << np.uint64(used), count - used, k + zeros
-        if k > 63 or used == 0:
-            damaged = used == 0 or k < END_OF_BLOCK
-            return at, bits, count, dc, np.int64(-1) if damaged else last
-        place = block + np.uintp(4) * ZIGZAG[np.uint64(k)]
-        store_int32(place, value * load_int32(quantiser + np.uintp(4 * k)))
-        k += 1
-        last = k
-    return at, bits, count, dc, last
+    codes = look + np.uintp((4 << LOOK) * choice[1])
+    k = np.int64(0)
+    while True:
+        at, bits, count = _refill(at, bits, count)
+        for _ in range(2):  # of 26 bits at most
+            entry = _next_entry(bits, codes)
+            used, steps, value = entry & 63, (entry >> 8) & 255, entry >> 16
+            if entry & 128 != 0:
+                if steps > 0 or used == 0:
+                    used, steps, value = _long_value(bits, entry, choice[1], slow)
+                if steps == 0 or used == 0:
+                    last = k if used > 0 else np.int64(-1)
+                    return at, bits << np.uint64(used), count - used, dc, last
+            bits, count, k = bits << np.uint64(used), count - used, k + steps
+            place = block + np.uintp(4) * ZIGZAG[np.uint64(k)]
+            store_int32(place, value * load_int32(quantiser + np.uintp(4 * k)))
+            if k >= 63:
+                return at, bits, count, dc, k if k == 63 else np.int64(-1)
 
 
 @kernel
-def _write_block(block, last, pixels, pitch):
-    """Transform a block to pixels and clear it."""
-    if last == 1:
-        value = min(255, max(0, ((load_int32(block) + 4) >> 3) + 128))
-        fill_block(np.uint8(value), pixels, pitch)
-        store_int32(block, 0)
+def _write_blocks(block, other, pixels, other_pixels, pitch):
+    """Transform two blocks of a plane to pixels and clear them."""
+    if max(load_int32(block + np.uintp(LAST_AT)), load_int32(other + np.uintp(LAST_AT))) == 0:
+        _write_level(block, pixels, pitch)
+        _write_level(other, other_pixels, pitch)
         return
-    transform_block(block, pixels, pitch)
+    if max(sum_sizes(block), sum_sizes(other)) <= SMALL:
+        transform_small_blocks(block, other, pixels, other_pixels, pitch)
+    else:
+        transform_block(block, pixels, pitch)
+        transform_block(other, other_pixels, pitch)
     clear_block(block)
+    clear_block(other)
 
 
 @kernel
-def _read_component(state, blocks, dc, choice, memory, keep, place, pitch):
-    """Read the blocks of one component in an MCU (4 as 2 x 2, or 1).
+def _write_level(block, pixels, pitch):
+    """`_write_blocks` for one of DC alone."""
+    value = min(255, max(0, ((load_int32(block) + 4) >> 3) + 128))
+    fill_block(np.uint8(value), pixels, pitch)
+    store_int32(block, 0)
 
-    Args: state: (at, bits, count) as `_read_block`. keep: whether to transform to `place`.
+
+@kernel
+def _read_component(state, first, count, dc, choice, memory):
+    """Read `count` blocks of one component in an MCU, from number `first` on.
+
+    Args: state: (at, bits, count) as `_read_block`.
     Returns: (state, dc, whether all blocks are sound).
     """
-    at, bits, count = state
-    block = memory[3]
-    for b in range(blocks):
-        at, bits, count, dc, last = _read_block(at, bits, count, dc, choice, memory)
+    at, bits, left = state
+    sound = True
+    for b in range(first, first + count):
+        block = memory[3] + np.uintp(BLOCK * b)
+        at, bits, left, dc, last = _read_block(at, bits, left, dc, choice, memory[:3], block)
+        store_int32(block + np.uintp(LAST_AT), last)
         if last < 0:
-            clear_block(block)
-            return (at, bits, count), dc, False
-        if keep:
-            corner = np.uintp((b & 1) * 8 + (b >> 1) * 8 * pitch)
-            _write_block(block, last, place + corner, np.uintp(pitch))
-        else:
-            clear_block(block)
-    return (at, bits, count), dc, True
+            sound = False
+            break
+    return (at, bits, left), dc, sound
+
+
+@kernel
+def _write_mcu(blocks, places, pitches):
+    """Transform the blocks of an MCU, which are all read by then: a vector that is loaded right
+    behind single stores to it waits for them. places: as `_read_tile`, of this MCU."""
+    size, pitch = np.uintp(BLOCK), np.uintp(pitches[0])
+    for row in range(2):
+        left, pixels = blocks + np.uintp(2 * BLOCK * row), places[0] + np.uintp(8 * row) * pitch
+        _write_blocks(left, left + size, pixels, pixels + np.uintp(8), pitch)
+    blue = blocks + np.uintp(4 * BLOCK)
+    _write_blocks(blue, blue + size, places[1], places[2], np.uintp(pitches[1]))
 
 
 @kernel
@@ -335,26 +375,24 @@ def _read_tile(begin, length, mcus, wanted, places, pitches, choices, memory):
 
     Args: begin, length: its clean bytes. wanted: (first, end) MCUs to transform. places: address
         of the first MCU's pixels in the three planes. pitches: of luma, of chroma. choices: per
-        component as `_read_block`. memory: as `_read_block`.
+        component as `_read_block`. memory: as `_read_block`, and address of the blocks.
     Returns: whether the tile is sound and ends where its bytes end.
     """
     state = (begin, np.uint64(0), np.int64(0))
     dc_y = dc_b = dc_r = np.int64(0)
     for mcu in range(mcus):
-        keep = wanted[0] <= mcu < wanted[1]
-        luma, chroma = places[0] + np.uintp(16 * mcu), np.uintp(8 * mcu)
-        state, dc_y, good_y = _read_component(
-            *(state, 4, dc_y, choices[0], memory, keep, luma, pitches[0])
-        )
-        state, dc_b, good_b = _read_component(
-            *(state, 1, dc_b, choices[1], memory, keep, places[1] + chroma, pitches[1])
-        )
-        state, dc_r, good_r = _read_component(
-            *(state, 1, dc_r, choices[2], memory, keep, places[2] + chroma, pitches[1])
-        )
+        state, dc_y, good_y = _read_component(state, 0, 4, dc_y, choices[0], memory)
+        state, dc_b, good_b = _read_component(state, 4, 1, dc_b, choices[1], memory)
+        state, dc_r, good_r = _read_component(state, 5, 1, dc_r, choices[2], memory)
         sound = good_y and good_b and good_r
         if not sound or state[0] > begin + np.uintp(length + 16):
             return False
+        if wanted[0] <= mcu < wanted[1]:
+            luma, chroma = places[0] + np.uintp(16 * mcu), np.uintp(8 * mcu)
+            _write_mcu(memory[3], (luma, places[1] + chroma, places[2] + chroma), pitches)
+        else:
+            for b in range(6):
+                clear_block(memory[3] + np.uintp(BLOCK * b))
     used = 8 * np.int64(state[0] - begin) - state[2]
     return 8 * length - 8 < used <= 8 * length
 
@@ -368,17 +406,16 @@ def _decode_tiles(address, size, header, area, clean, tables, planes, pitches):
     Returns: whether all went well.
     """
     # In the workspace, not in local arrays: those are freed once only their address is in use.
-    memory = (
-        tables,
-        tables + np.uintp(16 << LOOK),
-        tables + np.uintp((16 << LOOK) + 16 * SLOW_TABLE),
-        tables + np.uintp((16 << LOOK) + 16 * SLOW_TABLE + 1024),
-    )
+    blocks = (tables + np.uintp(63)) & ~np.uintp(63)
+    look_at = blocks + np.uintp(6 * BLOCK)
+    slow_at = look_at + np.uintp(16 << LOOK)
+    memory = (look_at, slow_at, slow_at + np.uintp(16 * SLOW_TABLE), blocks)
     look = carray(as_pointer(memory[0]), (4, 1 << LOOK), np.int32)
     slow = carray(as_pointer(memory[1]), (4, SLOW_TABLE), np.int32)
-    quantisers = carray(as_pointer(memory[2]), (4, 64), np.int32)
+    quantisers = carray(as_pointer(memory[2]), (4, 80), np.int32)
     look[:], slow[:], quantisers[:] = 128, 0, 0
-    clear_block(memory[3])
+    for b in range(6):
+        clear_block(blocks + np.uintp(BLOCK * b))
     choice = np.zeros((3, 3), np.int64)
     if not _read_tables(address, header, quantisers, look, slow, choice):
         return False
