@@ -25,37 +25,48 @@ def _place(builder, address, offset, kind):
     return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
 
 
-def _gather(builder, parts, orders):
-    """16 bytes picked from three vectors: order[i] is a lane of that part, or -1 for none."""
-    zeros, result = ir.Constant(_BYTES, [0] * PIXELS), None
-    for part, order in zip(parts, orders, strict=True):
-        lanes = [PIXELS if lane < 0 else lane for lane in order]
-        mask = ir.Constant(_INTEGERS, lanes)
-        picked = builder.shuffle_vector(part, zeros, mask)
-        result = picked if result is None else builder.or_(result, picked)
-    return result
+def _shuffle(builder, first, second, order):
+    kind = ir.VectorType(ir.IntType(32), len(order))
+    return builder.shuffle_vector(first, second, ir.Constant(kind, list(order)))
 
 
 def _load_colors(builder, address):
-    """Three float vectors, red, green and blue, from 48 interleaved bytes."""
-    parts = [builder.load(_place(builder, address, 16 * k, _BYTES), align=1) for k in range(3)]
+    """Three float vectors, red, green and blue, from 48 interleaved bytes.
+
+    Four pixels stand in each quarter of a vector: no byte has to leave its quarter. The last one is
+    read with the four bytes before it, not with those behind, which may not be readable.
+    """
+    places, begins = (0, 12, 24, 32), (0, 0, 0, 4)
+    quarters = [builder.load(_place(builder, address, at, _BYTES), align=1) for at in places]
+    halves = [_shuffle(builder, *quarters[k : k + 2], range(32)) for k in (0, 2)]
+    whole = _shuffle(builder, *halves, range(64))
+    zeros, zero = ir.Constant(whole.type, [0] * 64), 64
     colors = []
     for c in range(3):
-        places = [3 * i + c for i in range(PIXELS)]
-        orders = [[p - 16 * k if p // 16 == k else -1 for p in places] for k in range(3)]
-        channel = builder.zext(_gather(builder, parts, orders), _INTEGERS)
+        order = []
+        for quarter, begin in enumerate(begins):
+            for pixel in range(4):
+                order += [16 * quarter + begin + 3 * pixel + c, zero, zero, zero]
+        channel = builder.bitcast(_shuffle(builder, whole, zeros, order), _INTEGERS)
         colors.append(builder.sitofp(channel, _FLOATS))
     return colors
 
 
 def _store_colors(builder, colors, address):
     """Undo `_load_colors`; the values are whole numbers from 0 to 255."""
-    channels = [builder.trunc(builder.fptosi(color, _INTEGERS), _BYTES) for color in colors]
-    for k in range(3):
-        places = range(16 * k, 16 * k + 16)
-        orders = [[p // 3 if p % 3 == c else -1 for p in places] for c in range(3)]
-        word = _gather(builder, channels, orders)
-        builder.store(word, _place(builder, address, 16 * k, _BYTES), align=1)
+    word = None
+    for c, color in enumerate(colors):
+        channel = builder.fptosi(color, _INTEGERS)
+        shifted = builder.shl(channel, ir.Constant(_INTEGERS, [8 * c] * PIXELS))
+        word = shifted if word is None else builder.or_(word, shifted)
+    word = builder.bitcast(word, ir.VectorType(ir.IntType(8), 64))
+    inside = [4 * pixel + c for pixel in range(4) for c in range(3)]
+    order = [16 * quarter + k for quarter in range(4) for k in (*inside, *inside[:4])]
+    whole = _shuffle(builder, word, word, order)
+    # The four bytes behind a quarter are overwritten by the next; behind the last are none.
+    for at, begin, end in ((0, 0, 16), (12, 16, 32), (24, 32, 48), (36, 48, 56), (44, 56, 60)):
+        part = _shuffle(builder, whole, whole, range(begin, end))
+        builder.store(part, _place(builder, address, at, part.type), align=1)
 
 
 def _call(builder, name, result, value):
