@@ -24,6 +24,7 @@ from fast_imagenet.ops import (
     DecodeError,
     baseline,
     enable_precompiled,
+    simd,
 )
 from fast_imagenet.ops import crop_decode as module
 from fast_imagenet.ops import kernel as kernel_module
@@ -752,3 +753,38 @@ def test_patch_is_applied_once_and_leaves_other_code_alone():
     assert hasattr(Compiler.compile(plain), "py_func")
     plain.precompiled = True
     assert Compiler.compile(plain) is plain
+
+
+@numba.njit
+def _both_transforms(blocks, small, general):
+    """Transform int32 blocks [n, 64], n even, into uint8 [n, 64] each."""
+    place, eight = np.uintp(blocks.ctypes.data), np.uintp(8)
+    ours, theirs = np.uintp(small.ctypes.data), np.uintp(general.ctypes.data)
+    for b in range(0, len(blocks), 2):
+        one, two = np.uintp(64 * b), np.uintp(64 * b + 64)
+        first, second = place + np.uintp(256 * b), place + np.uintp(256 * b + 256)
+        simd.transform_small_blocks(first, second, ours + one, ours + two, eight)
+        simd.transform_block(first, theirs + one, eight)
+        simd.transform_block(second, theirs + two, eight)
+    return simd.sum_sizes(place)
+
+
+def test_the_transform_of_small_blocks_holds_up_to_its_limit():
+    """Coefficients that add up where 16 bits would overflow first, and random ones."""
+    generator = np.random.default_rng(3)
+    angles = np.outer(2 * np.arange(8) + 1, np.arange(8)) * np.pi / 16
+    signs = np.sign(np.cos(angles)).astype(np.int32)
+    blocks = [np.outer(signs[y], signs[x]) for y in range(8) for x in range(8)]
+    blocks += [generator.standard_normal((8, 8)) * (generator.random((8, 8)) < p) for p in (1, 0.1)]
+    for v in range(8):
+        for u in range(8):
+            blocks += [np.zeros((8, 8)), np.zeros((8, 8))]
+            blocks[-2][v, u], blocks[-1][v, u] = 1, -1
+    sizes = [np.abs(block).sum() for block in blocks]
+    blocks = [
+        block * (simd.SMALL / max(size, 1e-9)) for block, size in zip(blocks, sizes, strict=True)
+    ]
+    blocks = np.array(blocks).astype(np.int32).reshape(-1, 64)
+    small, general = np.zeros((2, len(blocks), 64), np.uint8)
+    assert _both_transforms(blocks, small, general) == np.abs(blocks[0]).sum()
+    np.testing.assert_array_equal(small, general)

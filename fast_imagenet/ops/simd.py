@@ -328,6 +328,20 @@ def _interpolate(builder, near, far):
     return even.shuffle(odd, order) - 128
 
 
+def _store_pixels(red, green, blue, pixels):
+    """Write 16 pixels, and four bytes behind them, from int16 lanes of 0 to 255."""
+    pair, builder, parts = red + (green << 8), red.builder, []
+    inside = [4 * pixel + c for pixel in range(4) for c in range(3)]
+    order = [16 * half + k for half in range(2) for k in (*inside, *inside[:4])]
+    for part in range(2):  # pixels 0 to 3 and 8 to 11, then the others: no byte leaves its half
+        turn = [4 * part + 8 * half + k for half in range(2) for k in range(4)]
+        four = pair.shuffle(blue, [lane for k in turn for lane in (k, 16 + k)]).cast(8, 32)
+        halves = four.shuffle(four, order)
+        parts.append([halves.shuffle(halves, range(16 * k, 16 * k + 16)) for k in range(2)])
+    for k in range(4):
+        store_lanes(parts[k % 2][k // 2], _offset(builder, pixels, 12 * k))
+
+
 @intrinsic
 def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
     """16 RGB pixels from luma and chroma at half resolution.
@@ -335,7 +349,7 @@ def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
     Args: y: address of 16 luma values, the first of an even column. blue, red: address of the
         chroma value of that column in the chroma row that covers it; blue_far, red_far: the same
         column in the next nearest chroma row. One value before and eight after must be readable.
-        pixels: address of 48 bytes.
+        pixels: address of 48 bytes, and four more that are overwritten.
     """
 
     def generate(context, builder, signature, arguments):
@@ -343,16 +357,12 @@ def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
         luma = load_lanes(builder, y, 16, 8, 16)
         cb, cr = _interpolate(builder, blue, blue_far), _interpolate(builder, red, red_far)
         # 1.402 = 91881 / 65536, whole part aside to fit 16 bits, rounded by the last bit's half
-        r = (luma + cr + (((cr + cr).high_product(26345) + 1) >> 1)).to_bytes()
-        b = (luma + cb + cb + (((cb + cb).high_product(-14942) + 1) >> 1)).to_bytes()
+        r = (luma + cr + (((cr + cr).high_product(26345) + 1) >> 1)).clip()
+        b = (luma + cb + cb + (((cb + cb).high_product(-14942) + 1) >> 1)).clip()
         green = (cb.widen() * -22554 + cr.widen() * 18734 + 32768) >> 16
         green = Lanes(builder, builder.trunc(green.value, cr.value.type))
-        g = (luma - cr + green).to_bytes()
-        for part in range(3):  # of 16 bytes: one shuffle of 48 would be taken apart byte by byte
-            lanes = [divmod(16 * part + k, 3) for k in range(16)]
-            pair = r.shuffle(g, [16 * (c == 1) + x for x, c in lanes])
-            whole = pair.shuffle(b, [16 + x if c == 2 else k for k, (x, c) in enumerate(lanes)])
-            store_lanes(whole, _offset(builder, pixels, 16 * part))
+        g = (luma - cr + green).clip()
+        _store_pixels(r, g, b, pixels)
         return context.get_dummy_value()
 
     return types.void(*[types.uintp] * 6), generate
