@@ -233,7 +233,8 @@ class _Workspace:
         sizes.append(TABLE_BYTES)
         self.buffers = [np.empty(size, np.uint8) for size in sizes]
         handle = native.new_decoder()
-        weakref.finalize(self, native.free_decoder, handle)
+        # not at the end of the process: a loader's thread may still be decoding then
+        weakref.finalize(self, native.free_decoder, handle).atexit = False
         places = [handle, *(buffer.ctypes.data for buffer in self.buffers)]
         self.addresses = np.array(places, np.uint64)
 
