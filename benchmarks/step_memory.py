@@ -71,12 +71,12 @@ def measure(name: str, device: str) -> dict:
         images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
         return images_bhwc, torch.randint(CLASSES, shape[:1], device=device)
 
-    batch = (*noise(cfg.training.batch_size, cfg.resolution.max_res), np.arange(10**6))
-    batch = (*batch[:2], batch[2][: cfg.training.batch_size])
+    size = cfg.training.batch_size
+    batch = (*noise(size, cfg.resolution.max_res), np.arange(size))
     losses, _, _ = recipe.train_epoch(t, [batch] * STEPS, 0, 10**6, lambda *_: None)
     losses[-1].item()
-    views = lambda side, _: iter([noise(cfg.validation.batch_size, side)])  # noqa: E731
-    recipe.evaluate(evaluated, SimpleNamespace(batches=views), cfg, t.autocast, device)
+    one = SimpleNamespace(batches=lambda side, _: [noise(cfg.validation.batch_size, side)])
+    recipe.evaluate(evaluated, one, cfg, t.autocast, device)
     cuda = device.type == "cuda"
     return {
         "held_bytes": torch.cuda.max_memory_reserved() if cuda else None,
