@@ -58,11 +58,13 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
             file.write(mine)
         removed = _remove_leftovers(path)
     end = threading.Event()
-    threading.Thread(target=_touch, args=(lock, end), daemon=True).start()
+    toucher = threading.Thread(target=_touch, args=(lock, end), daemon=True)
+    toucher.start()
     try:
         yield removed
     finally:
         end.set()
+        toucher.join(timeout=5)  # no longer where the folder's disk does not answer
         if _read_lock(lock) == mine:
             lock.unlink(missing_ok=True)
 
