@@ -12,15 +12,22 @@ Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels las
 samples_b int64, the pictures' places in the file, which key everything drawn.
 """
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
-from fastargs import Config, Param, Section
+try:
+    from fastargs import Config, Param, Section
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"{missing} for {sys.executable}: `make setup` installs what is needed into .venv; "
+        f"then run .venv/bin/python train_imagenet.py"
+    )
 
 from fast_imagenet.augment import POLICIES, Augment
 from fast_imagenet.checks import impossible
-from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, interpreter, read_config, to_dict
 from fast_imagenet.guard import (
     STOPPED,
     Agreement,
@@ -63,8 +70,8 @@ Section("data", "where pictures come from", SETTINGS).params(
 Section("resolution", "training side in pixels", SETTINGS).params(
     min_res=Param(Int(16, 1024), "side up to start_ramp", default=160),
     max_res=Param(Int(16, 1024), "side from end_ramp on", default=160),
-    start_ramp=Param(Int(0), "last epoch at min_res", default=0),
-    end_ramp=Param(Int(0), "first epoch at max_res", default=0),
+    start_ramp=Param(Int(0), "epochs done (from 0) up to which it stays min_res", default=0),
+    end_ramp=Param(Int(0), "epochs done from which on it is max_res", default=0),
 )
 Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
     lr=Param(Number(0), "peak, per 256 images of the global batch", default=0.125),
@@ -712,18 +719,31 @@ def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
         "record": record,
     }
     save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.ema.state_dict(), info)
-    log.finish(record)
-    end = f"epoch {record['epoch']} after {record['total_seconds'] / 60:.1f} min"
-    print(data_wait_line(record["data_wait_share"]), end="")
+    steps, limit = cfg.training.epochs * len(loader), cfg.training.max_steps
+    trial = f"a trial: {limit} of {steps} steps (training.max_steps)" if 0 < limit < steps else ""
+    log.finish(record | ({"cut_short": trial} if trial else {}))
+    end = trial or f"epoch {record['epoch']}"
+    end += f" after {record['total_seconds'] / 60:.1f} min"
+    print(data_wait_line(record["data_wait_share"], limit or steps, cfg.data.num_workers), end="")
     print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")
 
 
-def data_wait_line(share: float) -> str:
-    """What to change when more than a fifth of an epoch was waiting for data; else nothing."""
-    if share <= 0.2:
+SHORT = 20  # steps of a run that says nothing about the loader: it starts up meanwhile
+
+
+def data_wait_line(share: float, steps: int, workers: int) -> str:
+    """What to change when more than a fifth of an epoch was waiting for data; else nothing.
+
+    Args:
+        share: of the last epoch's time.
+        steps: of the run; the first batches of a short one wait for the loader's start.
+        workers: data.num_workers; 0 uses every core already.
+    """
+    if share <= 0.2 or steps < SHORT:
         return ""
+    more = "raise data.num_workers, " if 0 < workers < len(os.sched_getaffinity(0)) else ""
     return (
-        f"{share:.0%} of the last epoch was waiting for data: raise data.num_workers, write "
+        f"{share:.0%} of the last epoch was waiting for data: {more}write "
         f"smaller pictures (write.max_side) or lighten section augment\n"
     )
 
@@ -784,8 +804,10 @@ if __name__ == "__main__":
         sys.exit(f"train_imagenet.py: {error}")
     except Stopped as stop:
         more = [flag for flag in ["--training.resume=auto"] if flag not in sys.argv]
+        alone = [] if "LOCAL_RANK" in os.environ else [interpreter()]  # else torchrun's command
         print(
-            f"stopped by {stop}, saved; go on with {shlex.join(sys.argv + more)}", file=sys.stderr
+            f"stopped by {stop}, saved; go on with {shlex.join(alone + sys.argv + more)}",
+            file=sys.stderr,
         )
         sys.exit(STOPPED)
     except (RuntimeError, MemoryError, OSError) as error:

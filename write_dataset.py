@@ -23,7 +23,13 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from fastargs import Config, Param, Section
+try:
+    from fastargs import Config, Param, Section
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"{missing} for {sys.executable}: `make setup` installs what is needed into .venv; "
+        f"then run .venv/bin/python write_dataset.py"
+    )
 
 from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told

@@ -536,12 +536,19 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def interpreter() -> str:
+    """This Python as one types it here: '.venv/bin/python' where it lies below, else 'python'."""
+    path = Path(sys.executable)
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else "python"
+
+
 def _tell_and_exit(problems: list[str], prog: str) -> None:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     count += " and perhaps more" if len(problems) >= MAX_PROBLEMS else ""
     lines = [f"{prog}: {count} in the settings, nothing was started"]
     lines += [f"  {i}. {problem}" for i, problem in enumerate(problems, 1)]
-    lines += [f"`python {prog} --help` lists every setting with its rule and default."]
+    lines += [f"`{interpreter()} {prog} --help` lists every setting with its rule and default."]
     # under torchrun, once a node is enough
     if not re.fullmatch("0*[1-9][0-9]*", os.environ.get("LOCAL_RANK", "0")):
         print("\n".join(lines), file=sys.stderr)
@@ -552,7 +559,7 @@ def _help_text(settings: Config, prog: str, description: str, search: Sequence[P
     folders = ", ".join(f"{Path(folder).name}/" for folder in search)
     bare = f" A bare name is looked up in {folders}." if folders else ""
     lines = [
-        f"usage: python {prog} [--config FILE.yaml ...] [--section.key=value ...]",
+        f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]",
         "",
         *textwrap.wrap(description, WIDTH),
         "",

@@ -4,7 +4,8 @@
     python -m fast_imagenet.preview --config demo.yaml --epoch=9 --draws=6 --augment.blur=0.5
 
 One row a picture: as it is stored, with the crops of the next epochs drawn in; every stage of the
-pipeline alone; the whole pipeline, epoch by epoch; and the views it is tested in. The pictures come
+pipeline alone; the whole pipeline, epoch by epoch; and the views it is tested in. Epochs count
+from 0, as start_ramp does: epoch 0 is the one that the log calls 1. The pictures come
 out of the functions that a run calls and depend on (seed, epoch, sample) as there, so the column
 "epoch 0" holds what the network gets in epoch 0. One thing differs: the partners of Mixup and
 CutMix are pictures of the sheet, so that they can be recognised.
@@ -375,8 +376,9 @@ def _words(operation, a: Augment) -> tuple[str, str]:
 
 LEGEND = (
     "Alone, a stage is shown on the central square, in the first epoch in which it changes the "
-    "picture. 0.83 + 0.17 of #5: shares of the picture and of its partner, in pixels and in label."
+    "picture. "
 )
+MIXED = "0.83 + 0.17 of #5: shares of the picture and of its partner, in pixels and in label."
 PAPER, INK, MUTED, RULE = (252, 252, 250), (28, 30, 36), (112, 116, 126), (214, 214, 210)
 MARGIN, GAP, GROUP_GAP, ROW_GAP = 32, 10, 34, 14
 SMALLEST_CELL, LARGEST_CELL = 160, 256
@@ -406,7 +408,8 @@ def draw_sheet(
     row = side + LINE * lines + ROW_GAP
     width = 2 * MARGIN + len(columns) * (side + GAP) - GAP + (len(groups) - 1) * (GROUP_GAP - GAP)
     width, bottom = max(width, 720), first_row + row * len(columns[0].images) + ROW_GAP
-    legend = _wrap(LEGEND, width - 2 * MARGIN)
+    mixes = any(" of #" in caption for column in columns for caption in column.captions)
+    legend = _wrap(LEGEND + MIXED * mixes, width - 2 * MARGIN)
     sheet = Image.new("RGB", (width, bottom + LINE * len(legend) + MARGIN - 6), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, bottom), "\n".join(legend), MUTED, _font(TEXT), spacing=LINE - TEXT)

@@ -167,7 +167,7 @@ class RunLog:
         """Write curves.png, then summary.json, the last file of a finished run; close the rest."""
         if not self.enabled:
             return
-        plot_curves(self._log, self.folder / "curves.png")
+        plot_curves(self._log, self.folder / "curves.png", summary.get("cut_short", ""))
         write_json(self.folder / "summary.json", shareable(summary))
         self.close()
 
@@ -390,12 +390,13 @@ def _start_wandb(project: str, folder: Path, config: dict):
 BLUE, ORANGE, GREEN = "#1f5fa8", "#d9641e", "#2f8f5b"
 
 
-def plot_curves(log_jsonl: str | Path, png: str | Path) -> None:
+def plot_curves(log_jsonl: str | Path, png: str | Path, note: str = "") -> None:
     """Draw a log.jsonl: accuracy against epochs and time, losses, schedules, speed.
 
     Args:
         log_jsonl: as RunLog writes it, one epoch at least.
         png: picture to write, about 1500 x 1350 px.
+        note: words for its title, as that the run was a trial.
     Raises:
         RunLogError: the log is empty or damaged.
     """
@@ -417,7 +418,8 @@ def plot_curves(log_jsonl: str | Path, png: str | Path) -> None:
     _draw_speed(axes[1, 1], log)
     _draw_schedule(axes[2, 0], log, "lr", "learning rate at the end of the epoch")
     _draw_schedule(axes[2, 1], log, "resolution", "training resolution, pixels", "steps-pre")
-    figure.suptitle(_title(log, f"{times[-1]:.1f} {unit}"), fontsize=13, fontweight="bold")
+    title = _title(log, f"{times[-1]:.1f} {unit}") + (f"; {note}" if note else "")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
     write_atomically(png, lambda file: figure.savefig(file, format="png"))
 
 

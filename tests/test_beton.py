@@ -12,7 +12,7 @@ import pytest
 
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import EncodeSettings, encode_jpeg, hash_share, resize_longest
-from fast_imagenet.beton.reader import BetonError, BetonFile
+from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
 from tests.odd_images import pillow_rgb, scene
@@ -506,3 +506,9 @@ def test_damaged_jpeg_is_named(copy):
     _poke(copy, int(file.offsets[index]), np.zeros(4, np.uint8))
     with pytest.raises(BetonError, match=f"JPEG of sample {index} cannot be decoded"):
         BetonFile(copy).image(index)
+
+
+def test_the_summary_given_for_the_file_is_said(copy):
+    sidecar_path(copy).write_text("{}")
+    with pytest.raises(BetonError, match=f"is the summary of a data file: name .*{copy.name}$"):
+        BetonFile(sidecar_path(copy))

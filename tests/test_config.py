@@ -14,7 +14,7 @@ import pytest
 import yaml
 from fastargs import Config, Param, Section
 
-from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, to_dict
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, interpreter, read_config, to_dict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -446,7 +446,7 @@ def test_all_problems_are_told_together(refused, write):
     assert [word for word in expected if word not in error] == []
     assert "8 problems in the settings, nothing was started" in error
     assert error.count("\n") == 10
-    assert "`python train.py --help`" in error
+    assert f"`{interpreter()} train.py --help`" in error
 
 
 def test_check_runs_on_valid_settings_only_and_is_told_the_same_way(refused):

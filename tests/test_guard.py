@@ -15,6 +15,7 @@ import torch
 import train_imagenet
 from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
+from fast_imagenet.config import interpreter
 from fast_imagenet.guard import STALLED, STOPPED, Agreement, Guard, Pauses, Stopped, lock_folder
 from tests.agents import free_port
 from tests.conftest import ROOT, SMOKE
@@ -140,7 +141,7 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode in (STOPPED, 0), said  # 0: it had just finished
     if process.returncode == STOPPED:
-        assert "stopped by SIGTERM, saved; go on with train_imagenet.py --config=" in said
+        assert f"saved; go on with {interpreter()} train_imagenet.py --config=" in said
         assert said.count("--training.resume=auto") == 1
         finish(start_run(tiny_beton, folder))
     finish(start_run(tiny_beton, tmp_path / "whole"))

@@ -191,6 +191,21 @@ def test_the_most_urgent_fault_is_named_first_with_a_value():
     assert first_advice(times=healthy).setting == ""
 
 
+def test_a_plan_whose_rounds_differ_gives_a_range():
+    unsure = [replace(SMALL, spread=0.1), replace(LARGE, spread=0.44)]
+    plan = make_plan(times=unsure)
+    total = plan.forecast.seconds
+    page = report.render(plan)
+    least, most = report.duration(0.78 * total), report.duration(1.22 * total)
+    assert f"not sure:     {least} to {most}, for the machine was busy" in page
+    assert "--clock=cpu" in page
+    plan.cfg.clock = "cpu"
+    assert "--clock=cpu" not in report.render(plan)
+    for spread in (0.2, None):  # within 10 %, or one round
+        calm = [replace(t, spread=spread) for t in (SMALL, LARGE)]
+        assert "not sure" not in report.render(make_plan(times=calm))
+
+
 def test_the_page_says_everything():
     page = report.render(make_plan())
     for words in (

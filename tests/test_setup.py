@@ -255,3 +255,12 @@ def test_photographs_and_data_files_are_ignored():
         pytest.skip("not a git checkout")
     assert done.stdout.split() == names
     assert not [path for path in tracked_files() if path.suffix in (".beton", ".JPEG", ".jpg")]
+
+
+@pytest.mark.parametrize("script", ["train_imagenet.py", "write_dataset.py"])
+def test_a_python_without_the_packages_is_told_where_they_are(script):
+    command = [sys.executable, "-S", script, "--help"]  # -S: without site-packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"for {sys.executable}: `make setup`" in done.stderr
+    assert f".venv/bin/python {script}" in done.stderr

@@ -270,10 +270,25 @@ def test_a_run_leaves_everything_it_promises(quick_run, backend, capsys):
 
 def test_a_run_that_waits_for_data_says_so(quick_run, capsys):
     line = train_imagenet.data_wait_line
-    assert line(0.2) == "" and "34% of the last epoch was waiting for data: raise" in line(0.34)
-    folder = quick_run("--training.max_steps=4")
+    assert line(0.2, 99, 1) == "" == line(0.9, 19, 1)  # a short run waits for the loader's start
+    cores = len(os.sched_getaffinity(0))
+    for workers in (0, cores):
+        assert "34% of the last epoch was waiting for data: write" in line(0.34, 20, workers)
+    if cores > 1:
+        assert "34% of the last epoch was waiting for data: raise" in line(0.34, 20, 1)
+    folder = quick_run("--training.epochs=5", "--training.max_steps=0")  # 25 steps
     said, share = capsys.readouterr().out, read_log(folder)[-1]["data_wait_share"]
     assert said.count("waiting for data") == (share > 0.2)
+
+
+def test_a_run_cut_by_max_steps_is_called_a_trial(quick_run, capsys, tmp_path):
+    folder = quick_run("--training.epochs=3", "--training.max_steps=4", folder=tmp_path / "cut")
+    trial = "a trial: 4 of 15 steps (training.max_steps)"
+    assert f"; {trial} after " in capsys.readouterr().out
+    assert json.loads((folder / "summary.json").read_text())["cut_short"] == trial
+    folder = quick_run("--training.epochs=3", "--training.max_steps=15")
+    assert "trial" not in capsys.readouterr().out
+    assert "cut_short" not in json.loads((folder / "summary.json").read_text())
 
 
 def test_final_weights_load_into_the_plain_network(quick_run, tiny_beton):

@@ -170,6 +170,18 @@ def test_the_docs_list_every_stream():
     assert dict(stated) == real and len(stated) == len(set(real.values()))
 
 
+def test_an_epoch_left_early_ends_the_program_in_order(tmp_path):
+    """The loader's thread still decodes while Python ends: no decoder may be freed under it."""
+    images = [ops_data.picture(400, 500, seed=k) for k in range(16)]
+    # the first of many batches is all that is taken
+    ops_data.write_file(tmp_path / "train.beton", [images[k % 16] for k in range(1600)])
+    text = PROGRAM.replace("        pass  # float32", "        break  # float32")
+    assert text.count("break") == 1
+    (tmp_path / "program.py").write_text(text)
+    folders = {**os.environ, "PYTHONPATH": str(ROOT)}
+    call([sys.executable, "program.py"], cwd=tmp_path, env=folders)
+
+
 def test_a_damaged_picture_ends_the_program_as_the_docs_say(tmp_path):
     """And stock operations stand between ours; the label goes through FFCV's default."""
     images = [ops_data.picture(40, 50, seed=k) for k in range(6)]

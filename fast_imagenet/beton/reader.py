@@ -153,6 +153,9 @@ def _map(path: Path) -> np.ndarray:
 
 def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, np.dtype]:
     """The header, and the dtype of one sample's metadata row from the field descriptors."""
+    if path.suffix == ".json":
+        what = f"is the summary of a data file: name the file itself, {path.with_suffix('')}"
+        raise BetonError(f"{path} {what}")
     if len(data) < fmt.HEADER.itemsize:
         raise BetonError(f"{path} is no .beton file: it has {len(data)} bytes only; {REMEDY}")
     header = data[: fmt.HEADER.itemsize].view(fmt.HEADER)[0]

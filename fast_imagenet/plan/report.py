@@ -15,6 +15,7 @@ from fast_imagenet.plan.forecast import (
 )
 
 GB = 1e9
+UNSURE = 0.1  # of the total: a plan that is less sure than this says so
 FULL = 0.92  # of a GPU's memory: what is above it leaves no room for fragments
 HEAVY_POLICIES = ("rand_augment", "rand_augment_timm", "auto_augment", "trivial_augment")
 
@@ -206,7 +207,7 @@ def _gb(count: float) -> str:
 def render(plan: Plan) -> str:
     """The page, ends in a newline."""
     advice = advise(plan)
-    lines = [*_head(plan), "", *_table(plan), ""]
+    lines = [*_head(plan), "", *_table(plan), *_caution(plan), ""]
     lines += [_bottleneck(plan), _data_line(plan), _disk_line(plan), _memory_line(plan), ""]
     for number, one in enumerate(advice):
         name = "change first" if not number else "then"
@@ -241,9 +242,30 @@ def _table(plan: Plan) -> list[str]:
         name = _phase_name(row) if row.phase else NAMES[row.name].format(row.count)
         line = f"{name:34}{duration(row.seconds):>10}{row.seconds / total:>8.1%}"
         lines.append(line + (f"   {_pace(row, plan)}" if row.phase else ""))
-    spreads = [time.spread for time in plan.times if time.spread is not None]
-    rounds = f"rounds of measuring differed by ±{max(spreads) / 2:.0%}" if spreads else "one round"
+    unsure = _unsure(plan)
+    rounds = "one round" if unsure is None else f"rounds of measuring differed by ±{unsure:.0%}"
     return [*lines, f"{'total':34}{duration(total):>10}{'':11}{total / 3600:.2f} hours; {rounds}"]
+
+
+def _unsure(plan: Plan) -> float | None:
+    """Half the difference of the rounds, as a share; None where there was one round."""
+    spreads = [time.spread for time in plan.times if time.spread is not None]
+    return max(spreads) / 2 if spreads else None
+
+
+def _caution(plan: Plan) -> list[str]:
+    """What to think of a plan whose rounds differ; nothing where they agree."""
+    unsure, total = _unsure(plan), plan.forecast.seconds
+    if not unsure or unsure <= UNSURE:
+        return []
+    least, most = duration(total * (1 - unsure)), duration(total * (1 + unsure))
+    remedy = "measure again when it is at rest"
+    if plan.cfg.clock == "wall":
+        remedy += ", or with --clock=cpu, which counts this process's own time"
+    return [
+        f"{'not sure:':14}{least} to {most}, for the machine was busy with something else, or "
+        f"throttled: {remedy}"
+    ]
 
 
 def _phase_name(row: Row) -> str:

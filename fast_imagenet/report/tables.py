@@ -48,6 +48,8 @@ class Book:
     def data(self, group: Group) -> str:
         """The data set of a group: what it says, or that of its config's folder."""
         config = self.config(group.name)
+        if group.name == "demo":
+            return "the embedded drawn pictures"
         return group.about.get("data") or (FOLDERS[config.parent.name] if config else "own data")
 
     @property
