@@ -128,6 +128,33 @@ def describe_machine(cores: list[int]) -> dict:
     }
 
 
+def describe_gpu(device: str) -> dict:
+    """{"gpu": its name} for 'cuda', nothing for 'cpu'.
+
+    Raises: SystemExit where torch finds no GPU.
+    """
+    import torch
+
+    if device != "cuda":
+        return {}
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
+    return {"gpu": torch.cuda.get_device_name()}
+
+
+def build_training(cfg, classes: int, device: str):
+    """What train_imagenet.py trains with, on one device: (Training, the network in evaluation)."""
+    import torch
+
+    import train_imagenet as recipe
+    from fast_imagenet.ranks import Ranks
+
+    ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
+    model = recipe.build_model(cfg, classes, ranks.device)
+    called, evaluated = recipe.wrap_model(model, cfg, ranks)
+    return recipe.build_training(cfg, model, called, classes, ranks), evaluated
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

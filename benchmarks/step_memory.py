@@ -58,13 +58,9 @@ def measure(name: str, device: str) -> dict:
     import torch
 
     import train_imagenet as recipe
-    from fast_imagenet.ranks import Ranks
 
-    cfg, device = read_config(name), torch.device(device)
-    ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=device)
-    model = recipe.build_model(cfg, CLASSES, device)
-    called, evaluated = recipe.wrap_model(model, cfg, ranks)
-    t = recipe.build_training(cfg, model, called, CLASSES, ranks)
+    cfg = read_config(name)
+    t, evaluated = common.build_training(cfg, CLASSES, device)
 
     def noise(count, side):
         shape = (count, side, side, 3)
@@ -76,8 +72,8 @@ def measure(name: str, device: str) -> dict:
     losses, _, _ = recipe.train_epoch(t, [batch] * STEPS, 0, 10**6, lambda *_: None)
     losses[-1].item()
     one = SimpleNamespace(batches=lambda side, _: [noise(cfg.validation.batch_size, side)])
-    recipe.evaluate(evaluated, one, cfg, t.autocast, device)
-    cuda = device.type == "cuda"
+    recipe.evaluate(evaluated, one, cfg, t.autocast, torch.device(device))
+    cuda = device == "cuda"
     return {
         "held_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "used_bytes": torch.cuda.max_memory_allocated() if cuda else None,
@@ -108,12 +104,7 @@ def main(argv=None) -> None:
         run_case(arguments)
         return
     machine = common.describe_machine(list(range(arguments.lanes)))
-    import torch
-
-    if arguments.device == "cuda":
-        if not torch.cuda.is_available():
-            raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
-        machine["gpu"] = torch.cuda.get_device_name()
+    machine |= common.describe_gpu(arguments.device)
     paths = [path for folder in FOLDERS for path in sorted((common.ROOT / folder).glob("*.yaml"))]
     results = measure_all(arguments, arguments.config or [path.name for path in paths])
     for name, result in sorted(results.items()):

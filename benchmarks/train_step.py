@@ -37,21 +37,14 @@ def read_arguments(argv):
 
 
 def build(arguments, *flags):
-    """The recipe's training objects on the device: (Training, bytes they hold)."""
-    import torch
-
+    """The recipe's training objects on the device, and their settings: (Training, cfg)."""
     import train_imagenet as recipe
-    from fast_imagenet.ranks import Ranks
 
-    device = torch.device(arguments.device)
-    ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=device)
     settings = [f"--model.arch={arguments.arch}", f"--training.batch_size={arguments.batch_size}"]
     cfg = recipe.read_config(
         recipe.SETTINGS, [*settings, *flags], prog="train_step.py", description=""
     )
-    model = recipe.build_model(cfg, CLASSES, device)
-    called, _ = recipe.wrap_model(model, cfg, ranks)
-    return recipe.build_training(cfg, model, called, CLASSES, ranks), cfg
+    return common.build_training(cfg, CLASSES, arguments.device)[0], cfg
 
 
 def build_ours(arguments):
@@ -167,13 +160,7 @@ def measure(arguments) -> tuple[dict, dict]:
 def main(argv=None) -> None:
     arguments = read_arguments(argv)
     cores = arguments.cores or len(os.sched_getaffinity(0))
-    machine = common.start(cores, arguments.smoke)
-    import torch
-
-    if arguments.device == "cuda":
-        if not torch.cuda.is_available():
-            raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
-        machine["gpu"] = torch.cuda.get_device_name()
+    machine = common.start(cores, arguments.smoke) | common.describe_gpu(arguments.device)
     rates, memory = measure(arguments)
     fixed = rates["ours_fixed"]["median"]
     ratios = {
