@@ -260,6 +260,22 @@ def test_a_study_compares_its_groups(place):
         render_readme(asked.replace("study parts", "study bits"), book)
 
 
+def test_a_study_names_all_its_machines_and_commits(place):
+    for seed, device, commit in (
+        (0, "GPU one", "a" * 40),
+        (1, "GPU one", "a" * 40),
+        (2, "two", "b"),
+    ):
+        make_run(place / f"records/parts/plain/seed{seed}", seed=seed)
+        path = place / f"records/parts/plain/seed{seed}/environment.json"
+        about = {"device": device, "devices_on_node": int(seed < 2), "cores": 8, "torch": "2.0"}
+        path.write_text(json.dumps(about | {"commit": commit, "dirty": seed == 2}))
+    (place / "records/parts/study.yaml").write_text("title: What each is worth")
+    results = render_results(report.open_book(place / "records"))
+    assert "; 2 on GPU one, 1 GPU; torch 2.0 and 1 on two, 8 cores; torch 2.0; " in results
+    assert "; commit aaaaaaa, b and uncommitted changes." in results
+
+
 def test_numbers_in_prose_that_no_record_has_are_refused(place):
     book = report.open_book(place / "records")
     for old, new in (("machine plain", "machine speed"), ("small/2030", "large/2030")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -273,7 +275,9 @@ def study_section(book: Book, entry: Entry) -> list[str]:
         link = book.link(group, book.root / "docs")
         rows.append([*cells, f"[{safe(group.folder.name)}]({link})"])
     words = [entry.study.note] if entry.study.note else []
-    lines = [f"## {safe(entry.study.title)}", "", " ".join([*words, group_words(entry.main)]), ""]
+    runs = [run for group in entry.groups for run in group.runs]
+    words.append(group_words(entry.main, runs))
+    lines = [f"## {safe(entry.study.title)}", "", " ".join(words), ""]
     return [*lines, *table(heads, rows), ""]
 
 
@@ -331,30 +335,46 @@ def protocol(group: Group, view: str) -> str:
     return group.runs[0].protocol(view) or "unknown size"
 
 
-def group_words(group: Group) -> str:
-    """What, where and by which code, in one line."""
-    run, parts = group.runs[0], []
-    environments = [r.environment for r in group.runs if r.environment]
-    if environments:
-        first = environments[0]
-        gpus = first.get("devices_on_node", 0)
-        place = f"{gpus} GPU" if gpus else f"{first.get('cores', '?')} cores"
-        parts.append(f"{safe(first.get('device', 'unknown'))}, {place}")
-        versions = [
-            f"{name} {first[name]}" for name in ("torch", "ffcv", "python") if name in first
-        ]
-        parts.append(", ".join(versions))
-        commits = dict.fromkeys(
-            f"{e.get('commit', 'unknown')[:7]}{' and uncommitted changes' * bool(e.get('dirty'))}"
-            for e in environments
-        )
-        parts.append(f"commit {', '.join(commits)}")
+def group_words(group: Group, runs: Sequence[Run] = ()) -> str:
+    """What, where and by which code, in one line.
+
+    Args:
+        group: what is told about.
+        runs: those whose machines and commits are told, where they are more than the group's.
+    """
+    run = group.runs[0]
+    environments = [r.environment for r in runs or group.runs if r.environment]
+    parts = [_machines(environments), _commits(environments)] if environments else []
     network = f"{network_name(run)}, {run.numbers['epochs']} epochs"
     views = f"plain {protocol(group, 'plain')}, configured {protocol(group, 'configured')}"
     weights = "average of the weights" if run.averaged else "raw weights"
-    text = "; ".join([network, views, weights, *map(safe, parts)])
+    text = "; ".join([network, views, weights, *parts])
     note = group.about.get("note", "")
     return f"{text}.{f' {note}' if note else ''}"
+
+
+def _machines(environments: list[dict]) -> str:
+    """Devices and versions; how many runs each had, where they are several."""
+    counts = Counter(map(_machine, environments))
+    if len(counts) == 1:
+        return next(iter(counts))
+    return " and ".join(f"{count} on {words}" for words, count in counts.items())
+
+
+def _machine(environment: dict) -> str:
+    gpus = environment.get("devices_on_node", 0)
+    place = f"{gpus} GPU" if gpus else f"{environment.get('cores', '?')} cores"
+    names = [name for name in ("torch", "ffcv", "python") if name in environment]
+    versions = ", ".join(f"{name} {environment[name]}" for name in names)
+    return safe(f"{environment.get('device', 'unknown')}, {place}; {versions}")
+
+
+def _commits(environments: list[dict]) -> str:
+    commits = dict.fromkeys(
+        f"{e.get('commit', 'unknown')[:7]}{' and uncommitted changes' * bool(e.get('dirty'))}"
+        for e in environments
+    )
+    return safe(f"commit {', '.join(commits)}")
 
 
 def _digits(group: Group, run: Run, key: str) -> str:
