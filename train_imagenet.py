@@ -12,6 +12,7 @@ Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels las
 samples_b int64, the pictures' places in the file, which key everything drawn.
 """
 
+import faulthandler
 import os
 import shlex
 import sys
@@ -246,7 +247,7 @@ def check_classes(checkpoint: str, dataset: str, loader) -> None:
     Raises: ValueError: with the first class that differs.
     """
     classes = load_weights(checkpoint)[1].get("classes")
-    if not classes or not loader.classes or classes == loader.classes:
+    if not isinstance(classes, list) or not loader.classes or classes == loader.classes:
         return
     pairs = zip([*classes, "none"], [*loader.classes, "none"], strict=False)
     number, (theirs, ours) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
@@ -647,7 +648,7 @@ def train(cfg, ranks: Ranks) -> None:
     called, called_eval = wrap_model(model, cfg, ranks)
     t = build_training(cfg, model, called, loader.num_classes, ranks)
     folder, settings = cfg.logging.folder, to_dict(cfg)
-    data = {"classes": loader.classes, "images": loader.num_samples}
+    data = {"classes": loader.classes, "images": loader.num_samples, "content": loader.content}
     with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
         state = restore_run(cfg.training.resume, folder, model, t, settings, data, defaults())
         steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
@@ -798,6 +799,7 @@ def main(cfg) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # SIGBUS, when somebody cuts the data file meanwhile, ends without a word
     try:
         main(CFG)
     except ValueError as error:  # a sentence for the user; anything else is a defect: traceback

@@ -312,6 +312,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason
     cfg = read_settings(argv)
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may go
+        signal.signal(signal.SIGHUP, interrupt)
     from fast_imagenet.beton.encode import ConversionError
     from fast_imagenet.sources import SourceError
 
@@ -331,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def interrupt(*_) -> None:
-    """SIGTERM ends the command as Ctrl-C does, so that the unfinished file is removed."""
+    """A signal ends the command as Ctrl-C does, so that the unfinished file is removed."""
     raise KeyboardInterrupt
 
 

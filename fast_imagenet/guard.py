@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 STOPPED = 75  # exit status: stopped on request, the same command goes on (sysexits: EX_TEMPFAIL)
 STALLED = 70  # exit status: no batch came (sysexits: EX_SOFTWARE)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may go
+    SIGNALS += (signal.SIGHUP,)
 AGREE_STEPS = 10  # several ranks ask each other after so many steps at most ...
 AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank looks after every step
 FINITE_STEPS = 50  # reading the losses waits for the device
@@ -68,6 +71,19 @@ def stop_at_once() -> None:
     threading.Thread(target=end_from_outside, name="signals", daemon=True).start()
 
 
+def start_resource_tracker() -> None:
+    """Start multiprocessing's helper so that a hang-up of the terminal does not end it.
+
+    It outlives SIGINT and SIGTERM by itself. Ended, it is started anew and reports leaks that are
+    none.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Guard:
     """Notes signals and limits the wait for a batch, while it is entered.
 
@@ -75,7 +91,7 @@ class Guard:
         with status STALLED, since a thread that hangs in C cannot be ended otherwise.
     Attributes: signal: name of the first signal that came, or ''.
 
-    The first of SIGTERM, SIGINT and SIGUSR1 is noted; a second SIGINT raises KeyboardInterrupt.
+    The first of SIGNALS is noted; a second SIGINT raises KeyboardInterrupt.
     """
 
     def __init__(self, seconds: float = 300) -> None:

@@ -150,6 +150,7 @@ class TrainLoader:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self.content = self._file.content
         self._batch = (global_batch, rank, world_size)
         self._seed = seed
         file = self._file

@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fast_imagenet.augment import Augment
 from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.checkpoint import write_atomically
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Int, Str, extended, read_config, told
 from fast_imagenet.order import epoch_order
@@ -537,7 +538,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg = read_settings(script, argv)
     try:
         sheet = make_sheet(cfg, script)
-        sheet.save(cfg.out)
+        write_atomically(cfg.out, lambda file: sheet.save(file, format="PNG"))
     except (ValueError, OSError) as error:
         sys.exit(f"preview: {told(error)}")
     print(f"{cfg.out}: {sheet.width} x {sheet.height} px")

@@ -33,7 +33,8 @@ def restore_run(
         model: the raw network; its weights are overwritten.
         training: an object with PARTS; they are overwritten.
         config: settings of this run, nested; they must agree with the checkpoint's.
-        data: what must not change about the data: its class list, its number of images.
+        data: what must not change about the data: its class list, its number of images, the
+            checksum of its content; what a checkpoint of an older version lacks may be anything.
         defaults: of all settings, for a checkpoint from before one of them was there.
 
     Returns:
@@ -56,7 +57,8 @@ def restore_run(
         )
     try:
         changed = differences(state["config"], config, defaults)
-        changed += differences({"data": state["data"]}, {"data": data})
+        known = {key: value for key, value in data.items() if key in state["data"]}
+        changed += differences({"data": state["data"]}, {"data": known})
         if not changed:
             load_into(model, state["model"])
             for part in PARTS:

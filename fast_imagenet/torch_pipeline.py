@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from torchvision.transforms.v2 import functional
 from fast_imagenet.augment import CROP_AND_FLIP, Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.verify import PageChecks
-from fast_imagenet.guard import SIGNALS
+from fast_imagenet.guard import SIGNALS, start_resource_tracker
 from fast_imagenet.order import epoch_order, rank_batches
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.decode import decode_rgb
@@ -99,6 +99,7 @@ class TorchTrainLoader:
         source = open_pictures(path, "train")
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes = count_classes(source)
+        self.content = getattr(source, "content", None)  # a folder has no checksum
         self._batch, self._seed = (global_batch, rank, world_size), seed
         if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
             raise ValueError(
@@ -540,7 +541,7 @@ def _start_method():
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     # started by the server otherwise, and then it takes SIGINT and SIGTERM out of the mask first
-    resource_tracker.ensure_running()
+    start_resource_tracker()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()

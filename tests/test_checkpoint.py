@@ -3,9 +3,11 @@
 import argparse
 import errno
 import json
+import math
 import os
 import pickle
 import resource
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -343,6 +345,51 @@ def test_load_into_names_what_does_not_fit():
     assert same(network.state_dict(), before)
     with pytest.raises(CheckpointError, match=r"8 unexpected \(n0; n1; n2; and 5 more\)"):
         load_into(network, before | {f"n{i}": torch.ones(1) for i in range(8)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w * math.nan,
+        lambda w: w / 0,
+        lambda w: w.to(torch.int8),
+        lambda w: w.to(torch.complex64),
+        lambda w: w.to_sparse(),
+        lambda w: w.to("meta"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused(change):
+    network = small_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"1 tensors that are no ordinary.*\(conv.weight\)"):
+        load_into(network, before | {"conv.weight": change(before["conv.weight"])})
+    assert same(network.state_dict(), before)
+    load_into(network, {name: tensor.to(torch.float16) for name, tensor in before.items()})
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_compressed_archive_is_one_sentence(tmp_path, method):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x/data.pkl", bytes(range(256)) * 40)
+    data = bytearray(path.read_bytes())
+    for place in range(45, 90):
+        data[place] ^= 0x5A
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="is cut off|is damaged"):
+            load_checkpoint(path)
+
+
+def test_every_cut_of_the_old_format_is_one_sentence(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(small_network().state_dict(), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for end in range(0, len(data) - 1, 7):
+        path.write_bytes(data[:end])
+        with pytest.raises(
+            CheckpointError, match="cut off, damaged or no checkpoint|refused|holds"
+        ):
+            load_checkpoint(path)
 
 
 def test_load_into_a_compiled_network_and_from_before_batch_counters():

@@ -53,7 +53,7 @@ def test_a_run_restarted_at_every_step_is_the_uninterrupted_run(quick_run, tmp_p
     assert_same_run(tmp_path / "parts", whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_the_step_and_the_run_goes_on(quick_run, tmp_path, monkeypatch, name):
     flags = [*EVERYTHING, "--training.resume=auto"]
     whole = quick_run(*flags, folder=tmp_path / "whole")
@@ -182,7 +182,7 @@ with Guard(0.4) as guard:
     assert re.search(r'File "<string>", line 6 in batches', done.stderr)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_before_the_run_began_asks_to_start_again(name):
     code = f"""
 import signal, time

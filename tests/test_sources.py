@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import socket
+import subprocess
 import tarfile
 import warnings
 
@@ -258,6 +260,26 @@ def test_flat_val_is_explained(tmp_path):
     make.make_kaggle(tmp_path / "download")
     (tmp_path / "download/ILSVRC/Data/CLS-LOC").rename(tmp_path / "flat")
     _refused("image_folder", tmp_path / "flat", "val", "flat: 7 files", "kaggle", "ilsvrc_tar")
+
+
+def test_a_class_whose_disk_is_not_mounted_is_not_left_out(tmp_path):
+    make.make_image_folder(folder := tmp_path / "pictures")
+    (folder / "train/n00").symlink_to("/not/mounted/n00")
+    with pytest.raises(SourceError, match=r"n00 is a link to /not/mounted/n00, which is not there"):
+        open_source("image_folder", folder, "train")
+
+
+def test_folders_in_folders_without_end(tmp_path):
+    make.make_image_folder(folder := tmp_path / "pictures")
+    count = len(open_source("image_folder", folder, "train"))
+    picture = min((folder / "train").glob("*/*"))
+    deep = f"{picture.parent}/deep" + "/d" * 1200  # more than Python's own functions can descend
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    shutil.copy(picture, f"{deep}/x.jpg")
+    try:
+        assert len(open_source("image_folder", folder, "train")) == count + 1
+    finally:  # pytest's own removal descends by calling itself
+        subprocess.run(["rm", "-rf", picture.parent / "deep"], check=True)
 
 
 def test_unknown_val_class_is_refused(tmp_path):

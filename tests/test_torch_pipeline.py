@@ -547,5 +547,5 @@ print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("SigB
     )
     assert done.returncode == 0, done.stderr
     blocked, own = (int(word, 16) for word in done.stdout.split())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         assert blocked >> (number - 1) & 1 and not own >> (number - 1) & 1, number

@@ -367,6 +367,7 @@ def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):
     changes = {
         "other classes": {"data": {**state["data"], "classes": ["a", "b"]}},
         "fewer images": {"data": {**state["data"], "images": 7}},
+        "other pictures": {"data": {**state["data"], "content": "0" * 16}},
         "no optimizer": {"optimizer": {}},
         "flat config": {"config": {"lr": 3}},
         "worded epoch": {"epoch": "two"},

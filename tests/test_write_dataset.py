@@ -451,10 +451,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -9)],
 )
 def test_interrupted_command_leaves_nothing_running(number, status, tmp_path):
-    """Ctrl-C reaches the whole group; SIGTERM and SIGKILL only the command itself."""
+    """Ctrl-C and a hang-up reach the whole group; SIGTERM and SIGKILL only the command itself."""
     script, out, note = tmp_path / "slow.py", tmp_path / "out", str(tmp_path / "worker")
     script.write_text(SLOW.format(root=str(ROOT), note=note))
     command = [sys.executable, str(script), "--source.kind=synthetic", "--source.split=train"]
@@ -465,14 +466,16 @@ def test_interrupted_command_leaves_nothing_running(number, status, tmp_path):
         text=True,
         start_new_session=True,
         # below nohup or a background shell, Ctrl-C would be ignored by inheritance
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [
+            signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)
+        ],
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("worker.*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     pids = [int(path.suffix[1:]) for path in tmp_path.glob("worker.*")]
     assert len(pids) == 2
-    if number == signal.SIGINT:
+    if number in (signal.SIGINT, signal.SIGHUP):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)

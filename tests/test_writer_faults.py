@@ -22,7 +22,7 @@ from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
 from tests import faults
 from tests.conftest import ROOT
-from tests.faults import CannotInject, Faulty, inject, leftovers, start
+from tests.faults import CannotInject, Faulty, inject, leftovers, name_space, start
 
 SAID = {
     "oversized": "faulty/17.JPEG: 66000 x 1 pixels",
@@ -241,3 +241,30 @@ def test_no_mounts_no_fault(monkeypatch, tmp_path):
     monkeypatch.setattr(faults.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     with pytest.raises(CannotInject):
         start("full_disk", tmp_path)
+
+
+def test_a_disk_that_is_memory_holds_all_of_the_file(tmp_path):
+    """A hole that is read through a map takes memory, and ends the process where there is none."""
+    try:
+        space = name_space()
+    except CannotInject as error:
+        pytest.skip(str(error))
+    command = [sys.executable, "write_dataset.py", "--source.kind=synthetic", "--write.limit=80"]
+    command += ["--source.split=train", "--write.workers=1", f"--write.folder={tmp_path}/disk/out"]
+    (tmp_path / "disk").mkdir()
+    disk = tmp_path / "disk"
+    script = f"mount -t tmpfs -o size=$0 tmpfs {disk} && " + '"$@" >/dev/null; status=$?; '
+    script += f"cd {disk}/out && stat -c '%n %b' * 2>/dev/null; exit $status"
+    for size, status in (("4200k", 1), ("20m", 0)):
+        done = subprocess.run(
+            [*space, "sh", "-c", script, size, *command],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert ("No space left on device after" in done.stderr) == (status == 1)
+        blocks = dict(line.split() for line in done.stdout.splitlines())
+        if status:
+            assert not blocks
+        else:
+            assert sorted(blocks) == ["train.beton", "train.beton.json"]
+            assert int(blocks["train.beton"]) * 512 > 8 << 20  # no hole is left

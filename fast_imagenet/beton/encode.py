@@ -248,9 +248,8 @@ def start_worker(job, slots, parent: int) -> None:
             the process id of worker k and the index it works on.
         parent: process id of the writer; the worker ends when it is gone.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the writer, which stops the workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the writer, which stops the workers
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)
     ImageFile.LOAD_TRUNCATED_IMAGES = False

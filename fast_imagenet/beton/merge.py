@@ -16,7 +16,7 @@ import numpy as np
 
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
-from fast_imagenet.beton.needs import check_exact
+from fast_imagenet.beton.needs import check_exact, fill_holes
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, write_tables
 from fast_imagenet.beton.target import check_held, claim, publish
@@ -51,6 +51,7 @@ def merge(path: str | Path, parts: list[str | Path]) -> dict:
         check_exact(path, sum(map(_bytes_of, files)))
         with open(partial, "wb", buffering=1 << 20) as out:
             sums = _write(out, files)
+            fill_holes(out)
         totals = _totals(files)
         totals.blocks = sums.table()
         seconds = sum(file.sidecar["seconds"] for file in files)

@@ -29,6 +29,7 @@ from fast_imagenet.beton.encode import (
 )
 from fast_imagenet.beton.needs import LOCK_BYTES, SHM, check_shm, free_bytes, shm_sentence
 from fast_imagenet.beton.target import is_other_process
+from fast_imagenet.guard import start_resource_tracker
 from fast_imagenet.sources.base import Source
 
 CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
@@ -98,6 +99,7 @@ def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExec
     if check_space:
         check_shm(len(job))
     # spawn: a forked child would inherit locks that threads of OpenCV, numba or a test hold
+    start_resource_tracker()
     context = multiprocessing.get_context("spawn")
     try:
         with _named_locks():

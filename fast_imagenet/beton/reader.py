@@ -78,6 +78,13 @@ class BetonFile:
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def content(self) -> str | None:
+        """Checksums of pictures and labels, 16 hex digits; None for a file without a stamp."""
+        if self.stamp is None:
+            return None
+        return f"{self.stamp['blocks_crc32']:08x}{zlib.crc32(self.labels.tobytes()):08x}"
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": None}
 

@@ -27,7 +27,7 @@ import numpy as np
 from fast_imagenet import recode
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
-from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file
+from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file, fill_holes
 from fast_imagenet.beton.pool import encoded
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
@@ -198,6 +198,7 @@ def _write_pages(
             if progress:
                 progress(len(chunk.sizes) + len(chunk.skipped), sum(chunk.sizes))
         totals.blocks = pages.finish(stamp)
+        fill_holes(file)
     return totals
 
 

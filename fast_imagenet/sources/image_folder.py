@@ -99,6 +99,12 @@ def class_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     classes = sorted(entry.name for entry in visible if entry.is_dir())
+    dangling = sorted(e.name for e in visible if e.is_symlink() and not Path(e.path).exists())
+    if dangling:
+        raise SourceError(
+            f"{folder / dangling[0]} is a link to {os.readlink(folder / dangling[0])}, which is"
+            " not there: mount its disk, or remove the link, since every class counts"
+        )
     if classes:
         return classes
     if not visible:
@@ -135,7 +141,7 @@ def list_files(
     names, labels, others = [], [], []
     for wnid in present:
         found = []
-        for name in sorted(_walk(folder / wnid, wnid)):
+        for name in sorted(_walk(folder, wnid)):
             is_picture = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
             (found if is_picture else others).append(name)
         if not found:
@@ -152,17 +158,16 @@ def list_files(
 
 
 def _walk(folder: Path, prefix: str) -> list[str]:
-    """Visible files below `folder`, as 'prefix/...'; the content decides later what a file is."""
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = f"{prefix}/{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                names += _walk(folder / entry.name, name)
-            else:
-                names.append(name)
+    """Visible files below `folder`/`prefix`, as 'prefix/...'; their content is looked at later."""
+    names, waiting = [], [prefix]
+    while waiting:
+        inner = waiting.pop()
+        with os.scandir(folder / inner) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                is_folder = entry.is_dir(follow_symlinks=False)
+                (waiting if is_folder else names).append(f"{inner}/{entry.name}")
     return names
 
 
