@@ -1,6 +1,7 @@
 """Data and settings that several tests share: a tiny pair of .beton files, and a quick run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "smoke.yaml"
 sys.path.insert(0, str(ROOT))
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # below nohup: programs under test inherit it
+    signal.signal(signal.SIGHUP, lambda *_: None)  # this process goes on, and they do not
 
 
 @pytest.fixture(scope="session")
