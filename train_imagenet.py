@@ -720,12 +720,15 @@ def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
         "record": record,
     }
     save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.ema.state_dict(), info)
-    steps, limit = cfg.training.epochs * len(loader), cfg.training.max_steps
-    trial = f"a trial: {limit} of {steps} steps (training.max_steps)" if 0 < limit < steps else ""
-    log.finish(record | ({"cut_short": trial} if trial else {}))
+    planned = cfg.training.epochs * len(loader)
+    steps, trial = min(cfg.training.max_steps or planned, planned), ""
+    if steps < planned:
+        trial = f"a trial: {steps} of {planned} steps (training.max_steps)"
+        record = record | {"cut_short": trial}
+    log.finish(record)
     end = trial or f"epoch {record['epoch']}"
     end += f" after {record['total_seconds'] / 60:.1f} min"
-    print(data_wait_line(record["data_wait_share"], limit or steps, cfg.data.num_workers), end="")
+    print(data_wait_line(record["data_wait_share"], steps, cfg.data.num_workers), end="")
     print(f"{summary_line(cfg, record)}; {end}; {cfg.logging.folder}/curves.png")
 
 

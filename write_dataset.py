@@ -33,6 +33,7 @@ except ModuleNotFoundError as missing:
 
 from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told
+from fast_imagenet.guard import HANG_UP
 from fast_imagenet.sources import KINDS, SPLITS
 from fast_imagenet.sources.base import readable
 from fast_imagenet.sources.official import MD5_CHOICES
@@ -311,9 +312,8 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason
     cfg = read_settings(argv)
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may go
-        signal.signal(signal.SIGHUP, interrupt)
+    for number in (signal.SIGTERM, *HANG_UP):
+        signal.signal(number, interrupt)
     from fast_imagenet.beton.encode import ConversionError
     from fast_imagenet.sources import SourceError
 

@@ -65,13 +65,10 @@ def write_atomically(
         if verify is not None:
             verify(temporary)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if error.errno and error.filename is None:  # a write does not know its file
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
     _fsync_folder(path.parent)
 

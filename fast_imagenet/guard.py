@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 STOPPED = 75  # exit status: stopped on request, the same command goes on (sysexits: EX_TEMPFAIL)
 STALLED = 70  # exit status: no batch came (sysexits: EX_SOFTWARE)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: the terminal may go
-    SIGNALS += (signal.SIGHUP,)
+HANG_UP = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()  # nohup
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *HANG_UP)
 AGREE_STEPS = 10  # several ranks ask each other after so many steps at most ...
 AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank looks after every step
 FINITE_STEPS = 50  # reading the losses waits for the device

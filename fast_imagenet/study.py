@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_imagenet.guard import STOPPED
+from fast_imagenet.guard import HANG_UP, STOPPED
 from fast_imagenet.report.add import add_run
 from fast_imagenet.report.errors import RecordError
 from fast_imagenet.report.studies import FILE, Study, read_study
@@ -183,7 +183,7 @@ def train_all(jobs: list[Job], lanes: int, timed: bool, extra: list[str]) -> int
     """Train jobs, so many at a time; the exit status."""
     cores = len(os.sched_getaffinity(0))
     trainer = Trainer(max(1, cores // lanes), timed, extra)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, *HANG_UP):
         signal.signal(number, trainer.stop)
     with ThreadPoolExecutor(lanes) as pool:
         found = list(pool.map(trainer.train, jobs))

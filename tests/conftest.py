@@ -41,11 +41,12 @@ def tiny_beton(tmp_path_factory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, *flags: str) -> Path:
     """Write train.beton (80 synthetic pictures) and val.beton (30), ten classes, to a folder."""
     for split, count in (("train", 80), ("val", 30)):
         command = [sys.executable, "write_dataset.py", "--source.kind=synthetic"]
         command += [f"--source.split={split}", f"--write.limit={count}", f"--write.folder={folder}"]
+        command += flags
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     return folder

@@ -27,6 +27,7 @@ from fastargs import Param
 
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
+from fast_imagenet.guard import HANG_UP
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -260,7 +261,8 @@ def _stop(number: int, frame) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, *HANG_UP):
+        signal.signal(number, _stop)
     try:
         main(age=process_age())
     except KeyboardInterrupt:
