@@ -260,6 +260,17 @@ def test_a_study_compares_its_groups(place):
         render_readme(asked.replace("study parts", "study bits"), book)
 
 
+def test_the_demo_is_no_row_of_imagenette(place):
+    (place / "imagenette_configs").mkdir()
+    (place / "imagenette_configs/demo.yaml").write_text("")
+    make_run(place / "records/demo/2030-01-01_machine", 70.0)
+    results = render_results(report.open_book(place / "records"))
+    assert "| [demo]" in results.split("## drawn pictures")[1] and "## Imagenette" not in results
+    about = place / "records/demo/2030-01-01_machine/group.json"
+    about.write_text('{"data": "mine"}')
+    assert "## mine" in render_results(report.open_book(place / "records"))
+
+
 def test_a_study_names_all_its_machines_and_commits(place):
     for seed, device, commit in (
         (0, "GPU one", "a" * 40),

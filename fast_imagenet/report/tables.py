@@ -26,6 +26,7 @@ FOLDERS = {
     "rn18_configs": "ImageNet",
     "imagenette_configs": "Imagenette",
 }
+DATA = {"demo": "drawn pictures"}  # of configs that are not for their folder's data set
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,10 @@ class Book:
         return next((path for path in found if path.is_file()), None)
 
     def data(self, group: Group) -> str:
-        """The data set of a group: what it says, or that of its config's folder."""
+        """The data set of a group: what it says, or that of its config or its config's folder."""
         config = self.config(group.name)
-        if group.name == "demo":
-            return "the embedded drawn pictures"
-        return group.about.get("data") or (FOLDERS[config.parent.name] if config else "own data")
+        known = DATA.get(group.name) or (FOLDERS[config.parent.name] if config else "own data")
+        return group.about.get("data") or known
 
     @property
     def rows(self) -> list[Entry]:
