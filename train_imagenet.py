@@ -196,7 +196,7 @@ from fast_imagenet.models import (
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
-from fast_imagenet.runlog import RunLog, shareable
+from fast_imagenet.runlog import RunLog, has_epoch, shareable
 from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
@@ -653,8 +653,11 @@ def train(cfg, ranks: Ranks) -> None:
         state = restore_run(cfg.training.resume, folder, model, t, settings, data, defaults())
         steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
-        if not epochs:
-            print(f"{folder} is finished, epoch {state['epoch']}: nothing to do")
+        at = f"epoch {state['epoch']}"
+        if cut := state["epoch"] * steps + state["step"] >= last_step:
+            at = f"training.max_steps={last_step}"
+        if not epochs or (cut and has_epoch(folder, state["epoch"] + 1)):
+            print(f"{folder} is finished, {at}: nothing to do")
             if ranks.is_main and not Path(folder, "summary.json").exists():  # killed before
                 log = open_log(cfg, ranks)
                 finish(cfg, log, t, loader, log.last())

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from fast_imagenet.config import interpreter
 from fast_imagenet.guard import HANG_UP, STOPPED
 from fast_imagenet.report.add import add_run
 from fast_imagenet.report.errors import RecordError
@@ -176,6 +177,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
+    if not missing:
+        print(f"all {len(jobs)} runs are there already")
+        return 0
     return train_all(missing, args.lanes, args.timed, extra)
 
 
@@ -189,6 +193,9 @@ def train_all(jobs: list[Job], lanes: int, timed: bool, extra: list[str]) -> int
         found = list(pool.map(trainer.train, jobs))
     problems = [f"{job.name}: {what}" for job, what in zip(jobs, found, strict=True) if what]
     print("\n".join([f"{len(jobs) - len(problems)} of {len(jobs)} runs done", *problems]))
+    print(
+        f"{interpreter()} -m fast_imagenet.report writes the records' tables into docs/results.md"
+    )
     return STOPPED if trainer.stopped else int(bool(problems))
 
 

@@ -153,7 +153,7 @@ def test_build_check_and_a_new_seed(built, place, capsys):
     assert run(place, "--check") == 1
     assert capsys.readouterr().err.count(" is not what records/ says") == 2 + len(PLOTS)
     readme = (built / "README.md").read_text()
-    assert "| small | ResNet-18 | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
+    assert "| small, own data | ResNet-18 | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
     assert "**51.5 ± 0.7** at 96 px + flip (2 seeds)" in readme
     assert "plain -->50.5 ± 0.7<!-- end" in readme
     shutil.copytree(built, place, dirs_exist_ok=True)
@@ -211,7 +211,7 @@ def test_groups_beside_each_other(place):
     entry = read_entry(place / "records/small")
     assert [group.label for group in entry.groups] == ["ours <&|", "2030-01-01_machine"]
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| small, ours &lt;&amp;\\| | ResNet-18 | **58.0** at 64 px (1 seed)" in readme
+    assert "| small, ours &lt;&amp;\\|, own data | ResNet-18 | **58.0** at 64 px (1 seed)" in readme
     assert readme.count("| small") == 1
     (place / "records/small/2030-01-01_machine/group.json").write_text('{"readme": true}')
     assert render_readme(README, report.open_book(place / "records")).count("| small") == 2
@@ -265,6 +265,9 @@ def test_the_demo_is_no_row_of_imagenette(place):
     (place / "imagenette_configs/demo.yaml").write_text("")
     make_run(place / "records/demo/2030-01-01_machine", 70.0)
     results = render_results(report.open_book(place / "records"))
+    readme = render_readme(README, report.open_book(place / "records"))
+    assert "| [demo](imagenette_configs/demo.yaml), drawn pictures |" in readme
+    assert "| small, own data |" in readme
     assert "| [demo]" in results.split("## drawn pictures")[1] and "## Imagenette" not in results
     about = place / "records/demo/2030-01-01_machine/group.json"
     about.write_text('{"data": "mine"}')
@@ -447,7 +450,7 @@ def test_add_makes_a_row_and_copies_no_weights_and_no_paths(place, capsys):
     text = "".join(path.read_text() for path in seed.iterdir())
     assert "somebody" not in text and ".../train.beton" in text
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| mine, all new | ResNet-18 | **57.0**" in readme
+    assert "| mine, all new, own data | ResNet-18 | **57.0**" in readme
 
 
 def test_add_puts_seeds_together_and_a_second_group_aside(place):

@@ -133,7 +133,7 @@ def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     places = [str(folder), f"--data={tiny_beton}", f"--runs={tmp_path / 'records/runs'}"]
     assert script.main([*places, "--list"]) == 0
     assert (said := capsys.readouterr().out).count("there") == 2 and "missing" not in said
-    assert script.main(places) == 0 and "0 of 0 runs done" in capsys.readouterr().out
+    assert script.main(places) == 0 and "all 2 runs are there already" in capsys.readouterr().out
 
 
 def test_a_stopped_study_goes_on(tmp_path, tiny_beton):

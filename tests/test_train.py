@@ -432,6 +432,25 @@ def test_a_finished_run_says_so(quick_run, capsys):
     assert (folder / "log.jsonl").read_bytes() == before
 
 
+def test_a_finished_trial_says_so_and_keeps_its_numbers(quick_run, capsys):
+    flags = ["--data.backend=torchvision", "--training.epochs=3", "--training.resume=auto", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=7")
+    names = ("log.jsonl", "summary.json", "last.pt")
+    before = {name: (folder / name).read_bytes() for name in names}
+    quick_run(*flags, "--training.max_steps=7", folder=folder)
+    assert "is finished, training.max_steps=7: nothing to do" in capsys.readouterr().out
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    lines = before["log.jsonl"].splitlines(keepends=True)
+    (folder / "log.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # killed in writing
+    (folder / "summary.json").unlink()
+    with pytest.warns(UserWarning, match="incomplete .the process was killed. and is dropped"):
+        quick_run(*flags, "--training.max_steps=7", folder=folder)
+    assert read_log(folder)[-1]["top1"] == json.loads(lines[-1])["top1"]
+    assert (folder / "summary.json").exists()
+    quick_run(*flags, "--training.max_steps=9", folder=folder)
+    assert load_checkpoint(folder / "last.pt")["step"] == 9 - 5
+
+
 def test_a_second_run_in_the_same_folder_is_refused(quick_run, capsys):
     quick_run("--data.backend=torchvision")
     with pytest.raises(SystemExit) as stop:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from fast_imagenet.checkpoint import write_atomically
+from fast_imagenet.config import interpreter
 from fast_imagenet.report.plots import draw, is_current, plot_data
 from fast_imagenet.report.records import RecordError, read_records
 from fast_imagenet.report.reported import read_reported
@@ -80,7 +81,7 @@ def run_build(args) -> int:
     if names := stale(book):
         for name in names:
             print(f"{name} is not what records/ says", file=sys.stderr)
-        print("run python -m fast_imagenet.report", file=sys.stderr)
+        print(f"run {interpreter()} -m fast_imagenet.report", file=sys.stderr)
     return 1 if names else 0
 
 
@@ -94,7 +95,7 @@ def run_add(args) -> int:
     options = dict(name=args.name, group=args.group, config=args.config, about=about)
     place = add_run(args.run, args.folder, **options)
     print(f"{place}: added\n{show(open_book(args.folder), place)}")
-    print("python -m fast_imagenet.report writes it into README.md and docs/")
+    print(f"{interpreter()} -m fast_imagenet.report writes it into README.md, docs/ and its plots")
     return 0
 
 

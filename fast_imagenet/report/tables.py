@@ -108,6 +108,8 @@ def _readme_row(book: Book, name: str, group: Group | None) -> list[str]:
         network = network_name(group.runs[0])
     several = group and len(book.entry(name).groups) > 1
     label = f", {safe(group.label)}" if group and (several or "label" in group.about) else ""
+    if group and (data := book.data(group)) not in FOLDERS.values():
+        label += f", {safe(data)}"
     views = [f"**{group.spread(view).text()}** at {protocol(group, view)} ({group.seeds})"
              if group else NOT_HERE for view in ("plain", "configured")]  # fmt: skip
     theirs = [report.network for report in reports if report.network != network]
