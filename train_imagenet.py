@@ -558,7 +558,8 @@ def run_epoch(run: Run) -> dict:
     Raises: Stopped, when the run is saved; ValueError: a loss is not finite.
     """
     cfg, t, state, ranks = run.cfg, run.t, run.state, run.ranks
-    epoch, done, earlier, spent = (state[key] for key in ("epoch", "step", "losses", "spent"))
+    epoch, done, earlier = (state[key] for key in ("epoch", "step", "losses"))
+    spent, waited_before = state["spent"], state["waited"]
     steps, resolution = len(run.loader), resolution_at(epoch, **vars(cfg.resolution))
     run.bar.epoch(epoch, cfg.training.epochs, resolution)
     start = time.perf_counter()
@@ -566,6 +567,10 @@ def run_epoch(run: Run) -> dict:
     def advance(losses: list[float]) -> None:
         now = {"step": done + len(losses), "losses": earlier + losses}
         state.update(now, spent=spent + time.perf_counter() - start)
+
+    def show(step, loss, lr, seen, waited: float) -> None:
+        state["waited"] = waited_before + waited
+        run.bar.step(step, loss, lr, seen, waited)
 
     def pause_saves(losses: list[float]) -> None:
         advance(losses)
@@ -576,16 +581,16 @@ def run_epoch(run: Run) -> dict:
     pause = Pauses(run.guard, ranks, cfg.training.checkpoint_minutes, pause_saves)
     first = epoch * steps + done
     watched = run.guard.watch(batches)
-    losses, waited, seen = train_epoch(t, watched, first, steps, run.bar.step, pause)
+    losses, waited, _ = train_epoch(t, watched, first, steps, show, pause)
     advance(mean_losses(losses, first, ranks))  # waits for the device, so that the clock is honest
-    seconds = state["spent"] - spent
-    return {
+    state["waited"] = waited_before + waited
+    return {  # of the whole epoch, also where this process did only the end of it
         "epoch": epoch + 1,
         "train_loss": float(np.mean(state["losses"])),
         "lr": t.lr_at_epoch((epoch * steps + state["step"] - 1) / steps),
         "resolution": resolution,
-        "images_per_second": seen * ranks.world_size / seconds,
-        "data_wait_share": waited / seconds,
+        "images_per_second": state["step"] * cfg.training.batch_size / state["spent"],
+        "data_wait_share": state["waited"] / state["spent"],
         "seconds": state["spent"],
     }
 

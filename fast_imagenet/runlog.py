@@ -304,10 +304,11 @@ def _check_keys(record: dict, expected: dict, exact: bool) -> None:
 
 def environment() -> dict:
     """Code, versions and hardware of this process, without its owner: no host, user or folder."""
-    commit, dirty = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    # of a study the first runs' records are there before the last run begins
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)records")
     return {
-        "commit": commit or "unknown",
-        "dirty": bool(dirty),  # untracked files count: the run may import them
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(changes),  # untracked files count: the run may import them
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "cuda": torch.version.cuda or "none",

@@ -11,8 +11,11 @@ from fast_imagenet.checkpoint import CheckpointError, load_checkpoint, load_into
 from fast_imagenet.checks import differences
 from fast_imagenet.guard import CALM, NotFinite
 
-# finished epochs; steps, losses and seconds of the one under way; best top-1; seconds of the others
-FRESH = {"epoch": 0, "step": 0, "losses": [], "spent": 0.0, "best": -1.0, "seconds": 0.0}
+# finished epochs; steps, losses, seconds and seconds of waiting for data of the one under way; best
+# top-1; seconds of the others
+FRESH = {"epoch": 0, "step": 0, "losses": [], "spent": 0.0, "waited": 0.0}
+FRESH |= {"best": -1.0, "seconds": 0.0}
+LATER = {"waited"}  # what checkpoints of an older version may lack
 PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dict
 
 
@@ -50,7 +53,8 @@ def restore_run(
         _refuse_lost_checkpoint(Path(folder))
         return {**FRESH, "losses": []}
     state = load_checkpoint(path)
-    if missing := [key for key in ("model", "config", "data", *PARTS, *FRESH) if key not in state]:
+    needed = [key for key in ("model", "config", "data", *PARTS, *FRESH) if key not in LATER]
+    if missing := [key for key in needed if key not in state]:
         raise ValueError(
             f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}; give a last.pt, or "
             f"start from weights with model.checkpoint"
@@ -63,7 +67,7 @@ def restore_run(
             load_into(model, state["model"])
             for part in PARTS:
                 getattr(training, part).load_state_dict(state[part])
-            return {key: type(FRESH[key])(state[key]) for key in FRESH}
+            return {key: type(fresh)(state.get(key, fresh)) for key, fresh in FRESH.items()}
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be gone on from ({error}); use another one") from error
     raise ValueError(

@@ -124,7 +124,7 @@ class Trainer:
         if self.stopped:
             return "not started"
         job.run.mkdir(parents=True, exist_ok=True)
-        print(f"{job.name}: begins", flush=True)
+        print(f"{job.name}: begins\n", end="", flush=True)  # one write: of several threads
         status, said = self._run(job)
         if self.stopped:
             return "stopped; it goes on when the command is given again"
@@ -137,7 +137,7 @@ class Trainer:
                 add_run(job.run, job.record.parent.parent.parent, **place)
         except (ValueError, OSError) as error:  # the other runs go on
             return f"is trained, and no record: {error}"
-        print(f"{job.name}: {said.strip().splitlines()[-1]}", flush=True)
+        print(f"{job.name}: {said.strip().splitlines()[-1]}\n", end="", flush=True)
         return ""
 
     def _run(self, job: Job) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from fast_imagenet import guard as guard_module
 from fast_imagenet.checkpoint import load_checkpoint
 from fast_imagenet.config import interpreter
 from fast_imagenet.guard import STALLED, STOPPED, Agreement, Guard, Pauses, Stopped, lock_folder
+from fast_imagenet.report.records import read_run
 from tests.agents import free_port
 from tests.conftest import ROOT, SMOKE
 from tests.torture.training import differences
@@ -92,8 +93,26 @@ def test_a_signal_in_evaluation_does_not_wait_for_its_end(quick_run, tmp_path, m
     assert len(calls) == 1
     assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 5
     assert not (tmp_path / "parts" / "log.jsonl").exists()
+    state = load_checkpoint(tmp_path / "parts" / "last.pt")
     quick_run(*EVERYTHING, "--training.resume=auto", folder=tmp_path / "parts")
     assert_same_run(tmp_path / "parts", whole)
+    # the epoch whose steps the first process did is logged with that one's clock
+    first, again = (read_run(folder) for folder in (whole, tmp_path / "parts"))
+    assert again.images_per_epoch == first.images_per_epoch == 80
+    log = again.log[0]
+    assert state["spent"] > 0 and log["seconds"] == pytest.approx(state["spent"], rel=0.5)
+    waited = log["data_wait_share"] * log["seconds"]
+    assert state["waited"] > 0 and waited == pytest.approx(state["waited"], rel=0.5)
+
+
+def test_a_checkpoint_of_before_the_waits_were_kept_is_gone_on_from(quick_run, tmp_path):
+    folder = quick_run(*EVERYTHING, "--training.max_steps=7")
+    whole = quick_run(*EVERYTHING, folder=tmp_path / "whole")
+    state = load_checkpoint(folder / "last.pt")
+    assert state.pop("waited") > 0
+    torch.save(state, folder / "last.pt")
+    quick_run(*EVERYTHING, "--training.resume=auto", folder=folder)
+    assert_same_run(folder, whole)
 
 
 def start_run(tiny_beton, folder, *flags, **options):

@@ -211,6 +211,12 @@ def test_commit_and_dirty_flag_are_gits(tmp_path, monkeypatch):
     where = runlog.environment()
     assert where["commit"] == git("rev-parse", "HEAD")
     assert where["dirty"] is False
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "summary.json").write_text("{}")
+    assert runlog.environment()["dirty"] is False  # a study's earlier runs are no code
+    (tmp_path / "records.py").write_text("1")
+    assert runlog.environment()["dirty"] is True
+    (tmp_path / "records.py").unlink()
     (tmp_path / "a.py").write_text("2")
     assert runlog.environment()["dirty"] is True
 

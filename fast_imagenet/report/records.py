@@ -126,7 +126,7 @@ class Run:
 
     @cached_property
     def images_per_epoch(self) -> int:
-        """Training images of an epoch; the median, since an epoch that was resumed logs fewer."""
+        """Training images of an epoch; the median: older versions logged fewer of a resumed one."""
         seen = [line["images_per_second"] * line["seconds"] for line in self.log]
         return round(statistics.median(seen))
 
