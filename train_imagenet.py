@@ -39,6 +39,7 @@ from fast_imagenet.guard import (
     lacking,
     lock_folder,
     mean_losses,
+    outlive_reader,
     stop_at_once,
 )
 from fast_imagenet.schedules import SCHEDULES
@@ -166,6 +167,7 @@ def defaults() -> dict:
 
 if __name__ == "__main__":
     stop_at_once()
+    outlive_reader()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
 
 import time

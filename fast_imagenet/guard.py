@@ -70,6 +70,36 @@ def stop_at_once() -> None:
     threading.Thread(target=end_from_outside, name="signals", daemon=True).start()
 
 
+class _Outliving:
+    """A stream as it is, until nobody reads it any more: then what is written is dropped."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call, *values) -> None:
+        try:
+            call(*values)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
+            os.close(nowhere)
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def outlive_reader() -> None:
+    """Let no work end because what standard output goes to has ended (`| head`, a dead `tee`)."""
+    sys.stdout = _Outliving(sys.stdout)
+
+
 def start_resource_tracker() -> None:
     """Start multiprocessing's helper so that a hang-up of the terminal does not end it.
 

@@ -33,6 +33,7 @@ from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.checkpoint import write_atomically
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Int, Str, extended, read_config, told
+from fast_imagenet.guard import outlive_reader
 from fast_imagenet.order import epoch_order
 from fast_imagenet.schedules import resolution_at
 
@@ -545,4 +546,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    outlive_reader()
     main()

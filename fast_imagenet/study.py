@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fast_imagenet.config import interpreter
-from fast_imagenet.guard import HANG_UP, STOPPED
+from fast_imagenet.guard import HANG_UP, STOPPED, outlive_reader
 from fast_imagenet.report.add import add_run
 from fast_imagenet.report.errors import RecordError
 from fast_imagenet.report.studies import FILE, Study, read_study
@@ -222,4 +222,5 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
+    outlive_reader()
     sys.exit(main())

@@ -145,6 +145,35 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny_beton, tmp_path):
+    process = start_run(tiny_beton, tmp_path, "--training.max_steps=2", stdout=subprocess.PIPE)
+    process.stdout.close()
+    finish(process)
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train_imagenet.py", "--help"],
+        ["write_dataset.py", "--help"],
+        ["-m", "fast_imagenet.study", "records/ablation_third", "--list"],
+        ["-m", "fast_imagenet.plan", "--help"],
+        ["-m", "fast_imagenet.preview", "--help"],
+        ["-m", "fast_imagenet.report", "--help"],
+        ["-m", "fast_imagenet.beton", "--help"],
+    ],
+)
+def test_a_command_that_nobody_reads_ends_quietly(command):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     """The command as a user runs it: killed, stopped, and run again to its end."""
     often = ["--training.checkpoint_minutes=0.0001"]

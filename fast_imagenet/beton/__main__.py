@@ -12,6 +12,7 @@ import sys
 
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.config import told
+from fast_imagenet.guard import outlive_reader
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,4 +61,5 @@ def join(out: str, parts: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    outlive_reader()
     sys.exit(main())

@@ -27,7 +27,7 @@ from fastargs import Param
 
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
-from fast_imagenet.guard import HANG_UP
+from fast_imagenet.guard import HANG_UP, outlive_reader
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -261,6 +261,7 @@ def _stop(number: int, frame) -> None:
 
 
 if __name__ == "__main__":
+    outlive_reader()
     for number in (signal.SIGTERM, *HANG_UP):
         signal.signal(number, _stop)
     try:

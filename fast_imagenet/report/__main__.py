@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fast_imagenet.checkpoint import write_atomically
 from fast_imagenet.config import interpreter
+from fast_imagenet.guard import outlive_reader
 from fast_imagenet.report.plots import draw, is_current, plot_data
 from fast_imagenet.report.records import RecordError, read_records
 from fast_imagenet.report.reported import read_reported
@@ -136,4 +137,5 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    outlive_reader()
     sys.exit(main())

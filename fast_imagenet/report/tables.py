@@ -276,7 +276,8 @@ def study_section(book: Book, entry: Entry) -> list[str]:
         cells += [group.text(key) for key in ("minutes", "images_per_second")]
         link = book.link(group, book.root / "docs")
         rows.append([*cells, f"[{safe(group.folder.name)}]({link})"])
-    words = [entry.study.note] if entry.study.note else []
+    note = entry.study.note.strip()
+    words = [note if note[-1] in ".!?" else f"{note}."] if note else []
     runs = [run for group in entry.groups for run in group.runs]
     words.append(group_words(entry.main, runs))
     lines = [f"## {safe(entry.study.title)}", "", " ".join(words), ""]
