@@ -11,10 +11,15 @@ from fast_imagenet.checkpoint import CheckpointError, load_checkpoint, load_into
 from fast_imagenet.checks import differences
 from fast_imagenet.guard import CALM, NotFinite
 
-# finished epochs; steps, losses, seconds and seconds of waiting for data of the one under way; best
-# top-1; seconds of the others
-FRESH = {"epoch": 0, "step": 0, "losses": [], "spent": 0.0, "waited": 0.0}
-FRESH |= {"best": -1.0, "seconds": 0.0}
+FRESH = {
+    "epoch": 0,  # finished ones
+    "step": 0,  # of the epoch under way, as the three below
+    "losses": [],
+    "spent": 0.0,  # seconds of training
+    "waited": 0.0,  # of these for data
+    "best": -1.0,  # top-1
+    "seconds": 0.0,  # of the finished epochs, evaluation included
+}
 LATER = {"waited"}  # what checkpoints of an older version may lack
 PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dict
 
