@@ -84,8 +84,8 @@ def test_the_name_tells_the_network_and_the_epochs(path):
     assert cfg["model.arch"].rpartition("/")[2] == f"resnet{depth}"
     assert cfg["training.epochs"] == int(epochs)
     if size := re.search(r"_(\d+)px_", path.stem):
-        keys = ("min_res", "max_res")
-        assert {cfg[f"resolution.{key}"] for key in keys} == {int(size[1])}
+        keys = ("resolution.max_res", "validation.resolution", "validation.plain_resolution")
+        assert {cfg[key] for key in keys} == {int(size[1])}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
