@@ -96,8 +96,8 @@ class _Outliving:
 
 
 def outlive_reader() -> None:
-    """Let no work end because what standard output goes to has ended (`| head`, a dead `tee`)."""
-    sys.stdout = _Outliving(sys.stdout)
+    """Let no work end because what reads its output or its errors has ended (`| head`, `tee`)."""
+    sys.stdout, sys.stderr = _Outliving(sys.stdout), _Outliving(sys.stderr)
 
 
 def start_resource_tracker() -> None:

@@ -174,6 +174,22 @@ def test_a_command_that_nobody_reads_ends_quietly(command):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_signal_is_answered_when_nobody_reads_the_errors():
+    program = """
+import signal, time
+from fast_imagenet.guard import outlive_reader, stop_at_once
+stop_at_once()
+outlive_reader()
+signal.raise_signal(signal.SIGTERM)
+time.sleep(60)
+"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=write, timeout=50)
+    os.close(write)
+    assert done.returncode == STOPPED
+
+
 def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     """The command as a user runs it: killed, stopped, and run again to its end."""
     often = ["--training.checkpoint_minutes=0.0001"]
