@@ -94,6 +94,24 @@ class Number(Checker):
         return "a number" + _range_words(self.lo, self.hi)
 
 
+class OffOr(Number):
+    """0 for off, or a finite number from `lo` to `hi`, both included."""
+
+    def check(self, value: Any) -> float:
+        """The value as float; ValueError for nan, inf, true, text and numbers out of range."""
+        text = str(value).strip()
+        if re.fullmatch(r"[-+.0-9eE]+", text) and _float_or_nan(text) == 0:
+            return 0.0
+        try:
+            return super().check(value)
+        except ValueError as error:
+            raise ValueError(f"0 for off, or {error}") from None
+
+    def help(self) -> str:
+        """The rule in words."""
+        return f"0, or {super().help()}"
+
+
 class Bool(Checker):
     """true or false; also 1/0, yes/no, on/off, in any case of letters."""
 
@@ -373,8 +391,8 @@ def _refuse_stock_bool(settings: Config) -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-class _NoAliasLoader(yaml.BaseLoader):
-    """Composes nodes with text scalars; refuses aliases, a few of which can fill the memory."""
+class _NoAliases:
+    """Refuses aliases while nodes are composed: a few of them can fill the memory."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -384,19 +402,54 @@ class _NoAliasLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
+class _TextLoader(_NoAliases, yaml.BaseLoader):
+    """Composes nodes with text scalars, for settings."""
+
+
+class _PlainLoader(_NoAliases, yaml.SafeLoader):
+    """Constructs plain values, each key of a mapping once: the last of two would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            word = key.value if isinstance(key, yaml.ScalarNode) else None
+            if word is not None and word in seen:
+                reason = f"{_show(word)} is given twice; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+            seen.add(word)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Plain values of a YAML file other than settings: small, UTF-8, without aliases.
+
+    Raises:
+        ValueError: it cannot be read; the message names the file and the reason.
+    """
+    try:
+        return yaml.load(_read_text(Path(path)), Loader=_PlainLoader)
+    except Exception as error:  # a tag on a value that it does not fit raises all kinds
+        raise ValueError(f"{_show_path(str(path))} cannot be read: {_reason(error)}") from error
+
+
 def _read_file(name: str, search: Sequence[Path], reading: _Reading) -> None:
     try:
         path = _find_file(name, search)
-        root = yaml.compose(_read_text(path), Loader=_NoAliasLoader)
-    except yaml.YAMLError as error:
-        reading.problems.append(f"{_show_path(name)}: not readable as YAML: {_yaml_reason(error)}")
-    except RecursionError:
-        reading.problems.append(f"{_show_path(name)}: nested too deeply; settings need two levels")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        reading.problems.append(f"--config {_show_path(name)}: {reason}")
+        root = yaml.compose(_read_text(path), Loader=_TextLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        option = "--config " if isinstance(error, (OSError, ValueError)) else ""
+        reading.problems.append(f"{option}{_show_path(name)}: {_reason(error)}")
     else:
         _walk_document(root, _show_path(name), reading)
+
+
+def _reason(error: Exception) -> str:
+    """Why a YAML file cannot be read."""
+    if isinstance(error, yaml.YAMLError):
+        return f"not readable as YAML: {_yaml_reason(error)}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
 
 
 def _find_file(name: str, search: Sequence[Path]) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ PLAN = {
 
 def write_plan(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(PLAN | changes))
+    (folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(PLAN | changes))))
     return folder
 
 
@@ -156,7 +157,44 @@ def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
     assert not os.path.exists(folder / "high")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "title: \xff"])
+LAUGHS = ["- &a0 [x, x, x, x, x, x, x, x, x]"]
+LAUGHS += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("study.yaml", "fast_imagenet.study FOLDER --list"),
+     ("reported.yaml", "fast_imagenet.report --folder FOLDER --check")],
+)  # fmt: skip
+def test_aliases_cannot_fill_the_memory(tmp_path, name, module):
+    """A few hundred bytes that stand for gigabytes are refused, within two gigabytes."""
+    laughs = {"study.yaml": "", "reported.yaml": "data: {}\nreadme: []\nblocks:\n"}[name]
+    (tmp_path / name).write_text(laughs + "\n".join(LAUGHS))
+    words = [word.replace("FOLDER", str(tmp_path)) for word in module.split()]
+    limits = f"ulimit -d 2000000; ulimit -t 60; exec {sys.executable} -m {shlex.join(words)}"
+    done = subprocess.run(["sh", "-c", limits], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert f"{tmp_path / name} cannot be read" in done.stderr
+    assert "alias *a0: aliases are not read" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "title: \xff",
+        "title: a\ntitle: b\n",  # the last would win in silence
+        "title: a\nsettings: {lr.lr: 1, lr.lr: 2}\n",
+        "title: !!int ''",
+        "title: !!timestamp x",
+        "title: !!python/name:os.system ''",
+        "title: 9" + ":59" * 400 + ".5",
+        "title: " + "9" * 5000,
+        "? {a: b}\n: c",
+        "# " + "x" * 100_000,
+    ],
+)
 def test_a_plan_that_cannot_be_read_is_one_sentence(tmp_path, capsys, text):
     (tmp_path / "study.yaml").write_bytes(text.encode("latin-1"))
     assert script.main([str(tmp_path), "--list"]) == 2

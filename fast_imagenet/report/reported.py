@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from fast_imagenet.config import read_yaml
 from fast_imagenet.report.records import RecordError
 
 VIEWS = ("plain", "configured", "other")
@@ -83,9 +82,9 @@ def read_reported(path: str | Path) -> Reported:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecordError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RecordError(f"{error}") from error
     if not isinstance(content, dict) or set(content) != {"data", "readme", "blocks"}:
         raise RecordError(f"{path} must have the keys data, readme and blocks")
     reports = []

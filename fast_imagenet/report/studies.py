@@ -20,8 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from fast_imagenet.config import read_yaml
 from fast_imagenet.report.errors import RecordError
 
 FILE = "study.yaml"
@@ -77,9 +76,9 @@ def read_study(path: Path) -> Study | None:
     if not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecordError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise RecordError(f"{error}") from error
     _check(content, KEYS, {"title"}, path)
     planned = set(content) & set(PLAN_KEYS)
     if not planned:
