@@ -26,9 +26,19 @@ except ModuleNotFoundError as missing:
         f"then run .venv/bin/python train_imagenet.py"
     )
 
-from fast_imagenet.augment import POLICIES, Augment
+from fast_imagenet.augment import MIX_ALPHAS, POLICIES, Augment
 from fast_imagenet.checks import impossible
-from fast_imagenet.config import Bool, Int, Number, OneOf, Str, interpreter, read_config, to_dict
+from fast_imagenet.config import (
+    Bool,
+    Int,
+    Number,
+    OffOr,
+    OneOf,
+    Str,
+    interpreter,
+    read_config,
+    to_dict,
+)
 from fast_imagenet.guard import (
     STOPPED,
     Agreement,
@@ -123,8 +133,8 @@ Section("augment", "random changes to training pictures", SETTINGS).params(
     erasing=Param(Number(0, 1), "probability of erased boxes", default=0.0),
     erasing_mode=Param(OneOf("const", "rand", "pixel"), "mean colour or noise", default="const"),
     erasing_count=Param(Int(1, 100), "most boxes a picture", default=1),
-    mixup=Param(Number(0), "alpha of Mixup; 0 = off", default=0.0),
-    cutmix=Param(Number(0), "alpha of CutMix; 0 = off", default=0.0),
+    mixup=Param(OffOr(*MIX_ALPHAS), "alpha of Mixup; 0 = off", default=0.0),
+    cutmix=Param(OffOr(*MIX_ALPHAS), "alpha of CutMix; 0 = off", default=0.0),
 )
 Section("ema", "moving average of the weights", SETTINGS).params(
     decay=Param(Number(0, 0.9999999), "0 = off: the average is the raw weights", default=0.0),

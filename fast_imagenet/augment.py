@@ -11,6 +11,7 @@ POLICIES = (
     "auto_augment",
     "three_augment",
 )
+MIX_ALPHAS = (0.001, 1000.0)  # from 1e-307 down and 1e308 up numpy's Beta draws are NaN or wrong
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Augment:
         erasing: probability of random erasing, on the normalised picture.
         erasing_mode: 'const' (the mean colour), 'rand' (one normal number a channel) or 'pixel'.
         erasing_count: most boxes a picture.
-        mixup, cutmix: alpha of each; 0 = off.
+        mixup, cutmix: alpha of each, within MIX_ALPHAS; 0 = off.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from . import rng
-from .augment import Augment
+from .augment import MIX_ALPHAS, Augment
 
 ERASING_MODES = ("const", "rand", "pixel")
 ERASING_AREA = (0.02, 1 / 3)  # share of the picture, of all its boxes together
@@ -55,10 +55,11 @@ class BatchTransforms:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check_erasing(augment.erasing, augment.erasing_mode, augment.erasing_count)
-        if min(augment.mixup, augment.cutmix) < 0:
+        low, high = MIX_ALPHAS
+        if not all(alpha == 0 or low <= alpha <= high for alpha in (augment.mixup, augment.cutmix)):
             raise ValueError(
-                f"mixup is {augment.mixup}, cutmix {augment.cutmix}; give an alpha above 0, or 0 "
-                f"for off"
+                f"mixup is {augment.mixup}, cutmix {augment.cutmix}; give an alpha from {low:g} to "
+                f"{high:g}, or 0 for off"
             )
         self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
         self.num_classes, self.label_smoothing = num_classes, label_smoothing

@@ -89,6 +89,12 @@ def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             f"resolution.end_ramp={size.end_ramp}: swap them",
         ),
         (
+            size.min_res != size.max_res and size.start_ramp == size.end_ramp == 0,
+            f"resolution.min_res={size.min_res} is never used while resolution.start_ramp and "
+            f"resolution.end_ramp are 0: set it to resolution.max_res={size.max_res} too, or set "
+            f"the ramp",
+        ),
+        (
             augment.crop_min_area > augment.crop_max_area,
             f"augment.crop_min_area={augment.crop_min_area} is above "
             f"augment.crop_max_area={augment.crop_max_area}: swap them",

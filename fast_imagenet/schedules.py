@@ -73,7 +73,8 @@ def lr_at(
     fit_flat_cos.
     """
     if kind == "step":
-        return peak_lr * step_ratio ** math.floor(epoch / step_length)
+        # 0.3 / 0.1 is 2.9999999999999996: a drop must not wait for the step after its own
+        return peak_lr * step_ratio ** math.floor(epoch / step_length * (1 + 1e-12))
     if kind == "onecycle":
         return _one_cycle(epoch, epochs, peak_lr, peak_epoch)
     if kind not in SCHEDULES:

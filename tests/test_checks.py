@@ -7,9 +7,16 @@ from torch import nn
 import train_imagenet
 from fast_imagenet.checks import differences
 from fast_imagenet.models import warm_up
+from fast_imagenet.report.studies import read_study
+from fast_imagenet.study import jobs_of
+from tests.test_shipped_configs import ROOT, SHIPPED
 
+BAD_MIXES = ("mixup=1e-320", "cutmix=1e-308", "mixup=-1", "cutmix=1e308", "mixup=nan")
 # flags, and what the sentence must name
 CASES = [
+    (["--resolution.min_res=128"], "resolution.min_res=128 is never used while"),
+    (["--resolution.max_res=224"], "set it to resolution.max_res=224 too, or set the ramp"),
+    *((["--augment." + mix], f"augment.{mix.split('=')[0]}") for mix in BAD_MIXES),
     (
         ["--training.batch_size=100", "--training.micro_batch_size=30"],
         "micro_batch_size=30 does not",
@@ -33,6 +40,15 @@ CASES = [
 ]
 
 
+AT_ONCE = (
+    "forward pass has 15",
+    "lr.lr_peak_epoch=16.0 is not before the end",
+    "resolution.start_ramp=5 is after",
+    "crop_min_area=0.5 is above",
+    "needs data.backend=torchvision, not ffcv",
+)
+
+
 @pytest.fixture
 def data_flags(tmp_path):
     for name in ("train.beton", "val.beton"):
@@ -50,7 +66,7 @@ def refusal(capsys, flags):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, sentence", CASES, ids=[case[1] for case in CASES])
+@pytest.mark.parametrize("flags, sentence", CASES, ids=[" ".join(case[0])[:40] for case in CASES])
 def test_impossible_combination_is_named(data_flags, capsys, flags, sentence):
     text = refusal(capsys, [*data_flags, *flags])
     assert sentence in " ".join(text.split())
@@ -58,9 +74,10 @@ def test_impossible_combination_is_named(data_flags, capsys, flags, sentence):
 
 
 def test_all_of_them_at_once(data_flags, capsys):
-    flags = [flag for case in (1, 2, 3, 4, 5) for flag in CASES[case][0]]
+    wrong = [number for number, case in enumerate(CASES) if case[1] in AT_ONCE]
+    flags = [flag for case in wrong for flag in CASES[case][0]]
     text = " ".join(refusal(capsys, [*data_flags, *flags]).split())
-    assert all(CASES[case][1] in text for case in (1, 2, 3, 4, 5)) and "5 problems" in text
+    assert all(CASES[case][1] in text for case in wrong) and "5 problems" in text
 
 
 def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
@@ -104,6 +121,15 @@ def test_evaluation_needs_no_training_data(data_flags, tmp_path):
     weights.touch()
     flags = ["--training.eval_only=1", f"--model.checkpoint={weights}", "--data.train_dataset=no"]
     assert train_imagenet.read_settings([*data_flags, *flags]).training.eval_only is True
+
+
+def test_every_shipped_config_and_plan_passes(data_flags, tmp_path):
+    for path in SHIPPED:
+        flags = [f"--config={path}", *data_flags]
+        assert train_imagenet.read_settings(flags).training.epochs >= 1
+    for path in (ROOT / "records").glob("*/study.yaml"):
+        for job in jobs_of(read_study(path), tmp_path, tmp_path / "runs", tmp_path):
+            assert train_imagenet.read_settings(list(job.flags))
 
 
 def test_differences_leave_out_what_does_not_decide_the_weights():

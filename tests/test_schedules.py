@@ -1,6 +1,7 @@
 """Schedules against named cases, torch's own schedulers, and properties that hold everywhere."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_lr_never_is_nan_at_the_edges():
     for kind in SCHEDULES:
         assert math.isfinite(lr_at(0, kind=kind, epochs=1, peak_lr=1, peak_epoch=0))
         assert math.isfinite(lr_at(1, kind=kind, epochs=1, peak_lr=1, peak_epoch=0))
+
+
+@pytest.mark.parametrize("length", [0.1, 0.3, 0.7, 1 / 3, 2.4, 30])
+def test_a_drop_comes_with_its_own_step(length):
+    """The first step at or after k * step_length is the first at the lower rate, in floats too."""
+    steps, exact = 1000, Fraction(length).limit_denominator(1000)
+    for step in range(steps * 12):
+        drops = Fraction(step, steps) // exact
+        rate = lr_at(step / steps, kind="step", epochs=12, peak_lr=1, step_length=length)
+        assert rate == pytest.approx(0.1**drops), step
 
 
 def test_the_last_epoch_is_always_evaluated():
