@@ -7,7 +7,8 @@ The plan is the study.yaml of the folder (its keys: fast_imagenet/report/studies
 trained with the first seed, then every group with the next, so that a study that is broken off
 compares groups of equal seeds. Runs go side by side, --lanes at a time, each with its share of the
 cores. A run that was stopped goes on where it was when the command is given again; a finished one
-becomes a record beside the plan, and is not trained again.
+becomes a record beside the plan, and is not trained again. Data and records that were made with
+other settings than the plan has now are refused by name, never reused.
 
 Exit status: 0 all done, 1 a run failed, 2 wrong arguments or plan, 75 stopped by a signal.
 """
@@ -22,10 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_imagenet.config import interpreter
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.checkpoint import write_json
+from fast_imagenet.config import interpreter, read_config, to_dict
 from fast_imagenet.guard import HANG_UP, STOPPED, outlive_reader
 from fast_imagenet.report.add import add_run
 from fast_imagenet.report.errors import RecordError
+from fast_imagenet.report.records import (
+    read_group_file,
+    read_object,
+    read_run,
+    settings_that_differ,
+)
 from fast_imagenet.report.studies import FILE, Study, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,30 +83,147 @@ def _text(value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_settings(jobs: list[Job]) -> None:
-    """Every setting of every run, before the first is trained: exit status 2 with the mistakes."""
+def check_settings(jobs: list[Job]) -> list[dict]:
+    """The settings of every run, read before the first is trained: exit status 2 with mistakes."""
     import train_imagenet as script
-    from fast_imagenet.config import read_config
 
-    for job in jobs:
-        words = dict(search=script.CONFIG_FOLDERS, prog=f"study, {job.name}", description="")
-        read_config(script.SETTINGS, list(job.flags), **words)
+    words = dict(search=script.CONFIG_FOLDERS, description="")
+    return [
+        to_dict(read_config(script.SETTINGS, list(job.flags), prog=f"study, {job.name}", **words))
+        for job in jobs
+    ]
+
+
+def check_records(jobs: list[Job], settings: list[dict], write: list[dict]) -> None:
+    """Refuse finished runs that are not what the plan says now.
+
+    Args:
+        settings: of every job.
+        write: of the study.
+
+    Raises:
+        RecordError: names the records and what differs.
+    """
+    changed = []
+    for job, planned in zip(jobs, settings, strict=True):
+        if not job.record.exists():
+            continue
+        differ = settings_that_differ(read_run(job.record), planned)
+        trained_on = read_group_file(job.record.parent).get("write", write)
+        if list(map(without_free, trained_on)) != list(map(without_free, write)):
+            differ.append("write: the data")
+        if differ:
+            changed.append(f"{job.record} ({', '.join(differ)}; its run: {job.run})")
+    if changed:
+        raise RecordError(
+            f"the plan has changed since these runs were trained: {'; '.join(changed)}; restore "
+            f"the plan, or remove the record and the run's folder to train it again"
+        )
+
+
+# ------------------------------------------------------------------------------------------------
+# Data
+# ------------------------------------------------------------------------------------------------
+
+WRITTEN = "study_data.json"  # beside the data: the settings that this program wrote it with
+FREE = {"source.path", "source.md5", "write.folder", "write.workers", "write.overwrite"}
+FREE |= {"write.check_space"}  # they do not change a file
+
+
+def without_free(settings: dict) -> dict:
+    """Settings of write_dataset that decide what a file holds."""
+    return {key: value for key, value in settings.items() if key not in FREE}
 
 
 def write_data(study: Study, data: Path, pictures: str) -> None:
-    """Convert the pictures as the plan says; files that are there are kept.
+    """Convert the images as the plan says; files that were written so are kept.
 
     Raises:
-        RecordError: a conversion failed; its messages went to stderr.
+        RecordError: a conversion failed, its messages went to stderr; or a file is there that was
+            written otherwise.
     """
     for settings in study.write:
-        if (data / f"{settings.get('source.split', 'train')}.beton").exists():
-            continue
         flags = [f"--{key}={_text(value)}" for key, value in settings.items()]
+        names, planned = _data_settings(flags)
+        planned |= {"--pictures": str(Path(pictures).absolute())} if pictures else {}
+        files = [data / name for name in names]
+        for file in files:
+            check_file(file, planned)
+        if all(file.exists() for file in files):
+            continue
         command = [sys.executable, "write_dataset.py", *flags, f"--write.folder={data}"]
         command += [f"--source.path={pictures}"] if pictures else []
         if subprocess.run(command, cwd=ROOT).returncode:
             raise RecordError(f"the data could not be written into {data}, for the reason above")
+        made = {one.name: {"settings": planned, "file": _identity(BetonFile(one))} for one in files}
+        write_json(data / WRITTEN, read_object(data / WRITTEN) | made)
+
+
+def _data_settings(flags: list[str]) -> tuple[list[str], dict]:
+    """(names of the files, 'section.key' -> value) of a call; exit status 2 with mistakes."""
+    import write_dataset as script
+
+    cfg = read_config(script.SETTINGS, flags, prog="study, write", description="")
+    flat = {f"{name}.{key}": v for name, keys in to_dict(cfg).items() for key, v in keys.items()}
+    return [path.name for path in script.target_files(cfg).values()], without_free(flat)
+
+
+def check_file(file: Path, planned: dict) -> None:
+    """Refuse a data file that was written with other settings; one that is absent is fine.
+
+    Args:
+        file: of a study's data.
+        planned: 'section.key' -> value, all that decide what it holds.
+
+    Raises:
+        RecordError: names what differs.
+    """
+    if not file.exists():
+        return
+    beton = BetonFile(file)
+    note = read_object(file.parent / WRITTEN).get(file.name, {})
+    if known := note.get("file") == _identity(beton):
+        there = note["settings"]
+    else:  # written by hand, or by an earlier version
+        there = _settings_in_file(beton, planned)
+    differ = [
+        f"{key}={_text(there[key])}, planned {_text(value)}"
+        for key, value in planned.items()
+        if key in there and there[key] != value
+    ]
+    if differ:
+        raise RecordError(
+            f"{file} was written with other settings than the plan has ({'; '.join(differ)}): "
+            f"remove it to write it again, give another --data, or restore the plan"
+        )
+    if not known:
+        silent = ", ".join(key for key in planned if key not in there)
+        print(f"note: {file} was not written by this command, which cannot compare {silent}")
+
+
+def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
+    """The settings that a file itself tells; of write.limit, that it is exceeded."""
+    stored = dict((beton.stamp or beton.sidecar).get("settings", {}))
+    there = {}
+    if "skip_bad" in stored:
+        there["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
+    there |= {f"write.{key}": value for key, value in stored.items()}
+    if kind := beton.sidecar.get("source", {}).get("kind"):
+        there["source.kind"] = kind
+    if 0 < planned["write.limit"] < beton.num_samples:
+        there["write.limit"] = beton.num_samples
+    return there
+
+
+def _identity(beton: BetonFile) -> dict:
+    """What tells a file from another: the checksums of its stamp."""
+    stamp = beton.stamp or {}
+    return {key: stamp.get(key) for key in ("num_samples", "order_crc32", "blocks_crc32")}
+
+
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -107,10 +233,11 @@ class Trainer:
         threads: of each run.
         timed: whether the times mean something: one run at a time on a machine at rest.
         extra: more flags for every run, which change nothing that is learnt.
+        write: of the study: the data, noted in the records.
     """
 
-    def __init__(self, threads: int, timed: bool, extra: list[str]):
-        self.threads, self.timed, self.extra = threads, timed, extra
+    def __init__(self, threads: int, timed: bool, extra: list[str], write: list[dict]):
+        self.threads, self.timed, self.extra, self.write = threads, timed, extra, write
         self.stopped, self._lock, self._running = False, threading.Lock(), set()
 
     def stop(self, *_) -> None:
@@ -130,7 +257,8 @@ class Trainer:
             return "stopped; it goes on when the command is given again"
         if status:
             return f"failed with status {status}: {said.strip()[-1000:]}"
-        about = {"label": job.label} | ({} if self.timed else {"timed": False})
+        about = {"label": job.label, "write": self.write}
+        about |= {} if self.timed else {"timed": False}
         place = dict(name=job.record.parent.parent.name, group=job.group, about=about)
         try:
             with self._lock:
@@ -161,32 +289,46 @@ def main(argv: list[str] | None = None) -> int:
     """Do as `argv` says; returns the exit status."""
     args, extra = parse(argv)
     try:
-        study = read_study(args.folder / FILE)
-        if study is None or not study.groups:
-            raise RecordError(f"{args.folder / FILE} is no plan of a study: it needs groups")
+        study = planned_study(args.folder)
         runs = args.runs or ROOT / "runs" / args.folder.absolute().name
         data = args.data or ROOT / "data" / args.folder.absolute().name
         jobs = jobs_of(study, args.folder.absolute(), runs.absolute(), data.absolute())
-        check_settings(jobs)
+        check_records(jobs, check_settings(jobs), list(study.write))
         missing = [job for job in jobs if not job.record.exists()]
         if args.list:
             for job in jobs:
                 print(f"{'missing' if job in missing else 'there  '}  {job.name}")
             return 0
-        write_data(study, data.absolute(), args.pictures)
+        if missing:
+            write_data(study, data.absolute(), args.pictures)
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
     if not missing:
         print(f"all {len(jobs)} runs are there already")
         return 0
-    return train_all(missing, args.lanes, args.timed, extra)
+    threads = max(1, len(os.sched_getaffinity(0)) // args.lanes)
+    return train_all(missing, args.lanes, Trainer(threads, args.timed, extra, list(study.write)))
 
 
-def train_all(jobs: list[Job], lanes: int, timed: bool, extra: list[str]) -> int:
+def planned_study(folder: Path) -> Study:
+    """The study of a folder, with its plan.
+
+    Raises:
+        RecordError: the folder or its study.yaml is missing, or the file holds no plan.
+    """
+    if not folder.is_dir():
+        raise RecordError(f"{folder} is not a folder: give one that holds a {FILE}")
+    study = read_study(folder / FILE)
+    if study is None:
+        raise RecordError(f"{folder} holds no {FILE}: write the plan of the study into it")
+    if not study.groups:
+        raise RecordError(f"{folder / FILE} is not a plan: it needs groups")
+    return study
+
+
+def train_all(jobs: list[Job], lanes: int, trainer: Trainer) -> int:
     """Train jobs, so many at a time; the exit status."""
-    cores = len(os.sched_getaffinity(0))
-    trainer = Trainer(max(1, cores // lanes), timed, extra)
     for number in (signal.SIGINT, signal.SIGTERM, *HANG_UP):
         signal.signal(number, trainer.stop)
     with ThreadPoolExecutor(lanes) as pool:

@@ -110,7 +110,83 @@ def test_wrong_calls(tmp_path, capsys):
         with pytest.raises(SystemExit):
             script.main([folder, *words])
         assert said in capsys.readouterr().err
-    assert script.main([str(tmp_path)]) == 2 and "no plan" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "study.yaml").write_text("title: x\n")
+    for name, said in (
+        ("none", "none is not a folder: give one that holds a study.yaml"),
+        ("empty", "empty holds no study.yaml: write the plan of the study into it"),
+        ("words", "study.yaml is not a plan: it needs groups"),
+    ):
+        assert script.main([str(tmp_path / name)]) == 2 and said in capsys.readouterr().err
+
+
+def one_group(folder, **changes):
+    return write_plan(folder, seeds=[0], groups=PLAN["groups"][:1], **changes)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"training__label_smoothing": 0.5}, "training.label_smoothing=0.5, planned 0.1"),
+        ({"validation__lr_tta": False}, "validation.lr_tta=False, planned True"),
+        ({"seed": 1}, "training.seed=1, planned 0"),
+    ],
+)
+def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, said):
+    folder = one_group(tmp_path / "parts")
+    same = {"validation__resolution": 32, "validation__plain_resolution": 32}
+    make_run(folder / "recipe" / "seed0", **same)
+    assert script.main([str(folder), "--list"]) == 0
+    assert capsys.readouterr().out.startswith("there ")
+    make_run(folder / "recipe" / "seed0", **same | theirs)
+    assert script.main([str(folder), "--list"]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder}/recipe/seed0" in told and said in told and "remove the record" in told
+
+
+def test_a_record_of_other_data_is_refused(tmp_path, capsys):
+    folder = one_group(tmp_path / "parts")
+    same = {"validation__resolution": 32, "validation__plain_resolution": 32}
+    make_run(folder / "recipe" / "seed0", **same)
+    for limit, status in ((80, 0), (40, 2)):
+        about = {"write": [PLAN["write"][0] | {"write.limit": limit, "write.workers": 1}]}
+        (folder / "recipe" / "group.json").write_text(json.dumps(about))
+        assert script.main([str(folder), "--list"]) == status
+    assert "write: the data" in capsys.readouterr().err
+
+
+def test_data_of_other_settings_is_refused(tmp_path, tiny_beton, capsys):
+    for changes, said in (
+        ({"write.max_side": 64}, "write.max_side=400, planned 64"),
+        ({"write.limit": 40}, "write.limit=80, planned 40"),
+        ({"source.on_error": "skip"}, "source.on_error=fail, planned skip"),
+        ({"source.kind": "imagenette"}, "source.kind=synthetic, planned imagenette"),
+    ):
+        folder = one_group(tmp_path / "parts", write=[PLAN["write"][0] | changes])
+        assert script.main([str(folder), f"--data={tiny_beton}"]) == 2
+        told = capsys.readouterr().err
+        assert f"{tiny_beton}/train.beton was written with other settings" in told and said in told
+
+
+def test_data_that_a_study_wrote_is_compared_whole(tmp_path, capfd):
+    data, write = tmp_path / "data", PLAN["write"][0] | {"write.limit": 20}
+
+    def writes(**changes):
+        folder = one_group(tmp_path / "parts", write=[write | changes])
+        script.write_data(read_study(folder / "study.yaml"), data, "")
+
+    writes()
+    first = (data / "train.beton").read_bytes()
+    writes(**{"write.workers": 1})  # changes no byte
+    assert (data / "train.beton").read_bytes() == first
+    for changes in ({"write.limit": 30}, {"source.synthetic_train": 50}, {"write.seed": 1}):
+        with pytest.raises(RecordError, match=next(iter(changes))):
+            writes(**changes)
+    capfd.readouterr()
+    (data / "study_data.json").unlink()
+    writes()
+    assert "cannot compare source.split, source.classes" in capfd.readouterr().out
 
 
 def command(folder, data, *flags):
@@ -131,6 +207,7 @@ def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     assert (recipe.label, high.label) == ("the recipe", "four times the rate")
     assert high.runs[0].setting("lr.lr") == 0.5 and recipe.runs[0].setting("lr.lr") == 0.125
     assert not recipe.timed  # two lanes
+    assert recipe.about["write"] == PLAN["write"]
     places = [str(folder), f"--data={tiny_beton}", f"--runs={tmp_path / 'records/runs'}"]
     assert script.main([*places, "--list"]) == 0
     assert (said := capsys.readouterr().out).count("there") == 2 and "missing" not in said

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from fast_imagenet.report.errors import RecordError
 from fast_imagenet.report.studies import FILE, Study, read_study
-from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl
+from fast_imagenet.runlog import LOG_KEYS, RunLogError, read_jsonl, shareable
 from fast_imagenet.schedules import is_evaluated
 
 MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
-GROUP_KEYS |= {"timed": bool, "unfinished": bool}
+GROUP_KEYS |= {"timed": bool, "unfinished": bool, "write": list}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: they need a quiet machine
 
 # What may differ inside a group besides section `logging`: it does not change what is learnt.
@@ -347,7 +347,7 @@ def read_group(folder: Path, name: str) -> Group:
     seeds = sorted(log.parent for log in folder.glob("seed*/log.jsonl"))
     if own and seeds:
         raise RecordError(f"{folder} is a run and holds others; put its files into seed0/")
-    about = _known(read_object(folder / "group.json"), GROUP_KEYS, folder / "group.json")
+    about = read_group_file(folder)
     runs = [read_run(path) for path in ([folder] if own else seeds)]
     runs = tuple(sorted(runs, key=lambda run: run.seed))
     for run in runs:
@@ -358,6 +358,35 @@ def read_group(folder: Path, name: str) -> Group:
             )
     check_alike(runs)
     return Group(name, folder, runs, about)
+
+
+def read_group_file(folder: Path) -> dict:
+    """group.json of a group's folder; {} where there is none.
+
+    Raises:
+        RecordError: it is damaged, or a key is unknown or of another kind.
+    """
+    path = folder / "group.json"
+    return _known(read_object(path), GROUP_KEYS, path)
+
+
+def settings_that_differ(run: Run, planned: dict) -> list[str]:
+    """'key=theirs, planned ours' for every setting that decides what is learnt, and the seed.
+
+    Args:
+        run: a record; a setting that it does not have is of another version.
+        planned: nested settings, as train_imagenet.py reads them.
+    """
+    if not run.settings:
+        return ["config.json is missing, its settings are unknown"]
+    plan = Run(run.folder, shareable(planned), {}, run.log)
+    ours = plan.counting_settings() | {"training.seed": plan.seed}
+    theirs = run.counting_settings() | {"training.seed": run.seed}
+    return [
+        f"{key}={theirs[key]}, planned {value}"
+        for key, value in ours.items()
+        if theirs.get(key, value) != value
+    ]
 
 
 def check_alike(runs: tuple[Run, ...]) -> None:
