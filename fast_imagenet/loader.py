@@ -7,6 +7,8 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 
 - an exception in its loader thread blocks the training loop for ever: `_Epoch` hands it over;
 - leaving an epoch early leaks its thread: `_Epoch.close` ends and joins it;
+- it decodes into host memory whose copy to the GPU may still be waiting, several steps later, and
+  copies into device memory that an earlier step may still read: `_Epoch` waits for both;
 - its distributed order repeats samples and depends on the number of ranks: order.py decides;
 - importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
   torch's number is put back, and `_set_numba_threads` leaves it alone;
@@ -314,7 +316,9 @@ class _ClosedError(Exception):
 class _Epoch(EpochIterator):
     """FFCV's loader thread, whose error reaches the caller and which ends when it is closed."""
 
-    error: BaseException | None = None  # a class attribute: the thread starts inside __init__
+    # class attributes: the thread starts inside __init__, which may fail before it has made streams
+    error: BaseException | None = None
+    cuda_streams = ()
 
     def run(self) -> None:
         try:
@@ -325,11 +329,15 @@ class _Epoch(EpochIterator):
             self.error = error
             self._offer_end()
 
-    def run_pipeline(self, *batch):
+    def run_pipeline(self, number, samples, slot, event):
         # FFCV looks only while the queue is full: it would decode the rest of the epoch
         if self.terminate_event.is_set():
             raise _ClosedError
-        return super().run_pipeline(*batch)
+        if (stream := self.cuda_streams[slot]) is not None:
+            stream.synchronize()  # the copy of what the slot's host memory held before
+            if event is None:  # first use: a step of before may still read the device memory
+                stream.wait_stream(self.current_stream)
+        return super().run_pipeline(number, samples, slot, event)
 
     def _offer_end(self) -> None:
         while not self.terminate_event.is_set():
@@ -361,6 +369,8 @@ class _Epoch(EpochIterator):
             with suppress(Empty):  # it may wait for a place in the queue
                 self.output_queue.get(timeout=0.1)
             self.join(timeout=0.1)
+        for stream in filter(None, self.cuda_streams):
+            stream.synchronize()  # copies under way still read and write the buffers
         super().close()  # gives up the file's memory: not before the thread has left it
         self.closed = True
         self.memory_allocations = None

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
+from functools import partial
 from itertools import chain
 
 import numba
@@ -17,6 +19,7 @@ from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.writer import EncodeSettings, write_beton
 from fast_imagenet.order import epoch_order, paged_epoch_order, rank_batches
 from fast_imagenet.sources.base import Source
+from tests import simulated_streams
 from tests.conftest import ROOT
 
 loader = pytest.importorskip("fast_imagenet.loader")
@@ -341,3 +344,60 @@ def test_a_validation_batch_takes_no_more_memory_than_there_are_pictures(path):
     batches = loader.EvalLoader(path, batch_size=1_000_000).batches(512, 1.0)
     assert len(next(batches)[1]) == COUNT
     batches.close()
+
+
+# ------------------------------------------------------------------------------------------------
+# The ring of buffers in front of a GPU, on simulated streams
+# ------------------------------------------------------------------------------------------------
+
+STEP_SECONDS = 0.005  # of the simulated GPU; a batch of two is decoded in a tenth of it
+
+
+@pytest.mark.parametrize("lead", range(1, 13))
+def test_no_batch_is_overwritten_before_it_is_copied_and_used(path, monkeypatch, lead):
+    """The host may be `lead` steps ahead of the GPU: every step still sees its own batch."""
+    wanted = [
+        (images.clone(), y.clone())
+        for images, y, _ in train_loader(path, global_batch=2).epoch(0, 32)
+    ]
+    gpu = simulated_streams.install(monkeypatch, loader)
+    batches = train_loader(path, global_batch=2, device="cuda").epoch(0, 32)
+    wrong, room = [], threading.Semaphore(lead)
+
+    def step(number, images, labels_b):
+        time.sleep(STEP_SECONDS)
+        right = all(map(torch.equal, (images, labels_b), wanted[number]))
+        wrong.extend([] if right else [number])
+        room.release()
+
+    for number, (images, labels_b, _) in enumerate(batches):
+        assert room.acquire(timeout=simulated_streams.LIMIT)
+        gpu.main.launch(partial(step, number, images, labels_b))
+    gpu.main.synchronize()
+    assert number + 1 == len(wanted)
+    assert wrong == []
+
+
+def test_the_first_copies_wait_for_the_work_before_the_pass(path, monkeypatch):
+    """Their device memory may have been freed a moment ago, by a step that has not run yet."""
+    gpu = simulated_streams.install(monkeypatch, loader)
+    earlier_step = threading.Event()
+    gpu.main.launch(lambda: earlier_step.wait(simulated_streams.LIMIT))
+    batches = train_loader(path, global_batch=2, device="cuda").epoch(0, 32)
+    next(batches)
+    time.sleep(0.2)
+    assert len(gpu.launched) >= 2  # images and labels of a batch
+    assert not gpu.copied
+    earlier_step.set()
+    batches.close()
+    assert len(gpu.copied) == len(gpu.launched)
+
+
+def test_an_epoch_left_early_frees_no_memory_with_copies_under_way(path, monkeypatch):
+    gpu = simulated_streams.install(monkeypatch, loader, copy_seconds=0.05)
+    batches = train_loader(path, global_batch=2, device="cuda").epoch(0, 32)
+    next(batches)
+    time.sleep(0.05)  # meanwhile the batches ahead are decoded
+    batches.close()
+    assert len(gpu.launched) > 2
+    assert len(gpu.copied) == len(gpu.launched)
