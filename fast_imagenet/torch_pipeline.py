@@ -424,6 +424,8 @@ def _decode_all(data: list[torch.Tensor], device: torch.device) -> list[torch.Te
     try:
         decoded = _decode_jpegs([data[i] for i in jpegs], device) if jpegs else []
     except RuntimeError:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # it may still write into memory that is free now
         return images
     for i, image in zip(jpegs, decoded, strict=True):
         images[i] = image
@@ -466,6 +468,8 @@ class _Pipeline:
         self._pictures, self._device = pictures, device
         self._finish = pictures.finish
         self._batches = _Batches()
+        on_gpu = device.type == "cuda" and not self._finish
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
         workers = {}
         if num_workers:
             workers = {
@@ -495,7 +499,7 @@ class _Pipeline:
             while (batch := _next_batch(prepared)) is not None:
                 images, labels_b = batch
                 if not self._finish:
-                    images = finish_on_device(images, self._device, self._pictures)
+                    images = self._finish_batch(images)
                 yield (
                     images.to(self._device, non_blocking=True),
                     labels_b.to(self._device, non_blocking=True),
@@ -507,6 +511,22 @@ class _Pipeline:
             raise RuntimeError(
                 "a data worker died (memory or /dev/shm full?); lower data.num_workers if so"
             ) from error
+
+    def _finish_batch(self, samples: list[tuple]) -> torch.Tensor:
+        """`finish_on_device`, on a GPU on a stream of its own.
+
+        torchvision's decoder waits for no work before it writes into memory that is free as torch
+        sees it: freed on the stream of the training step, it may still be read by a step to come.
+        """
+        if self._stream is None:
+            return finish_on_device(samples, self._device, self._pictures)
+        with torch.cuda.stream(self._stream):
+            self._stream.synchronize()  # the batch before, not the training step
+            images = finish_on_device(samples, self._device, self._pictures)
+        step = torch.cuda.current_stream(self._device)
+        step.wait_stream(self._stream)
+        images.record_stream(step)  # not free before the step has used it
+        return images
 
     def close(self) -> None:
         iterator, self._loader._iterator = self._loader._iterator, None

@@ -13,8 +13,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
 
 LIMIT = 30  # seconds after which a wait is given up: an error instead of a test that hangs
 _CURRENT = threading.local()
@@ -71,6 +69,11 @@ def current(stream):
         _CURRENT.stream = before
 
 
+def launch(work):
+    """Launch `work` on the current stream."""
+    _CURRENT.stream.launch(work)
+
+
 def install(monkeypatch, loader_module, copy_seconds: float = 0.0) -> SimpleNamespace:
     """Simulate a GPU below `loader_module` (fast_imagenet.loader).
 
@@ -78,6 +81,8 @@ def install(monkeypatch, loader_module, copy_seconds: float = 0.0) -> SimpleName
     Returns: `main`, the stream of the training step; `launched` and `copied`, one entry per copy.
     """
     import ffcv.loader.epoch_iterator as iterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.operation import Operation
 
     gpu = SimpleNamespace(main=Stream(), launched=[], copied=[])
 
@@ -96,7 +101,7 @@ def install(monkeypatch, loader_module, copy_seconds: float = 0.0) -> SimpleName
                     gpu.copied.append(1)
 
                 gpu.launched.append(1)
-                _CURRENT.stream.launch(copy)
+                launch(copy)
                 return device
 
             return to_device

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from fast_imagenet.torch_pipeline import (
     TorchTrainLoader,
     crop_and_resize,
 )
+from tests import simulated_streams
 from tests.conftest import ROOT
 
 CLASSES = ["n00000001", "n00000002", "n00000003"]
@@ -394,6 +397,42 @@ def test_only_plain_jpegs_are_left_to_the_device():
     found = [torch_pipeline.plain_jpeg_size(encoded(number)) for number in range(4)]
     assert found == [sizes[0], None, None, sizes[3]]  # gray, CMYK, PNG, color
     assert torch_pipeline.plain_jpeg_size(np.zeros((4, 4, 3), np.uint8)) is None
+
+
+def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
+    """On a stream of its own, idle before it; the step waits for the batch, and it for the step."""
+    own, step, order = simulated_streams.Stream(), simulated_streams.Stream(), []
+    slow, batch = threading.Event(), SimpleNamespace(record_stream=order.append)
+    own.launch(lambda: order.append("batch before" if slow.wait(0.2) else "batch before, late"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
+    monkeypatch.setattr(torch.cuda, "stream", simulated_streams.current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: step)
+
+    def decode(*_):
+        order.append("decode")
+        simulated_streams.launch(lambda: (slow.wait(0.2), order.append("transforms")))
+        return batch
+
+    monkeypatch.setattr(torch_pipeline, "finish_on_device", decode)
+    pipeline = torch_pipeline._Pipeline(SimpleNamespace(finish=False), 0, torch.device("cuda"))
+    assert pipeline._finish_batch([]) is batch
+    step.launch(lambda: order.append("step"))
+    step.synchronize()
+    assert order == ["batch before, late", "decode", step, "transforms", "step"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("transforms", ["cpu", "gpu"])
+def test_batches_stay_whole_on_a_busy_gpu(root, transforms):
+    """The host is ahead of the GPU by whole steps, whose memory is freed before they have run."""
+    loader = train_loader(root, "train.beton", device="cuda", transforms=transforms)
+    wanted = collect(loader.epoch(0, 64))[0]
+    torch.cuda.synchronize()
+    sums = []
+    for images, _, _ in loader.epoch(0, 64):
+        torch.cuda._sleep(20_000_000)  # cycles, about 10 ms
+        sums.append(images.double().sum((1, 2, 3)))
+    assert torch.equal(torch.cat(sums), wanted.double().sum((1, 2, 3)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
