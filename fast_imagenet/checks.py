@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+from fast_imagenet.arch_names import unknown_arch
+
 
 def impossible(cfg: SimpleNamespace) -> list[str]:
     """What is wrong with the settings of train_imagenet.py together, one sentence each.
@@ -14,8 +16,8 @@ def impossible(cfg: SimpleNamespace) -> list[str]:
         cfg: the tree of settings, each valid on its own.
 
     Returns:
-        Sentences that name the values, the rule and the mend; empty when the run can start.
-        Looks whether files exist; opens none.
+        Sentences that name the values, the rule and the fix; empty when the run can start.
+        Looks whether data files exist; opens none.
     """
     rules = _batch_rules(cfg) + _schedule_rules(cfg) + _choice_rules(cfg) + _file_rules(cfg)
     return [sentence for broken, sentence in rules if broken]
@@ -103,8 +105,9 @@ def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
 
 
 def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    augment = cfg.augment
+    augment, wrong_arch = cfg.augment, unknown_arch(cfg.model.arch)
     return [
+        (wrong_arch is not None, f"model.arch={cfg.model.arch} is {wrong_arch}"),
         (
             augment.policy == "rand_augment_timm" and augment.policy_magnitude > 10,
             f"augment.policy_magnitude={augment.policy_magnitude:g} is of 30, and "
@@ -137,13 +140,7 @@ def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
     elsewhere = resume not in ("none", "auto") and Path(resume).parent != folder
     used = ["val_dataset"] if training.eval_only else ["train_dataset", "val_dataset"]
     datasets = {key: getattr(cfg.data, key) for key in used}
-    rules = [
-        (
-            not Path(path).exists(),
-            f"data.{key}={path} does not exist: run write_dataset.py or set the path",
-        )
-        for key, path in datasets.items()
-    ]
+    rules = [_data_rule(cfg, key, Path(path)) for key, path in datasets.items()]
     return [
         *rules,
         (
@@ -164,6 +161,21 @@ def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             f"logging.folder={folder} cannot be made or written to: choose another folder",
         ),
     ]
+
+
+def _data_rule(cfg: SimpleNamespace, key: str, path: Path) -> tuple[bool, str]:
+    """Rule for data.train_dataset or data.val_dataset."""
+    name = f"data.{key}={getattr(cfg.data, key)}"
+    if not path.exists():
+        return True, f"{name} does not exist: run write_dataset.py or set the path"
+    inside = path / f"{key.removesuffix('_dataset')}.beton"
+    fix = "convert it with write_dataset.py, or read it as it is with data.backend=torchvision"
+    if inside.is_file():
+        fix = f"set it to {inside}"
+    return (
+        path.is_dir() and cfg.data.backend == "ffcv",
+        f"{name} is a folder, and data.backend=ffcv reads .beton files: {fix}",
+    )
 
 
 def unwritable(flag: str, path: str) -> tuple[bool, str]:

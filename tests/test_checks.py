@@ -33,6 +33,19 @@ CASES = [
     (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),
     (["--training.resume=nowhere.pt"], "training.resume=nowhere.pt is not a file"),
     (["--data.train_dataset=nowhere.beton"], "data.train_dataset=nowhere.beton does not exist"),
+    (["--data.train_dataset=tests"], "or read it as it is with data.backend=torchvision"),
+    (["--data.val_dataset=tests"], "data.val_dataset=tests is a folder, and data.backend=ffcv"),
+    (["--model.arch=resnet5O"], "model.arch=resnet5O is not a classifier of torchvision or timm"),
+    (["--model.arch=ResNet50"], "did you mean resnet50"),
+    (["--model.arch=resnet-50"], "did you mean resnet50"),
+    (["--model.arch=timm/resnet5O"], "classifier of timm; did you mean timm/resnet50"),
+    (["--model.arch=torchvision/resnet50d"], "did you mean torchvision/resnet50 or"),
+    (["--model.arch=resnet50.a1_in1kk"], "did you mean resnet50.a1_in1k or"),
+    (["--model.arch=torchvision/resnet50.a1_in1k"], "not a classifier of torchvision"),
+    (["--model.arch=keras/resnet50"], "keras/ is not a library; write NAME, torchvision/NAME or"),
+    (["--model.arch=fcn_resnet50"], "not a classifier of torchvision or timm"),  # segmentation
+    (["--model.arch=hf-hub:timm/resnet50"], "hf-hub:timm/ is not a library"),
+    (["--model.arch="], "model.arch= is not a classifier"),
     ([f"--data.train_dataset={'x' * 300}"], "xxx: File name too long; check the path"),
     ([f"--data.train_dataset={'x' * 5000}"], "xxx...: File name too long; check the path"),
     (["--validation.batch_size=1000001"], "must be a whole number from 1 to 1000000"),
@@ -41,6 +54,7 @@ CASES = [
 
 
 AT_ONCE = (
+    "keras/ is not a library; write NAME, torchvision/NAME or",
     "forward pass has 15",
     "lr.lr_peak_epoch=16.0 is not before the end",
     "resolution.start_ramp=5 is after",
@@ -77,7 +91,7 @@ def test_all_of_them_at_once(data_flags, capsys):
     wrong = [number for number, case in enumerate(CASES) if case[1] in AT_ONCE]
     flags = [flag for case in wrong for flag in CASES[case][0]]
     text = " ".join(refusal(capsys, [*data_flags, *flags]).split())
-    assert all(CASES[case][1] in text for case in wrong) and "5 problems" in text
+    assert all(CASES[case][1] in text for case in wrong) and "6 problems" in text
 
 
 def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
@@ -121,6 +135,14 @@ def test_evaluation_needs_no_training_data(data_flags, tmp_path):
     weights.touch()
     flags = ["--training.eval_only=1", f"--model.checkpoint={weights}", "--data.train_dataset=no"]
     assert train_imagenet.read_settings([*data_flags, *flags]).training.eval_only is True
+
+
+def test_a_folder_that_holds_the_file_names_it(data_flags, tmp_path, capsys):
+    text = " ".join(refusal(capsys, [*data_flags, f"--data.val_dataset={tmp_path}"]).split())
+    assert f"data.val_dataset={tmp_path} is a folder" in text
+    assert f"set it to {tmp_path}/val.beton" in text
+    flags = ["--data.backend=torchvision", f"--data.val_dataset={tmp_path}"]
+    assert train_imagenet.read_settings([*data_flags, *flags])
 
 
 def test_every_shipped_config_and_plan_passes(data_flags, tmp_path):
