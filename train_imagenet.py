@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same batch, same result
     python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
 
-To change the recipe, edit a YAML (budget), `image_operations` in fast_imagenet/loader.py (the list
-of augmentations), fast_imagenet/schedules.py (shape of a schedule) or the step in `train_epoch`.
+To change the recipe, edit a YAML (budget), STAGES in fast_imagenet/augment.py (the table of
+augmentations), fast_imagenet/schedules.py (shape of a schedule) or the step in `train_epoch`.
 What the recipes reach is in README.md, one row per config.
 
 Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64;

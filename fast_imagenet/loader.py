@@ -44,7 +44,7 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 
 from fast_imagenet import ops  # noqa: E402
-from fast_imagenet.augment import CROP_AND_FLIP, Augment  # noqa: E402
+from fast_imagenet.augment import CROP_AND_FLIP, STAGES, Augment  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
 from fast_imagenet.beton.verify import PageChecks  # noqa: E402
 from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
@@ -75,42 +75,16 @@ def worker_count(asked: int, ranks_on_node: int = 1) -> int:
 
 
 def image_operations(augment: Augment, resolution: int, seed: int) -> list:
-    """What happens to a training picture between the file and its uint8 batch, in this order.
+    """What happens to a training image between the file and its uint8 batch, in this order.
 
-    Erasing and mixing come after normalisation, on the device: fast_imagenet/batch_transforms.py.
+    The list itself is STAGES in fast_imagenet/augment.py. Erasing and mixing come after
+    normalisation, on the device: fast_imagenet/batch_transforms.py.
     """
-    a = augment
-    jitter = (a.brightness, a.contrast, a.saturation, a.hue)
-    stages = [
-        ops.CropDecode(resolution, a.crop_area, flip=a.flip, seed=seed, method=RESIZE),
-        a.policy != "none" and _policy(a, seed),
-        any(jitter) and ops.ColorJitter(*jitter, seed=seed),
-        a.grayscale and ops.RandomGrayscale(a.grayscale, seed=seed),
-        a.solarize and ops.RandomSolarize(128, a.solarize, seed=seed),
-        a.blur and ops.GaussianBlur((0.1, 2.0), a.blur, seed=seed),
-    ]
-    return [stage for stage in stages if stage]
-
-
-def _policy(augment: Augment, seed: int):
-    modes = {"rand_augment_lite": "lite", "rand_augment": "full", "rand_augment_timm": "timm"}
-    others = {
-        "trivial_augment": "TrivialAugmentWide",
-        "auto_augment": "AutoAugment",
-        "three_augment": "ThreeAugment",
-    }
-    if augment.policy in modes:
-        return ops.RandAugment(
-            augment.policy_ops,
-            augment.policy_magnitude,
-            mode=modes[augment.policy],
-            mstd=augment.policy_mstd,
-            seed=seed,
-        )
-    if augment.policy not in others:
-        known = ", ".join(["none", *modes, *others])
-        raise ValueError(f"augment.policy={augment.policy} is unknown; use one of {known}")
-    return getattr(ops, others[augment.policy])(seed=seed)
+    crop = ops.CropDecode(
+        resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
+    )
+    wanted = [stage for stage in STAGES if stage.wanted(augment)]
+    return [crop, *(stage.operation(ops, augment, seed) for stage in wanted)]
 
 
 class TrainLoader:

@@ -7,6 +7,7 @@ torchvision's, a true Gaussian; the operations have Pillow's.
 """
 
 import random
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from .augment import POLICIES, Augment
+from .augment import STAGES, Augment, check_policy
 
 TOP_MAGNITUDE = 30  # torchvision's strongest bin
 BLUR = {"kernel_size": 13, "sigma": (0.1, 2.0)}  # 13 px reach three deviations
@@ -53,42 +54,48 @@ class KeyedTransforms:
 
 
 def build_stages(augment: Augment, transforms: str) -> list:
-    """Callables from picture to picture, in order; without those whose strength is 0."""
-    a, stages = augment, policy_stages(augment, transforms)
-    if a.brightness or a.contrast or a.saturation or a.hue:
-        stages.append(v2.ColorJitter(a.brightness, a.contrast, a.saturation, a.hue))
-    if a.grayscale:
-        stages.append(v2.RandomGrayscale(a.grayscale))
-    if a.solarize:
-        stages.append(v2.RandomSolarize(128, a.solarize))
-    if a.blur:
-        stages.append(v2.RandomApply([v2.GaussianBlur(**BLUR)], a.blur))
-    return stages
+    """Callables from image to image, in the order of STAGES; without those not asked for.
+
+    Raises:
+        ValueError: a stage that torchvision cannot do, a setting out of range, or a policy that
+            cannot run on a GPU.
+    """
+    wanted = [stage for stage in STAGES if stage.wanted(augment)]
+    for stage in wanted:
+        if stage.transform is None:
+            raise ValueError(
+                f"data.backend=torchvision cannot do the augmentation {stage.name!r}: it has no "
+                f"torchvision transform in fast_imagenet/augment.py; use data.backend=ffcv, or "
+                f"turn it off"
+            )
+    twins = sys.modules[__name__]
+    return [stage.transform(twins, augment, transforms) for stage in wanted]
 
 
-def policy_stages(augment: Augment, transforms: str) -> list:
-    """The policy of the settings as a list of one callable, or of none."""
+def blur() -> v2.GaussianBlur:
+    """Of the stage blur and of the policy three_augment."""
+    return v2.GaussianBlur(**BLUR)
+
+
+def policy_transform(augment: Augment, transforms: str):
+    """The policy of the settings; it is not 'none'."""
     a = augment
-    if a.policy not in POLICIES:
-        raise ValueError(f"augment.policy={a.policy} is unknown; use {', '.join(POLICIES)}")
-    if a.policy == "none":
-        return []
+    check_policy(a.policy)
     if a.policy in ("rand_augment", "rand_augment_lite"):
         kind = RandAugment if a.policy == "rand_augment" else LiteRandAugment
-        return [kind(a.policy_ops, a.policy_magnitude, a.policy_mstd)]
+        return kind(a.policy_ops, a.policy_magnitude, a.policy_mstd)
     if a.policy == "rand_augment_timm":
         if transforms == "gpu":
             raise ValueError(
-                "augment.policy=rand_augment_timm changes Pillow pictures and so cannot run with "
+                "augment.policy=rand_augment_timm changes Pillow images and so cannot run with "
                 "data.transforms=gpu; use data.transforms=cpu, or augment.policy=rand_augment"
             )
-        return [TimmRandAugment(a.policy_ops, a.policy_magnitude, a.policy_mstd)]
+        return TimmRandAugment(a.policy_ops, a.policy_magnitude, a.policy_mstd)
     if a.policy == "trivial_augment":
-        return [v2.TrivialAugmentWide()]
+        return v2.TrivialAugmentWide()
     if a.policy == "auto_augment":
-        return [v2.AutoAugment()]
-    three = [v2.Grayscale(3), v2.RandomSolarize(128, 1.0), v2.GaussianBlur(**BLUR)]
-    return [v2.RandomChoice(three)]
+        return v2.AutoAugment()
+    return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, 1.0), blur()])
 
 
 class RandAugment(v2.RandAugment):

@@ -91,7 +91,7 @@ def test_shares_of_mixed_pictures_are_those_of_their_pixels(tiny_beton):
 
 def test_every_stage_has_a_column_with_words_of_its_own(tiny_beton):
     titles = set()
-    for policy in POLICIES[1:]:
+    for policy in list(POLICIES)[1:]:
         columns = list(
             preview.stage_columns(pipeline(tiny_beton, replace(EVERYTHING, policy=policy)), 0)
         )

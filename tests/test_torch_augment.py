@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
-from fast_imagenet import torch_augment
+from fast_imagenet import augment, torch_augment
 from fast_imagenet.augment import POLICIES, Augment
 from fast_imagenet.torch_augment import (
     KeyedTransforms,
@@ -20,6 +20,7 @@ from fast_imagenet.torch_augment import (
     build_stages,
     keyed_generator,
 )
+from fast_imagenet.torch_pipeline import TorchTrainLoader
 from tests.ops_data import picture
 
 SEED, EPOCH = 3, 2
@@ -255,7 +256,11 @@ def test_on_tensors_as_on_a_gpu(policy):
     ("transforms", "settings", "words"),
     [
         ("gpu", {"policy": "rand_augment_timm"}, "use data.transforms=cpu, or augment.policy="),
-        ("cpu", {"policy": "rand"}, "augment.policy=rand is unknown; use none, rand_augment_lite"),
+        (
+            "cpu",
+            {"policy": "rand"},
+            "augment.policy=rand is unknown; use one of none, rand_augment_lite",
+        ),
         ("cpu", {"policy": "rand_augment", "policy_magnitude": 31.0}, "takes 0 to 30"),
         ("cpu", {"policy": "rand_augment_timm", "policy_magnitude": 9.5}, "a whole number"),
         ("cpu", {"policy": "rand_augment_timm", "policy_magnitude": 11.0}, "from 0 to 10"),
@@ -265,3 +270,21 @@ def test_on_tensors_as_on_a_gpu(policy):
 def test_settings_that_cannot_be(transforms, settings, words):
     with pytest.raises(ValueError, match=words):
         KeyedTransforms(Augment(**settings), 0, transforms)
+
+
+def test_a_stage_without_a_torchvision_transform_is_refused_by_name(tiny_beton, monkeypatch):
+    """Added for FFCV only, it must not be left out in silence."""
+    stage = augment.Stage("sepia", lambda a: True, lambda ops, a, seed: None, None)
+    monkeypatch.setattr(torch_augment, "STAGES", (*augment.STAGES, stage))
+    with pytest.raises(ValueError, match="backend=torchvision cannot.*'sepia'.*backend=ffcv"):
+        TorchTrainLoader(tiny_beton / "train.beton", global_batch=8, seed=0)
+
+
+def test_both_backends_take_their_stages_from_one_table(monkeypatch):
+    from fast_imagenet import loader
+
+    added = augment.Stage("added", lambda a: True, lambda *_: "operation", lambda *_: "transform")
+    for module in (loader, torch_augment):
+        monkeypatch.setattr(module, "STAGES", (added,))
+    assert loader.image_operations(Augment(), 32, 0)[1:] == ["operation"]
+    assert build_stages(Augment(), "cpu") == ["transform"]
