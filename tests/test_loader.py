@@ -401,3 +401,29 @@ def test_an_epoch_left_early_frees_no_memory_with_copies_under_way(path, monkeyp
     batches.close()
     assert len(gpu.launched) > 2
     assert len(gpu.copied) == len(gpu.launched)
+
+
+def test_an_evaluation_is_not_overwritten_either(path, monkeypatch):
+    """Its last batch is smaller; two crops of one file follow each other without a pause."""
+    plain = [x.clone() for x, _ in loader.EvalLoader(path, batch_size=2).batches(32, 0.5)]
+    gpu = simulated_streams.install(monkeypatch, loader)
+    evaluation = loader.EvalLoader(path, batch_size=2, device="cuda")
+    seen = []
+    for ratio in (1.0, 0.5):
+        for images, _ in evaluation.batches(32, ratio):
+            gpu.main.launch(partial(time.sleep, STEP_SECONDS))
+            gpu.main.launch(partial(lambda images: seen.append(images.clone()), images))
+    gpu.main.synchronize()
+    assert len(seen) == 2 * len(plain)
+    assert all(map(torch.equal, seen[len(plain) :], plain))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_stay_whole_on_a_busy_gpu(path):
+    """The host is ahead of the GPU by whole steps."""
+    wanted = [x.double().sum((1, 2, 3)) for x, _, _ in train_loader(path).epoch(0, 64)]
+    sums = []
+    for images, _, _ in train_loader(path, device="cuda").epoch(0, 64):
+        torch.cuda._sleep(20_000_000)  # cycles, about 10 ms
+        sums.append(images.double().sum((1, 2, 3)))
+    assert torch.equal(torch.cat(sums).cpu(), torch.cat(wanted))
