@@ -454,10 +454,13 @@ def _draw_accuracy(axes, log: dict, x: list, unit: str) -> None:
     if _has_ema(log):
         ema = [(f"ema_{name}", color, f"{label}, EMA") for name, color, label in views]
         views = [*ema, *((name, color, f"{label}, raw") for name, color, label in views)]
+    curves = {}  # by values: of two equal curves one would hide the other
     for name, color, label in views:
-        style = "--" if label.endswith("raw") else "-"
-        values = log[f"{name}top1"]
-        axes.plot(x, values, style, color=color, label=f"{label}: {values[-1]:.2f} %", **_dots(x))
+        curves.setdefault(tuple(log[f"{name}top1"]), (color, []))[1].append(label)
+    for values, (color, labels) in curves.items():
+        style = "--" if labels[0].endswith("raw") else "-"
+        text = f"{' and '.join(labels)}: {values[-1]:.2f} %"
+        axes.plot(x, values, style, color=color, label=text, **_dots(x))
     axes.legend(loc="lower right", frameon=False, title="top-1, at the end")
     _decorate(axes, f"top-1 accuracy against {unit}, %", unit)
 

@@ -19,7 +19,7 @@ from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.report import __main__ as report
 from fast_imagenet.report.mistakes import Mistakes, Picture, find_mistakes
 from fast_imagenet.report.page import render_page
-from fast_imagenet.report.plots import PLOTS, draw, is_current, plot_data
+from fast_imagenet.report.plots import COLORS, PLOTS, draw, is_current, plot_data
 from fast_imagenet.report.records import RecordError, read_entry, read_run, spread, unfinished
 from fast_imagenet.report.reported import read_reported
 from fast_imagenet.report.tables import BEGIN, END, render_readme, render_results
@@ -226,7 +226,11 @@ def test_times_of_a_busy_machine_are_not_shown(place):
     plots = plot_data(book)
     assert plots["docs/results_throughput.png"] == []
     assert [one["minutes"] for one in plots["docs/results_accuracy.png"]] == [[]]
-    assert all(draw(name, series) for name, series in plots.items())
+    old = place / "docs/results_throughput.png"
+    old.write_bytes(b"as it was")
+    report.build(book)
+    assert not old.exists() and report.stale(book) == []
+    assert old.name not in results and "No plot of throughput: no row was measured" in results
 
 
 def test_what_a_killed_copy_left_is_no_record(place):
@@ -316,6 +320,44 @@ def test_plots_are_the_same_bytes_and_know_their_numbers(built):
         assert draw(name, series) == png and len(png) < 100_000
         assert is_current(built / name, series)
         assert not is_current(built / name, [*series, 1])
+
+
+def pixels(png: bytes, height: float, color: str) -> int:
+    """How many pixels of the upper part have about this colour."""
+    with Image.open(io.BytesIO(png)) as image:
+        rgb = np.asarray(image.convert("RGB"), int)[: int(image.height * height)]
+    return int((abs(rgb - [int(color[i : i + 2], 16) for i in (1, 3, 5)]).sum(2) < 60).sum())
+
+
+CURVE = {"epochs": [1, 2, 3, 4], "seeds": 3, "top1": [30.0, 50.0, 60.0, 70.0]}
+CURVE |= {"deviation": [1.0, 1.0, 1.0, 1.0], "minutes": []}
+ONE_POINT = {"epochs": [4], "seeds": 3, "top1": [70.0], "deviation": [0.1], "minutes": []}
+
+
+def test_no_series_of_accuracy_is_hidden_and_no_panel_is_empty():
+    shapes = [ONE_POINT, CURVE, CURVE, ONE_POINT]
+    series = [{"title": f"row {k}"} | shape for k, shape in enumerate(shapes)]
+    png = draw("docs/results_accuracy.png", series)
+    counts = [pixels(png, 0.6, COLORS[k]) for k in range(len(series))]
+    assert min(counts) > 10, counts
+    with Image.open(io.BytesIO(png)) as image:  # one panel: its curve spans the page
+        rgb = np.asarray(image.convert("RGB"), int)[: int(image.height * 0.6)]
+    blue = np.flatnonzero((abs(rgb - [0x1F, 0x5F, 0xA8]).sum(2) < 60).any(0))
+    assert blue.max() > 0.8 * rgb.shape[1]
+    timed = [one | {"minutes": one["epochs"]} for one in series]
+    counts = [pixels(draw("docs/results_accuracy.png", timed), 0.6, COLORS[k]) for k in range(4)]
+    assert min(counts) > 20, counts
+
+
+def test_no_point_of_images_seen_is_hidden():
+    points = {"data": "ImageNet", "measured": True, "points": [(0.15, 78.0, 0.0)]}
+    series = [{"title": f"row {k}"} | points for k in range(4)]
+    series.append({"title": "line"} | points | {"points": [(0.15, 78.0, 0.0), (2.0, 70.0, 0.0)]})
+    apart = [one | {"points": [(10.0 ** (j - 1), 60.0, 0.0)]} for j, one in enumerate(series)]
+    name = "docs/results_images_seen.png"
+    for color in COLORS[:4]:  # a mark among the others is as large as alone
+        whole = pixels(draw(name, apart), 0.6, color)
+        assert pixels(draw(name, series), 0.6, color) > 0.8 * whole > 20
 
 
 # ---- what is refused -----------------------------------------------------------------------------

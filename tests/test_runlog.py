@@ -348,3 +348,13 @@ def test_a_log_of_other_things_is_refused_before_the_run(tmp_path, name, content
 def test_a_lost_log_has_no_last_line(tmp_path):
     with pytest.raises(RunLogError, match=r"log\.jsonl has lost its lines; restore it"):
         RunLog(tmp_path, resume=True, tensorboard=False).last()
+
+
+def test_equal_curves_of_accuracy_are_drawn_once_under_both_names():
+    from matplotlib.figure import Figure
+
+    log = {key: [10.0, 20.0] for key in LOG_KEYS} | {"epoch": [1, 2]}
+    axes = Figure().subplots()
+    runlog._draw_accuracy(axes, log, log["epoch"], "epoch")
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["plain and as configured: 20.00 %"]

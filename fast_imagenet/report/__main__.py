@@ -57,6 +57,9 @@ def build(book: Book) -> list[str]:
     """Write what is not current; its names."""
     names, content, plots = stale(book), texts(book), plot_data(book)
     for name in names:
+        if not (name in content or plots[name]):  # nothing to show any more
+            (book.root / name).unlink()
+            continue
         data = content[name].encode() if name in content else draw(name, plots[name])
         write_atomically(book.root / name, lambda file, data=data: file.write(data))
     return names

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fast_imagenet.report.plots import PLOTS
+from fast_imagenet.report.plots import PLOTS, plot_data
 from fast_imagenet.report.records import TIMES, Entry, Group, RecordError, Run
 from fast_imagenet.report.reported import Report, Reported
 
@@ -20,6 +20,8 @@ INLINE = re.compile(r"(<!-- record (\S+) (\w+) -->)(.*?)(<!-- end of record -->)
 # A study's table: <!-- study ablation --> alone in its line, then <!-- end of study -->
 STUDY = re.compile(r"(<!-- study (\S+) -->\n)(.*?)(<!-- end of study -->)", re.S)
 NOT_HERE = "not measured here"
+NO_PLOT = dict.fromkeys(PLOTS, "there is no record yet")
+NO_PLOT["docs/results_throughput.png"] = "no row was measured on a machine at rest"
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 FOLDERS = {
     "rn50_configs": "ImageNet",
@@ -184,8 +186,10 @@ def render_results(book: Book) -> str:
     for data in dict.fromkeys([*book.reported.data, *sets]):
         lines += data_section(book, data)
     lines += ["## Plots", ""]
-    for path, (title, text) in PLOTS.items():
-        lines += [f"![{title}]({Path(path).name})", "", text, ""]
+    for path, series in plot_data(book).items():
+        title, text = PLOTS[path]
+        here = [f"![{title}]({Path(path).name})", "", text]
+        lines += [*(here if series else [f"No plot of {title}: {NO_PLOT[path]}."]), ""]
     lines += ["## Every measured run", ""]
     for entry in book.rows:
         lines += entry_section(book, entry)
