@@ -212,6 +212,7 @@ from fast_imagenet.runlog import RunLog, has_epoch, shareable
 from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
+from fast_imagenet.terminal import readable
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
 
@@ -263,6 +264,7 @@ def check_classes(checkpoint: str, dataset: str, loader) -> None:
         return
     pairs = zip([*classes, "none"], [*loader.classes, "none"], strict=False)
     number, (theirs, ours) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
+    theirs, ours = readable(str(theirs)), readable(str(ours))
     raise ValueError(
         f"{checkpoint} was trained on other classes than {dataset} has: class {number} is {theirs} "
         f"there and {ours} here; give weights and data of one class list"

@@ -35,8 +35,8 @@ from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told
 from fast_imagenet.guard import HANG_UP, outlive_reader
 from fast_imagenet.sources import KINDS, SPLITS
-from fast_imagenet.sources.base import readable
 from fast_imagenet.sources.official import MD5_CHOICES
+from fast_imagenet.terminal import readable
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -253,7 +253,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
             tell=bar.write,
         )
     is_part = write.limit > 0 or shards > 1 or cfg.source.holdout > 0
-    print(readable("\n".join(report(split, path, summary, is_part))), flush=True)
+    print("\n".join(map(readable, report(split, path, summary, is_part))), flush=True)
 
 
 def pictures_of(cfg: SimpleNamespace, source) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fast_imagenet.config import told
+from fast_imagenet.terminal import on_terminal
 
 if TYPE_CHECKING:
     import torch
@@ -71,13 +72,16 @@ def stop_at_once() -> None:
 
 
 class _Outliving:
-    """A stream as it is, until nobody reads it any more: then what is written is dropped."""
+    """A stream whose control characters are escaped, for they come from data.
+
+    Once nobody reads it any more, what is written is dropped.
+    """
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        self._try(self._stream.write, on_terminal(text))
         return len(text)
 
     def flush(self) -> None:

@@ -37,6 +37,7 @@ from fast_imagenet.guard import SIGNALS, start_resource_tracker
 from fast_imagenet.order import epoch_order, rank_batches
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.decode import decode_rgb
+from fast_imagenet.terminal import readable
 from fast_imagenet.torch_augment import KeyedTransforms, keyed_generator
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
@@ -373,7 +374,7 @@ def describe(source, index: int, error: Exception) -> str:
     """A sentence that names the sample of an error."""
     where = f"of {source.path}" if isinstance(source, BetonFile) else f"({source.name(index)})"
     reason = " ".join(str(error).split())  # one line
-    return f"sample {index} {where} cannot be used: {type(error).__name__}: {reason}"
+    return readable(f"sample {index} {where} cannot be used: {type(error).__name__}: {reason}")
 
 
 def to_chw(stored: bytes | np.ndarray) -> torch.Tensor:

@@ -13,6 +13,7 @@ import sys
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.config import told
 from fast_imagenet.guard import outlive_reader
+from fast_imagenet.terminal import readable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,11 +37,12 @@ def show(path: str, full: bool) -> int:
     """Check one file and print what was found; returns the exit status."""
     findings, notes = verify(path, full)
     for sentence in findings:
-        print(sentence, file=sys.stderr)
+        print(readable(sentence), file=sys.stderr)
     for sentence in notes:
-        print(f"note: {sentence}")
+        print(readable(f"note: {sentence}"))
     if not findings:
-        print(f"{path}: no fault found{'' if full else ' (--full checks the pictures, too)'}")
+        more = "" if full else " (--full checks the pictures, too)"
+        print(f"{readable(path)}: no fault found{more}")
     return 1 if findings else 0
 
 
@@ -53,10 +55,11 @@ def join(out: str, parts: list[str]) -> int:
     try:
         summary = merge(out, parts)
     except (BetonError, ConversionError, OSError) as error:
-        print(f"merge: {told(error)}", file=sys.stderr)
+        print(readable(f"merge: {told(error)}"), file=sys.stderr)
         return 1
     count, size = summary["num_samples"], summary["file_bytes"] / 1e6
-    print(f"{out}: {count:,} pictures from {len(parts)} parts, {size:,.1f} MB, every byte checked")
+    parts = f"{count:,} pictures from {len(parts)} parts"
+    print(f"{readable(out)}: {parts}, {size:,.1f} MB, every byte checked")
     return 0
 
 

@@ -22,7 +22,7 @@ from fast_imagenet.beton.stamp import BlockSums, write_tables
 from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.beton.verify import PageChecks, verify
 from fast_imagenet.beton.writer import MAX_LISTED, Totals, partial_file, summarise, write_summary
-from fast_imagenet.sources.base import readable
+from fast_imagenet.terminal import readable
 
 _SAME = ("num_classes", "classes_sha256", "settings", "order_crc32", "block_bytes")
 

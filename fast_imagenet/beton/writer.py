@@ -32,7 +32,8 @@ from fast_imagenet.beton.pool import encoded
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
 from fast_imagenet.beton.target import check_held, claim, publish
-from fast_imagenet.sources.base import Source, choose, readable, shuffle
+from fast_imagenet.sources.base import Source, choose, shuffle
+from fast_imagenet.terminal import readable
 
 __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fast_imagenet.terminal import readable
+
 WNID = re.compile(r"n\d{8}")
 MAX_IMAGE_BYTES = (
     64 << 20
@@ -44,7 +46,7 @@ class Source:
         self, labels: np.ndarray, classes: Sequence[str], class_names: Sequence[str] | None = None
     ):
         self.labels = np.asarray(labels, np.int64)
-        self.classes = [readable(name) for name in classes]
+        self.classes = _told_apart(classes)
         self.class_names = None
         if class_names is not None:
             self.class_names = [readable(name) for name in class_names]
@@ -63,6 +65,20 @@ class Source:
     def pixels(self, index: int) -> np.ndarray:
         """Picture `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
         raise NotImplementedError
+
+
+def _told_apart(classes: Sequence[str]) -> list[str]:
+    """Class identifiers as they can be shown.
+
+    Raises:
+        SourceError: two of them look alike then.
+    """
+    shown = [readable(name) for name in classes]
+    if len(set(shown)) < len(set(classes)):
+        first = dict(zip(reversed(shown), reversed(classes), strict=True))
+        twice = next(name for name, old in zip(shown, classes, strict=True) if first[name] != old)
+        raise SourceError(f"two classes look alike when shown, as {twice!r}: rename one of them")
+    return shown
 
 
 class Subset(Source):
@@ -115,14 +131,6 @@ def set_aside(source: Source, share: float, seed: int) -> tuple[Source, Source]:
         Subset(source, rest, f"{words}; this is the rest"),
         Subset(source, aside, f"{words}; these are they, the validation pictures are untouched"),
     )
-
-
-def readable(name: str) -> str:
-    """`name` with every byte that is not UTF-8 written as \\xff, so that it can be encoded."""
-    try:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, as a broken JSON file may hold
-        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class PackedNames:
