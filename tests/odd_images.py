@@ -99,7 +99,7 @@ def odd_images() -> dict[str, tuple[bytes, set[str]]]:
         "palette.png": (saved(image.convert("P"), "PNG"), {"palette"}),
         "palette_alpha.png": (transparent, {"palette", "alpha"}),
         "one_bit.png": (saved(image.convert("1"), "PNG"), {"gray"}),
-        "sixteen_bit.png": (png_16bit(deep), {"16bit", "gray"}),
+        "sixteen_bit.png": (png_16bit(deep), {"16bit", "16bit_clipped", "gray"}),
         "sixteen_bit_colour.png": (png_16bit(np.dstack([deep] * 3)), {"16bit"}),
         "still.gif": (saved(image.convert("P"), "GIF"), {"palette"}),
         "picture.bmp": (saved(image, "BMP"), set()),

@@ -19,6 +19,7 @@ import pytest
 import write_dataset
 from fast_imagenet.beton import encode
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
+from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
@@ -146,6 +147,29 @@ def test_summary_on_screen_and_beside_the_file(folder, tmp_path, capsys):
     screen = capsys.readouterr().out
     for word in ("27 pictures of 3 classes", "27 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
         assert word in screen
+
+
+def test_deep_gray_that_becomes_white_is_a_warning_of_its_own(tmp_path):
+    """Also of a file that was written in parts: counted over all of them."""
+    deep, _ = odd_images()["sixteen_bit.png"]
+    for number in range(4):
+        file = tmp_path / f"in/train/a/{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(deep if number != 1 else as_jpeg(scene()))
+    flags = (f"--source.path={tmp_path / 'in'}", "--source.split=train", "--write.workers=1")
+    done = run(*flags, f"--write.folder={tmp_path / 'out'}")
+    assert done.returncode == 0
+    words = "warning: 16-bit gray images became white wherever a value was above 255"
+    (line,) = [line for line in done.stdout.splitlines() if words in line]
+    assert re.search(r": 3, the first is .*/a/\d\.png; scale them to 8 bits first", line)
+    for number in (0, 1):
+        parts = ("--source.shards=2", f"--source.shard={number}")
+        assert run(*flags, *parts, f"--write.folder={tmp_path / 'parts'}").returncode == 0
+    merge(tmp_path / "parts/train.beton", sorted((tmp_path / "parts").glob("*.beton")))
+    for folder in ("out", "parts"):
+        notes = json.loads((tmp_path / folder / "train.beton.json").read_text())["notes"]
+        assert sum(words in note and ": 3, the first" in note for note in notes) == 1
+        assert sum(words in note for note in notes) == 1
 
 
 def test_bytes_do_not_depend_on_workers(folder, tmp_path):
@@ -323,7 +347,7 @@ def test_files_that_are_no_pictures_by_name_are_left_out_and_told(folder, tmp_pa
     capsys.readouterr()
     assert call(*flags, f"--write.folder={tmp_path / 'more'}") == 0
     said = capsys.readouterr().out
-    assert "2 files are not named like pictures and were left out, the first is" in said
+    assert "left out (not named like an image): 2, the first is" in said
     plain, more = (tmp_path / name / "train.beton" for name in ("plain", "more"))
     assert BetonFile(plain).num_samples == BetonFile(more).num_samples
 
@@ -571,7 +595,8 @@ def test_class_without_pictures_left_is_told(folder, tmp_path, capsys):
     assert told in capsys.readouterr().out
     assert told in BetonFile(tmp_path / "val.beton").sidecar["notes"]
     source = open_source("image_folder", folder, "train")
-    assert write_beton(tmp_path / "train.beton", source)["notes"] == []
+    notes = write_beton(tmp_path / "train.beton", source)["notes"]
+    assert not any("no picture left" in note for note in notes)
 
 
 # ------------------------------------------------------------------------------------------------

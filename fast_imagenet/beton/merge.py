@@ -21,7 +21,14 @@ from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, write_tables
 from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.beton.verify import PageChecks, verify
-from fast_imagenet.beton.writer import MAX_LISTED, Totals, partial_file, summarise, write_summary
+from fast_imagenet.beton.writer import (
+    CLIPPED_NOTE,
+    MAX_LISTED,
+    Totals,
+    partial_file,
+    summarise,
+    write_summary,
+)
 from fast_imagenet.terminal import readable
 
 _SAME = ("num_classes", "classes_sha256", "settings", "order_crc32", "block_bytes")
@@ -191,7 +198,8 @@ def _copy_pages(target: _Target, file: BetonFile) -> int:
 def _source(files: list[BetonFile]) -> SimpleNamespace:
     """What `summarise` asks of a source, from the parts' summaries."""
     sides = [file.sidecar for file in files]
-    notes = list(dict.fromkeys(note for side in sides for note in side["notes"]))
+    notes = dict.fromkeys(note for side in sides for note in side["notes"])
+    notes = [note for note in notes if not note.startswith(CLIPPED_NOTE)]  # summed up anew
     counts = np.sum([side["counts"] for side in sides], axis=0)
     if any(side["skipped"] for side in sides) and not counts.all():
         notes.append("warning: pictures were skipped, and some classes have none")

@@ -33,6 +33,7 @@ from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
 from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.sources.base import Source, choose, shuffle
+from fast_imagenet.sources.decode import CLIPPED
 from fast_imagenet.terminal import readable
 
 __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
@@ -352,6 +353,18 @@ def _all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list
     return [f"warning: {len(gone)} classes have no picture left, all were skipped: {listed}"]
 
 
+CLIPPED_NOTE = "warning: 16-bit gray images became white wherever a value was above 255"
+
+
+def _clipped(totals: Totals) -> list[str]:
+    """A warning for the notes about images that Pillow's conversion leaves almost nothing of."""
+    if not totals.odd_counts[CLIPPED]:
+        return []
+    count, first = totals.odd_counts[CLIPPED], totals.odd_names[CLIPPED][0]
+    advice = "scale them to 8 bits first, value / 257"
+    return [f"{CLIPPED_NOTE}, as with torchvision: {count:,}, the first is {first}; {advice}"]
+
+
 def summarise(
     file: BetonFile, source: Source, settings: EncodeSettings, totals: Totals, seconds: float
 ) -> dict:
@@ -386,7 +399,7 @@ def summarise(
             kind: {"count": count, "files": totals.odd_names[kind]}
             for kind, count in sorted(totals.odd_counts.items())
         },
-        "notes": list(source.notes),
+        "notes": [*source.notes, *_clipped(totals)],
         "skipped": [{"file": name, "reason": reason} for name, reason in totals.skipped],
         "labels_crc32": zlib.crc32(file.labels.tobytes()),
         "blocks_crc32": table_to_text(totals.blocks),

@@ -7,6 +7,7 @@ libjpeg-turbo) a little sooner.
 
 import io
 import warnings
+from functools import cache
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from fast_imagenet.sources.base import ImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
 ORIENTATION_TAG = 0x0112
+CLIPPED = "16bit_clipped"  # 16-bit gray of which Pillow keeps no more than what is below 256
 _FORMAT_OF_SUFFIX = {"jpg": "JPEG", "jpeg": "JPEG", **{name.lower(): name for name in FORMATS}}
 
 
@@ -30,7 +32,7 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
 
     Returns:
         Pixels as uint8 RGB [height, width, 3], and what is unusual about the file, out of: gray,
-        cmyk, palette, alpha, 16bit, misnamed, exif_orientation, broken_exif.
+        cmyk, palette, alpha, 16bit, 16bit_clipped, misnamed, exif_orientation, broken_exif.
 
     Raises:
         ImageError: empty, truncated or not a picture, an animation, or more than MAX_PIXELS pixels.
@@ -128,9 +130,16 @@ def _kinds(image: Image.Image, name: str) -> tuple[str, ...]:
         "palette": mode in ("P", "PA"),
         "alpha": mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
         "16bit": sixteen,
+        CLIPPED: mode.startswith("I") and _clips_deep_gray(),
     }
     actual = "JPEG" if image.format == "MPO" else image.format
     return tuple(kind for kind, is_so in found.items() if is_so) + kinds_of_name(name, actual)
+
+
+@cache
+def _clips_deep_gray() -> bool:
+    """Whether this Pillow turns 16-bit gray above 255 to white; from version 13 on it scales."""
+    return Image.new("I;16", (1, 1), 0x8000).convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def kinds_of_name(name: str, actual: str) -> tuple[str, ...]:
