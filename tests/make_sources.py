@@ -125,6 +125,34 @@ def make_parquet(root: Path, group_rows: int = 4) -> None:
             pq.write_table(table, path, row_group_size=group_rows)
 
 
+def write_parquet(
+    path: Path, labels: list[int], names: list[str] | None = None, paths: list | None = None, **more
+) -> None:
+    """A parquet file of small images, one per label, with these class names in its metadata."""
+    images = {"bytes": pa.array([b"%d" % label for label in labels], pa.binary())}
+    if paths is not None:
+        images["path"] = paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())
+    table = pa.table(
+        {"image": pa.StructArray.from_arrays(list(images.values()), list(images)), "label": labels}
+    )
+    if names is not None:
+        features = {"info": {"features": {"label": {"names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **more)
+
+
+def write_shard(path: Path, names: list[str], start: int = 0) -> None:
+    """A shard of these files: .cls files count the labels from `start`, others hold their name."""
+    members, label = [], start
+    for name in names:
+        is_label = name.endswith(".cls")
+        members.append((name, b"%d" % label if is_label else name.encode()))
+        label += is_label
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members))
+
+
 def make_webdataset(root: Path) -> None:
     """Shards of jpg, cls and json files, and one file that belongs to no sample."""
     root.mkdir(parents=True, exist_ok=True)

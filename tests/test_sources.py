@@ -4,9 +4,11 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import warnings
 
@@ -285,13 +287,13 @@ def test_folders_in_folders_without_end(tmp_path):
 def test_unknown_val_class_is_refused(tmp_path):
     make.make_image_folder(tmp_path)
     (tmp_path / "val/n99999999").mkdir()
-    _refused("image_folder", tmp_path, "val", "1 classes that train/ lacks", "n99999999")
+    _refused("image_folder", tmp_path, "val", "1 class that train/ does not have", "n99999999")
 
 
 def test_empty_class_folder_is_refused(tmp_path):
     make.make_image_folder(tmp_path)
     (tmp_path / "train/n99999999").mkdir()
-    _refused("image_folder", tmp_path, "train", "n99999999", "no pictures")
+    _refused("image_folder", tmp_path, "train", "n99999999", "no images")
 
 
 def test_missing_folder_suggests_the_right_kind(tmp_path):
@@ -309,7 +311,7 @@ def test_ilsvrc_tar_missing_or_truncated(tmp_path):
     train.write_bytes(whole[: len(whole) * 2 // 3])
     _refused("ilsvrc_tar", tmp_path, "train", "truncated")
     train.unlink()
-    _refused("ilsvrc_tar", tmp_path, "train", "lacks ILSVRC2012_img_train.tar")
+    _refused("ilsvrc_tar", tmp_path, "train", "does not hold ILSVRC2012_img_train.tar")
     devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     devkit.write_bytes(devkit.read_bytes()[:200])
     _refused("ilsvrc_tar", tmp_path, "val", "tar.gz")
@@ -573,7 +575,6 @@ def test_irregular_and_large_files_are_not_opened(tmp_path, monkeypatch):
     server = socket.socket(socket.AF_UNIX)
     server.bind("b_socket")
     (folder / "c_device").symlink_to("/dev/zero")
-    (folder / "d_folder").symlink_to(tmp_path)
     with open(folder / "e_sparse", "wb") as file:
         file.truncate(60_000_000_000)
     with open(folder / "f_large", "wb") as file:
@@ -581,12 +582,12 @@ def test_irregular_and_large_files_are_not_opened(tmp_path, monkeypatch):
     source = open_source("image_folder", tmp_path, "val")
     with monkeypatch.context() as guarded:
         guarded.setattr("builtins.open", lambda *_: pytest.fail("it was opened"))
-        for index in range(4):
+        for index in range(3):
             with pytest.raises(ImageError, match="it is not a regular file"):
                 source.read(index)
         with pytest.raises(ImageError, match="60,000,000,000 bytes, more than the allowed"):
-            source.read(4)
-    assert len(source.read(5)) == MAX_IMAGE_BYTES
+            source.read(3)
+    assert len(source.read(4)) == MAX_IMAGE_BYTES
     server.close()
 
 
@@ -634,3 +635,443 @@ def test_extra_headers_that_are_no_numbers_are_refused(header, tmp_path):
         info.size, info.pax_headers = 600, header | {"GNU.sparse.minor": "0"}
         archive.addfile(info, io.BytesIO(b"\xff" * 600))
     _refused("webdataset", tmp_path, "train", "no complete, uncompressed tar", "fetch it again")
+
+
+# ------------------------------------------------------------------------------------------------
+# Which files belong to which split
+# ------------------------------------------------------------------------------------------------
+
+
+def _write_any(path, label):
+    """A shard or a parquet file, by its suffix, of one sample."""
+    if path.suffix == ".tar":
+        make.write_shard(path, ["a.jpg", "a.cls"], label)
+    else:
+        make.write_parquet(path, [label])
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("imagenet_train_val/train-0", "imagenet_train_val/val-0"),
+        ("train-val/a/train/0", "train-val/a/validation/0"),
+        ("val/train_0", "train/val_0"),
+        ("valid/of_training/0", "train/0_VALID"),
+    ],
+)
+def test_the_nearest_name_decides_on_the_split(kind, suffix, train, val, tmp_path):
+    for label, name in enumerate((train, val)):
+        _write_any(tmp_path / f"{name}.{suffix}", label)
+    for split, label in (("train", 0), ("val", 1)):
+        assert open_source(kind, tmp_path, split).labels.tolist() == [label]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
+@pytest.mark.parametrize("name", ["train_val-0", "train/x.val.train-1", "train-validation/0"])
+def test_a_name_of_two_splits_is_refused(kind, suffix, name, tmp_path):
+    _write_any(tmp_path / f"{name}.{suffix}", 0)
+    _refused(kind, tmp_path, "train", name, "may belong to train or val", "rename it")
+    _refused(kind, tmp_path, "val", name, "may belong to train or val", "rename it")
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
+def test_files_of_no_split_are_counted_and_linked_folders_read(kind, suffix, tmp_path):
+    names = ("data/train-0", "data/shard-1", "data/shard-2", "data/._train-0", "data/test-0")
+    for name in names:
+        _write_any(tmp_path / "here" / f"{name}.{suffix}", 0)
+    _write_any(tmp_path / "elsewhere" / f"train-1.{suffix}", 1)
+    (tmp_path / "here/more").symlink_to(tmp_path / "elsewhere")
+    source = open_source(kind, tmp_path / "here", "train")
+    assert source.labels.tolist() == [0, 1]
+    assert any(f"named after no split): 2, the first is {tmp_path}" in x for x in source.notes)
+    assert any("(hidden): 1" in note for note in source.notes)
+
+
+# ------------------------------------------------------------------------------------------------
+# Keys of WebDataset
+# ------------------------------------------------------------------------------------------------
+
+
+def _shard(tmp_path, *names):
+    make.write_shard(tmp_path / "train-0.tar", list(names))
+    return open_source("webdataset", tmp_path, "train")
+
+
+def test_a_key_ends_at_the_first_dot(tmp_path):
+    """x.v2.jpg and x.v2.cls are a sample x: none of them vanishes."""
+    source = _shard(tmp_path, "a.jpg", "a.cls", "d.1/b.v2.jpg", "d.1/b.v2.cls", "c.V2.PNG", "c.cls")
+    assert [source.read(i) for i in range(3)] == [b"a.jpg", b"d.1/b.v2.jpg", b"c.V2.PNG"]
+    assert source.labels.tolist() == [0, 1, 2] and source.notes == ()
+
+
+def test_two_images_of_one_key_are_refused(tmp_path):
+    for names in (["x.1.jpg", "x.1.cls", "x.2.jpg", "x.2.cls"], ["x.jpg", "x.cls", "x.v2.jpg"]):
+        names = [*names, "x.v2.cls"] if "x.v2.jpg" in names else names
+        make.write_shard(tmp_path / "train-0.tar", names)
+        words = (names[0], "2 pictures for the sample 'x'", "the first dot", "rename")
+        _refused("webdataset", tmp_path, "train", *words)
+
+
+def test_what_belongs_to_no_sample_is_counted_and_named(tmp_path):
+    mask = ["a.jpg", "a.cls", "a.seg.png", "a.txt"]
+    source = _shard(
+        tmp_path, "README", *mask, "b.cls", "c.txt", "__meta__.json", "._a.jpg", "LICENSE"
+    )
+    notes = "\n".join(source.notes)
+    assert len(source) == 1 and source.read(0) == b"a.jpg"
+    for words in (
+        f"(file of no sample): 2, the first is {tmp_path}/train-0.tar/README",
+        "(sample without an image): 3, the first is",
+        "(further image of a sample): 1, the first is",
+        "(hidden): 1, the first is",
+    ):
+        assert words in notes
+
+
+def test_two_labels_of_one_sample_are_refused(tmp_path):
+    shard = make.tar_bytes([("1.jpg", b"1"), ("1.cls", b"3"), ("1.json", b'{"label": 4}')])
+    (tmp_path / "train-0.tar").write_bytes(shard)
+    _refused("webdataset", tmp_path, "train", "two labels for the sample '1'", "3", "4")
+
+
+# ------------------------------------------------------------------------------------------------
+# Class names of parquet files, and names that map twice
+# ------------------------------------------------------------------------------------------------
+
+CATS = ["cat", "dog", "eel"]
+
+
+def _classes_of(source):
+    return [source.classes[label] for label in source.labels]
+
+
+def test_every_parquet_file_is_read_by_its_own_class_names(tmp_path):
+    make.write_parquet(tmp_path / "train-0.parquet", [0, 1, 2], CATS)
+    make.write_parquet(tmp_path / "train-1.parquet", [0, 1, 2], ["eel", "cat", "dog"])
+    make.write_parquet(tmp_path / "val-0.parquet", [0, 2], ["dog", "eel", "cat"])
+    train, val = (open_source("parquet", tmp_path, split) for split in ("train", "val"))
+    assert _classes_of(train) == [*CATS, "eel", "cat", "dog"]
+    use_classes(val, train)
+    assert _classes_of(val) == ["dog", "cat"] and val.classes == train.classes
+
+
+@pytest.mark.parametrize("second", [["cat", "dog", "fox"], ["cat", "dog"], None])
+def test_parquet_files_of_other_class_names_are_refused(second, tmp_path):
+    make.write_parquet(tmp_path / "train-0.parquet", [0, 1, 2], CATS)
+    make.write_parquet(tmp_path / "train-1.parquet", [0, 1], second)
+    _refused("parquet", tmp_path, "train", "train-1.parquet has", "class names", "train-0.parquet")
+
+
+def test_a_class_file_speaks_for_parquet_files_without_names(tmp_path):
+    make.write_parquet(tmp_path / "train-0.parquet", [0, 1, 2], CATS)
+    make.write_parquet(tmp_path / "train-1.parquet", [2, 0])
+    (tmp_path / "classes.txt").write_text("cat\ndog\neel\n")
+    options = {"classes": tmp_path / "classes.txt"}
+    source = open_source("parquet", tmp_path, "train", **options)
+    assert _classes_of(source) == [*CATS, "eel", "cat"]
+    (tmp_path / "classes.txt").write_text("dog\ncat\neel\n")
+    with pytest.raises(SourceError, match="in another order"):
+        open_source("parquet", tmp_path, "train", **options)
+
+
+def test_a_class_name_for_two_labels_is_refused(tmp_path):
+    make.write_parquet(tmp_path / "train-0.parquet", [0, 1, 2], ["cat", "crane", "crane"])
+    _refused("parquet", tmp_path, "train", "'crane' to two classes", "--source.classes")
+
+
+def test_lists_that_contradict_are_refused():
+    wnids = ["n00000007", "n00000009"]
+    train, val = Source([0, 1], wnids, ["cat", "dog"]), Source([0, 1], wnids, ["dog", "cat"])
+    with pytest.raises(
+        SourceError, match=r"is the class n0000000\d in train and n0000000\d"
+    ):
+        use_classes(val, train)
+    use_classes(Source([0, 1], wnids, ["crane", "crane"]), Source([0, 1], wnids, ["crane"] * 2))
+
+
+def test_a_date_is_no_wnid(tmp_path):
+    """It has voted for classes, which put the labels of val into the order of dates."""
+    dates = ["scan20240103-1.jpg", "n20240102-2.jpg", "scan_n20240101.jpg"]
+    make.write_parquet(tmp_path / "val-0.parquet", [0, 1, 2], CATS, dates)
+    source = open_source("parquet", tmp_path, "val")
+    assert source.classes == CATS and source.labels.tolist() == [0, 1, 2]
+
+
+def test_wnids_that_disagree_with_labels_are_reported(tmp_path):
+    paths = ["n01440764_1.jpg", "n02102040_1.jpg", "n02102040_2.jpg"]
+    make.write_parquet(tmp_path / "train-0.parquet", [0, 1, 0], ["a", "b"], paths)
+    source = open_source("parquet", tmp_path, "train")
+    assert source.classes == ["a", "b"]
+    (note,) = source.notes
+    assert "label 0 is n01440764 and, in 'n02102040_2.jpg', n02102040" in note
+
+
+def test_two_lines_for_one_image_of_kaggle_are_refused(tmp_path):
+    make.make_kaggle(tmp_path)
+    solution = tmp_path / "LOC_val_solution.csv"
+    text = solution.read_text()
+    solution.write_text(text + text.splitlines()[1] + "\n")
+    expected = open_source("kaggle", tmp_path, "val").labels  # the same once more is no matter
+    assert len(expected) == 7
+    solution.write_text(text + f"ILSVRC2012_val_00000001,{make.WNIDS[0]} 1 2 3 4\n")
+    _refused("kaggle", tmp_path, "val", "two entries for 'ILSVRC2012_val_00000001'")
+
+
+def test_an_official_image_that_is_there_twice_is_refused(tmp_path):
+    make.make_ilsvrc_tar(tmp_path)
+    name = "ILSVRC2012_val_00000001.JPEG"
+    shard = make.tar_bytes([(name, b"1"), (f"val/{name}", b"2")])
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(shard)
+    _refused("ilsvrc_tar", tmp_path, "val", name, "twice")
+    shard = make.tar_bytes([(name, b"1")])
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(shard)
+    notes = open_source("ilsvrc_tar", tmp_path, "val").notes
+    assert any(
+        "(label without an image): 6, the first is ILSVRC2012_val_00000002" in x for x in notes
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Parquet in bounded memory
+# ------------------------------------------------------------------------------------------------
+
+
+def test_image_paths_that_are_no_utf8(tmp_path):
+    import pyarrow as pa
+
+    stored = pa.array([b"n01440764_\xff.jpg", b"\xfe_n02102040.jpg", None], pa.binary())
+    paths = pa.StringArray.from_buffers(3, *stored.buffers()[1:], stored.buffers()[0])
+    make.write_parquet(tmp_path / "train-0.parquet", [1, 0, 0], None, paths)
+    source = open_source("parquet", tmp_path, "train")
+    assert _classes_of(source) == ["n01440764", "n02102040", "n02102040"]
+
+
+def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
+    from fast_imagenet.sources import parquet
+
+    labels = np.random.default_rng(0).permutation(500).tolist()
+    make.write_parquet(tmp_path / "train-0.parquet", labels, row_group_size=300)
+    for name, size in (("PIECE_BYTES", 300), ("KEPT_BYTES", 100), ("BATCH_BYTES", 3000)):
+        monkeypatch.setattr(parquet, name, size)
+    source = open_source("parquet", tmp_path, "train")
+    assert len(np.unique(source.blocks)) > 5
+    for index in np.random.default_rng(1).permutation(500)[:200]:
+        assert source.read(index) == b"%d" % labels[index]
+        assert sum(map(len, source._loaded[1].values())) < 110
+    assert len({source.name(index) for index in range(500)}) == 500
+    assert any("row_group_size=1000" in note for note in source.notes)
+
+
+def test_a_small_parquet_file_of_gigabytes_needs_little_memory(tmp_path):
+    """40 images of 40 MB, all alike, are 60 kB of file, and were 1.6 GB of memory."""
+    code = f"""
+import resource
+import pyarrow as pa, pyarrow.parquet as pq
+from pathlib import Path
+from fast_imagenet.sources import open_source
+image = bytes(40_000_000)
+path = "x" * 20_000_000
+one = pa.StructArray.from_arrays([pa.array([image]), pa.array([path])], ["bytes", "path"])
+table = pa.table({{"image": pa.chunked_array([one] * 40), "label": list(range(40))}})
+file = Path({str(tmp_path)!r}) / "train-0.parquet"
+with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+    writer.write_table(table, row_group_size=40)
+assert file.stat().st_size < 500_000
+del table, one, image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = open_source("parquet", file.parent, "train")
+for index in (30, 0, 39):
+    assert len(source.read(index)) == 40_000_000
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert after - before < 900_000  # kB
+
+
+# ------------------------------------------------------------------------------------------------
+# Linked folders
+# ------------------------------------------------------------------------------------------------
+
+
+def _linked(tmp_path):
+    make.make_image_folder(tmp_path / "images")
+    (tmp_path / "more").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "more" / name).write_bytes(as_jpeg(scene()))
+    return tmp_path / "images/train" / make.WNIDS[0]
+
+
+def test_linked_folders_are_followed_as_torchvision_does(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    folder = _linked(tmp_path)
+    (folder / "more").symlink_to(tmp_path / "more")
+    (folder / "sub/deep").mkdir(parents=True)
+    (folder / "sub/deep/more.d").symlink_to("../../../../../more")
+    (tmp_path / "images/train/linked").symlink_to(tmp_path / "more")
+    source = open_source("image_folder", tmp_path / "images", "train")
+    expected = ImageFolder(str(tmp_path / "images/train"), is_valid_file=lambda _: True)
+    held = sorted((source.name(i), label) for i, label in enumerate(source.labels.tolist()))
+    visible = [pair for pair in expected.samples if "/." not in pair[0]]
+    assert len(held) == len(visible) - 2  # the same two files of one class by another link
+    assert set(held) < set(visible)
+    assert any("reached a second time, through a link): 1" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "sub"])
+def test_links_that_form_a_cycle_are_refused(target, tmp_path):
+    folder = _linked(tmp_path)
+    (folder / "sub").mkdir()
+    (folder / "sub/again").symlink_to((folder / target).resolve())
+    _refused("image_folder", tmp_path / "images", "train", "sub/again is a link to", "remove")
+
+
+def test_one_folder_as_two_classes_is_refused(tmp_path):
+    folder = _linked(tmp_path)
+    (folder.parent / "other").symlink_to(folder.name)
+    _refused("image_folder", tmp_path / "images", "train", "are one folder", "other")
+
+
+# ------------------------------------------------------------------------------------------------
+# What is left out of folders, and what a refusal advises
+# ------------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_left_out_of_folders_is_counted(tmp_path):
+    make.make_image_folder(tmp_path)
+    train = tmp_path / "train"
+    for name in (f"{make.WNIDS[1]}/@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints"):
+        (train / name / "deep").mkdir(parents=True)
+        (train / name / "deep/x.jpg").write_bytes(b"thumbnail")
+    (train / "stray.JPEG").write_bytes(b"stray")
+    source = open_source("image_folder", tmp_path, "train")
+    assert len(source) == 27 and source.classes == make.WNIDS
+    notes = "\n".join(source.notes)
+    for words in (
+        f"(hidden): 3, the first is {train}/.DS_Store",
+        f"(thumbnail folder of a NAS): 1, the first is {train}/{make.WNIDS[1]}/@eaDir",
+        f"(beside the class folders): 1, the first is {train}/stray.JPEG",
+        "(file attributes of macOS): 1",
+        "(folder of the file system): 1",
+    ):
+        assert words in notes
+
+
+def test_numbers_sorted_as_text_are_noted(tmp_path):
+    for name in range(12):
+        (tmp_path / "train" / str(name)).mkdir(parents=True)
+        (tmp_path / "train" / str(name) / "x.jpg").write_bytes(b"x")
+    (note,) = open_source("image_folder", tmp_path, "train").notes
+    assert "'10' has the label 2" in note
+    shutil.move(tmp_path / "train/10", tmp_path / "train/9a")
+    assert open_source("image_folder", tmp_path, "train").notes == ()
+
+
+def _sentence(kind, path, split="val"):
+    with pytest.raises(SourceError) as caught:
+        open_source(kind, path, split)
+    return str(caught.value)
+
+
+def _follow(sentence):
+    """Run the command between backquotes; returns the last flags of a sentence."""
+    if "`" in sentence:
+        subprocess.run(["bash", "-ec", sentence.split("`")[1]], check=True)
+    return dict(re.findall(r"--source\.(kind|path|split)=([^\s,;]+)", sentence))
+
+
+def _holds(source, split="val"):
+    held = [(source.classes[label], source.read(i)) for i, label in enumerate(source.labels)]
+    return sorted(held) == make.by_wnid(split)
+
+
+def _flat(tmp_path, maker):
+    """Extracted train/ by class and flat val/, as most people have them."""
+    root = tmp_path / "a b"
+    make.make_kaggle(tmp_path / "kaggle")
+    (tmp_path / "kaggle/ILSVRC/Data/CLS-LOC").rename(root)
+    return root
+
+
+def test_the_advice_for_flat_val_and_the_devkit_works(tmp_path):
+    root = _flat(tmp_path, make.make_kaggle)
+    assert "put their labels into" in _sentence("image_folder", root)
+    make.make_ilsvrc_tar(tmp_path / "tars")
+    shutil.copy(tmp_path / "tars" / ilsvrc_tar.DEVKIT, root)
+    assert "--source.kind=image_folder --source.split=train" in _sentence(
+        "ilsvrc_tar", root, "train"
+    )
+    tars = _sentence("ilsvrc_tar", root)
+    folders = _sentence("image_folder", root)
+    assert tars.split("`")[1] == folders.split("`")[1]
+    flags = _follow(folders)
+    assert _holds(open_source("ilsvrc_tar", root, "val"))
+    assert _holds(open_source("image_folder", root, "train"), "train") and flags["split"] == "train"
+
+
+def test_the_advice_for_flat_val_and_the_csv_works(tmp_path):
+    root = _flat(tmp_path, make.make_kaggle).rename(tmp_path / "flat")
+    shutil.copy(tmp_path / "kaggle/LOC_val_solution.csv", root)
+    flags = _follow(_sentence("image_folder", root))
+    assert _holds(open_source(flags["kind"], flags["path"], "val"))
+    assert _holds(open_source(flags["kind"], flags["path"], "train"), "train")
+
+
+def test_the_advice_for_tiny_imagenet_works(tmp_path):
+    make.make_image_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "old")
+    (tmp_path / "val/images").mkdir(parents=True)
+    lines = []
+    for wnid, name, data in make.pictures("val"):
+        (tmp_path / "val/images" / name).write_bytes(data)
+        lines.append(f"{name}\t{wnid}\t0\t0\t9\t9\n")
+    (tmp_path / "val/val_annotations.txt").write_text("".join(lines))
+    _follow(_sentence("image_folder", tmp_path))
+    assert _holds(open_source("image_folder", tmp_path, "val"))
+
+
+def test_the_advice_for_other_names_of_folders_works(tmp_path):
+    make.make_image_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "Validation")
+    _follow(_sentence("image_folder", tmp_path))
+    assert _holds(open_source("image_folder", tmp_path, "val"))
+
+
+def test_kaggle_with_files_of_windows_or_sorted_into_classes(tmp_path):
+    make.make_kaggle(tmp_path)
+    val = tmp_path / "ILSVRC/Data/CLS-LOC/val"
+    flags = _follow(_sentence("image_folder", val.parent))
+    assert _holds(open_source(flags["kind"], flags["path"], "val"))
+    (val / "Thumbs.db").write_bytes(b"thumbs")
+    (val / "ILSVRC2012_val_00000003.JPEG").rename(tmp_path / "elsewhere")
+    source = open_source("kaggle", tmp_path, "val")
+    assert len(source) == 6
+    first, second = source.notes
+    assert "(not named like an image): 1" in first and "Thumbs.db" in first
+    assert "without an image): 1, the first is ILSVRC2012_val_00000003" in second
+    (tmp_path / "elsewhere").rename(val / "ILSVRC2012_val_00000003.JPEG")
+    for wnid, name, _ in make.pictures("val"):
+        (val / wnid).mkdir(exist_ok=True)
+        (val / name).rename(val / wnid / name)
+    flags = _follow(_sentence("kaggle", tmp_path))
+    assert _holds(open_source(flags["kind"], flags["path"], "val"))
+    flags = _follow(_sentence("kaggle", val.parent))
+    assert flags["path"] == str(tmp_path)
+
+
+def test_classes_that_look_alike_are_explained(tmp_path):
+    make.make_image_folder(tmp_path)
+    (tmp_path / "train/caf\u00e9").mkdir()
+    (tmp_path / "val/cafe\u0301").mkdir()
+    _refused("image_folder", tmp_path, "val", r"'cafe\u0301' is 'caf\xe9' in train/")
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "kaggle", "parquet", "webdataset"])
+def test_a_missing_val_names_the_holdout(kind, tmp_path):
+    MAKERS[kind](tmp_path)
+    for file in sorted(tmp_path.rglob("*val*"), reverse=True):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    _refused(kind, tmp_path, "val", "--source.holdout=0.02")

@@ -1,14 +1,37 @@
 """What every source has in common: labels, classes, names, order."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from fast_imagenet.terminal import readable
 
 WNID = re.compile(r"n\d{8}")
+# As a word of a longer name. WordNet's numbers end at n153...: n20240102 is a date.
+_WNID_IN_NAME = re.compile(r"(?<![A-Za-z0-9])n(?:0\d|1[0-5])\d{6}(?![A-Za-z0-9])")
+_SPLIT_WORDS = {
+    split: re.compile(rf"(?<![a-z])({words})(?![a-z])")
+    for split, words in {
+        "train": "train(ing)?",
+        "val": "val(id(ation)?)?",
+        "test": "test(ing)?",
+    }.items()
+}
+# What file systems, NAS boxes and archivers put among the files of a user.
+SYSTEM_FOLDERS = {
+    "@eaDir": "thumbnail folder of a NAS",
+    "#recycle": "recycle bin of a NAS",
+    "#snapshot": "snapshots of a NAS",
+    "@Recycle": "recycle bin of a NAS",
+    "$RECYCLE.BIN": "recycle bin of Windows",
+    "System Volume Information": "folder of Windows",
+    "__MACOSX": "file attributes of macOS",
+    "lost+found": "folder of the file system",
+}
 MAX_IMAGE_BYTES = (
     64 << 20
 )  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
@@ -21,6 +44,26 @@ class ImageError(ValueError):
 
 class SourceError(ValueError):
     """The data does not look as its kind says; the message is one sentence with the fix."""
+
+
+class LeftOut:
+    """What a source does not read: counted by reason, with the first name of each."""
+
+    def __init__(self):
+        self._counts = Counter()
+        self._first = {}
+
+    def add(self, reason: str, name: str | Path, count: int = 1) -> None:
+        """Count files, or samples, that are not read for this reason."""
+        self._counts[reason] += count
+        self._first.setdefault(reason, name)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each reason."""
+        return tuple(
+            f"left out ({reason}): {count:,}, the first is {self._first[reason]}"
+            for reason, count in self._counts.items()
+        )
 
 
 class Source:
@@ -182,6 +225,79 @@ class FileHandles:
         return data
 
 
+def list_below(root: Path, left_out: LeftOut) -> list[str]:
+    """Files below `root`, relative to it and sorted, without hidden files and system folders.
+
+    Links to folders are followed, as torchvision does, but no folder is read twice.
+
+    Raises:
+        SourceError: a link leads back to a folder that it lies in.
+    """
+    names, waiting, seen = [], [""], set()
+    while waiting:
+        inner = waiting.pop()
+        info = os.stat(root / inner)
+        if (info.st_dev, info.st_ino) in seen:
+            left_out.add("folder reached a second time, through a link", root / inner)
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        with os.scandir(root / inner) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if reason := why_left_out(entry):
+                    left_out.add(reason, entry.path)
+                elif not entry.is_dir():
+                    names.append(inner + entry.name)
+                else:
+                    refuse_cycle(entry)
+                    waiting.append(f"{inner}{entry.name}/")
+    return sorted(names)
+
+
+def why_left_out(entry: os.DirEntry) -> str:
+    """Why an entry of a folder belongs to no data set; empty for all others."""
+    if entry.name.startswith("."):
+        return "hidden"
+    return SYSTEM_FOLDERS.get(entry.name, "") if entry.is_dir() else ""
+
+
+def refuse_cycle(entry: os.DirEntry) -> None:
+    """Refuse a link to a folder that it lies in.
+
+    Raises:
+        SourceError: it is one.
+    """
+    if not entry.is_symlink():
+        return
+    target, folder = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
+    if os.path.commonpath([target, folder]) == target:
+        raise SourceError(
+            f"{entry.path} is a link to {target}, a folder that it lies in: remove the link"
+        )
+
+
+def map_once(pairs: Iterable[tuple], where: str) -> dict:
+    """A dictionary of `pairs`.
+
+    Raises:
+        SourceError: one key stands for two values.
+    """
+    found = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise SourceError(
+                f"{where} has two entries for {key!r}, {found[key]!r} and {value!r}: remove the"
+                " wrong one"
+            )
+    return found
+
+
+def no_val_advice(split: str) -> str:
+    """The end of a sentence about a missing split: what to do without val."""
+    if split != "val":
+        return ""
+    return "; without a val split, --source.holdout=0.02 takes one from train"
+
+
 def read_class_file(path: Path) -> list[str]:
     """Class names from a text file, one a line, in the order of the labels.
 
@@ -221,22 +337,60 @@ def use_classes(source: Source, train: Source) -> None:
     Classes are matched by identifier or, where a split was too small to learn all wnids, by name.
 
     Raises:
-        SourceError: it has pictures of a class that `train` does not know.
+        SourceError: it has pictures of a class that `train` does not know, or the two name a class
+            differently.
     """
+    _refuse_contradiction(source, train)
     if source.classes == train.classes:
         return
-    label_of = {name: label for label, name in enumerate(train.class_names or [])}
-    label_of |= {name: label for label, name in enumerate(train.classes)}
-    new_labels = np.array([label_of.get(name, -1) for name in source.classes])
+    label_of = _labels_by_name(train.class_names) | _labels_by_name(train.classes)
+    readable_names = source.class_names or source.classes
+    new_labels = np.array(
+        [
+            label_of.get(name, label_of.get(other, -1))
+            for name, other in zip(source.classes, readable_names, strict=True)
+        ]
+    )
     used = np.unique(source.labels)
     unknown = [source.classes[label] for label in used[new_labels[used] < 0]]
     if unknown:
         raise SourceError(
-            f"the val split has {len(unknown)} classes that train lacks ({', '.join(unknown[:5])}):"
-            " both must come from the same data set"
+            f"the val split has {plural(len(unknown), 'class')} that train does not have"
+            f" ({', '.join(unknown[:5])}): both must come from the same data set"
+        )
+    if len(np.unique(new_labels[used])) < len(used):
+        raise SourceError(
+            "the val split has two classes that are one class of train: both must name their"
+            " classes alike, as with --source.classes"
         )
     source.labels = new_labels[source.labels]
     source.classes, source.class_names = train.classes, train.class_names
+
+
+def _labels_by_name(names: Sequence[str] | None) -> dict[str, int]:
+    """Label of every name that occurs once."""
+    counts = Counter(names or [])
+    return {name: label for label, name in enumerate(names or []) if counts[name] == 1}
+
+
+def _refuse_contradiction(source: Source, train: Source) -> None:
+    """Refuse splits that give the same name to different identifiers."""
+    if not source.class_names or not train.class_names:
+        return
+    ours, theirs = _labels_by_name(source.class_names), _labels_by_name(train.class_names)
+    for name in ours.keys() & theirs.keys():
+        ours_is, theirs_is = source.classes[ours[name]], train.classes[theirs[name]]
+        if ours_is != theirs_is:
+            raise SourceError(
+                f"{name!r} is the class {theirs_is} in train and {ours_is} in val: one of the two"
+                " has a wrong list of class names, correct it or give --source.classes"
+            )
+
+
+def plural(count: int, noun: str) -> str:
+    """'1 class', '2 classes': the count with its noun."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
@@ -244,7 +398,8 @@ def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    names = dict(line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    pairs = (line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    names = map_once(pairs, str(path))
     return [names[wnid] for wnid in classes] if all(wnid in names for wnid in classes) else None
 
 
@@ -285,19 +440,29 @@ class WnidVotes:
 
     def __init__(self):
         self._wnid_of_label = {}
-        self._agree = True
+        self._quarrel = ""
 
     def add(self, label: int, text: str) -> None:
         """Take the last wnid in `text`, as in 'ILSVRC2012_val_00000293_n01440764.JPEG'."""
-        found = WNID.findall(text)
-        if found:
-            self._agree &= self._wnid_of_label.setdefault(label, found[-1]) == found[-1]
+        found = _WNID_IN_NAME.findall(text)
+        if not found:
+            return
+        known = self._wnid_of_label.setdefault(label, found[-1])
+        if known != found[-1] and not self._quarrel:
+            self._quarrel = f"label {label} is {known} and, in {text.strip()!r}, {found[-1]}"
 
     def classes(self, count: int) -> list[str] | None:
         """The wnids of labels 0 to `count` - 1; None unless all are known and different."""
         wnids = [self._wnid_of_label.get(label) for label in range(count)]
-        known = self._agree and None not in wnids and len(set(wnids)) == count
+        known = not self._quarrel and None not in wnids and len(set(wnids)) == count
         return wnids if known else None
+
+    def notes(self) -> tuple[str, ...]:
+        """A warning when labels and the wnids in names do not agree."""
+        if not self._quarrel:
+            return ()
+        what = "labels disagree with the wnids in the names of images"
+        return (f"warning: {what}: {self._quarrel}; labels were kept as they are stored",)
 
 
 def name_classes(
@@ -312,7 +477,8 @@ def name_classes(
         where: the data, for the message.
 
     Raises:
-        SourceError: no pictures, or a label that is negative or has no name.
+        SourceError: no pictures, a label that is negative or has no name, or a name that two
+            classes have.
     """
     if not len(labels):
         raise SourceError(f"{where} holds no pictures")
@@ -330,25 +496,63 @@ def name_classes(
     wnids = votes.classes(count)
     if wnids:
         return sort_wnids(labels, wnids, names)
+    twice = [name for name, times in Counter(names or []).items() if times > 1]
+    if twice:
+        raise SourceError(
+            f"{where} gives the name {twice[0]!r} to two classes: name each differently, in a file"
+            " for --source.classes"
+        )
     return sort_wnids(labels, names or [str(label) for label in range(count)], None)
 
 
-def split_files(path: Path, suffix: str, split: str) -> list[Path]:
-    """Files below `path` with this suffix whose name, or folder, says that they belong to `split`.
+def split_files(path: Path, suffix: str, split: str) -> tuple[list[Path], LeftOut]:
+    """Files below `path` with this suffix that belong to `split`, and what was left out.
+
+    Of a file's name and its folders, the nearest one that names a split decides: `split_of`.
 
     Raises:
-        SourceError: there are none, or one is no regular file.
+        SourceError: there are none, one is no regular file, or one could belong to two splits.
     """
-    word = re.compile(rf"(^|[^a-z]){'train' if split == 'train' else 'val(id(ation)?)?'}([^a-z]|$)")
-    found = sorted(path.rglob(f"*{suffix}"))
-    chosen = [file for file in found if word.search(str(file.relative_to(path)).lower())]
+    left_out = LeftOut()
+    found = [name for name in list_below(path, left_out) if name.endswith(suffix)]
+    chosen = []
+    for name in found:
+        belongs = split_of(PurePath(name), path)
+        if belongs == split:
+            chosen.append(path / name)
+        elif belongs is None:
+            left_out.add(f"*{suffix} file named after no split", path / name)
     if not chosen:
         raise SourceError(
             f"{path} holds {len(found)} *{suffix} files, none of them named after the split"
             f" {split!r}: names must contain 'train' or 'val', as in train-00000{suffix}"
+            f"{no_val_advice(split)}"
         )
-    for file in chosen:
+    folders = (file for file in path.rglob(f"*{suffix}") if file.is_dir())
+    for file in [*folders, *chosen]:
         if not file.is_file():
             what = "a folder" if file.is_dir() else "no regular file"
             raise SourceError(f"{file} is {what}, but named *{suffix}: rename or remove it")
-    return chosen
+    return chosen, left_out
+
+
+def split_of(file: PurePath, root: Path) -> str | None:
+    """The split in the name of a file or, if that names none, of the nearest folder that does.
+
+    Args:
+        file: path below `root`.
+        root: for the message only; its own name says nothing about its files.
+
+    Raises:
+        SourceError: that name holds the words of two splits.
+    """
+    for name in reversed(file.parts):
+        found = [split for split, word in _SPLIT_WORDS.items() if word.search(name.lower())]
+        if len(found) > 1:
+            raise SourceError(
+                f"{root / file} may belong to {' or '.join(found)}, for {name!r} holds both words:"
+                " rename it, or put the files of each split into a folder of its name"
+            )
+        if found:
+            return found[0]
+    return None

@@ -8,13 +8,15 @@ Only members with the expected names are accepted. The summary says whether they
 archives (official.py).
 """
 
+import os
 import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
-from fast_imagenet.sources.base import SourceError
+from fast_imagenet.sources.base import LeftOut, SourceError, map_once
+from fast_imagenet.sources.image_folder import DEVKIT, VAL_TAR, flat_advice
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import check_official
 from fast_imagenet.sources.tar import (
@@ -26,14 +28,12 @@ from fast_imagenet.sources.tar import (
 )
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
-VAL_TAR = "ILSVRC2012_img_val.tar"
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 MAX_DEVKIT_BYTES = 64 << 20
 
 _CLASS_TAR = re.compile(r"(?:\./)?(n\d{8})\.tar")
-_TRAIN_IMAGE = re.compile(r"(?:\./)?n\d{8}_\d+\.JPEG")
+_TRAIN_IMAGE = re.compile(r"(?:\./)?(n\d{8})_\d+\.JPEG")
 _VAL_IMAGE = re.compile(r"(?:\./)?(?:val/)?ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -49,14 +49,27 @@ def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_) -> TarSour
     names = (TRAIN_TAR,) if split == "train" else (VAL_TAR, DEVKIT)
     notes = [check_official(_need(path / name), md5) for name in names]
     source = _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
-    source.notes = tuple(notes)
+    source.notes = (*notes, *source.notes)
     return source
 
 
 def _need(path: Path) -> Path:
     if not path.is_file():
-        raise SourceError(f"{path.parent} lacks {path.name}: put the official archive there")
+        raise SourceError(f"{path.parent} does not hold {path.name}: {_advice(path)}")
     return path
+
+
+def _advice(path: Path) -> str:
+    """What to do without an archive, after a look at whether it is unpacked."""
+    split = {TRAIN_TAR: "train", VAL_TAR: "val"}.get(path.name, "")
+    folder = path.parent / split
+    if not split or not folder.is_dir():
+        return "put the official archive there"
+    with os.scandir(folder) as entries:
+        is_flat = not any(entry.is_dir() for entry in entries)
+    if is_flat:
+        return f"val/ is flat; {flat_advice(folder)}" if split == "val" else "train/ is empty"
+    return f"{split}/ is unpacked, read it with --source.kind=image_folder --source.split={split}"
 
 
 def _match(pattern: re.Pattern, name: str, path: Path) -> re.Match:
@@ -80,7 +93,11 @@ def _open_train(path: Path) -> TarSource:
     for label, wnid in enumerate(classes):
         tar = inner[wnid]
         for member in list_members(path, tar.offset, tar.offset + tar.size):
-            _match(_TRAIN_IMAGE, member.name, path)
+            if _match(_TRAIN_IMAGE, member.name, path).group(1) != wnid:
+                raise SourceError(
+                    f"{path} holds {member.name!r} in {tar.name!r}, which is another class: fetch"
+                    " it again"
+                )
             found.append(check_member(member, path))
             labels.append(label)
     missing = sorted(set(range(len(classes))) - set(labels))
@@ -95,16 +112,24 @@ def _open_val(folder: Path) -> TarSource:
     truth, wnid_of_id, name_of_wnid = read_devkit(devkit)
     classes = sorted(wnid_of_id.values())
     label_of_id = {key: classes.index(wnid) for key, wnid in wnid_of_id.items()}
-    found, labels = [], []
+    found, labels, absent = [], [], set(range(1, len(truth) + 1))
     for member in list_members(path):
         number = int(_match(_VAL_IMAGE, member.name, path).group(1))
         if not 1 <= number <= len(truth) or truth[number - 1] not in label_of_id:
             raise SourceError(f"{devkit} has no label for {member.name!r}: fetch both again")
+        if number not in absent:
+            raise SourceError(f"{path} holds {member.name!r} twice: fetch it again")
+        absent.remove(number)
         found.append(check_member(member, path))
         labels.append(label_of_id[truth[number - 1]])
     if not found:
         raise SourceError(f"{path} holds no pictures: fetch it again")
-    return _source(path, found, labels, classes, [name_of_wnid[wnid] for wnid in classes])
+    source = _source(path, found, labels, classes, [name_of_wnid[wnid] for wnid in classes])
+    left_out = LeftOut()
+    if absent:
+        left_out.add("label without an image", f"ILSVRC2012_val_{min(absent):08}", len(absent))
+    source.notes = left_out.notes()
+    return source
 
 
 def _source(
@@ -138,11 +163,12 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
         truth = [int(word) for word in files[GROUND_TRUTH].split()]
         rows = read_struct_array(files[META], "synsets")
         leaves = [row for row in rows if int(row["num_children"][0]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"][0]): row["WNID"] for row in leaves}
-        names = {row["WNID"]: row["words"] for row in leaves}
+        ids = [(int(row["ILSVRC2012_ID"][0]), row["WNID"]) for row in leaves]
+        names = map_once(((row["WNID"], row["words"]) for row in leaves), str(path))
     except (MatError, KeyError, ValueError, TypeError, IndexError) as error:
         raise SourceError(f"{path} cannot be understood ({error}): fetch it again") from error
-    return truth, wnids, names
+    map_once(((wnid, number) for number, wnid in ids), str(path))
+    return truth, map_once(ids, str(path)), names
 
 
 def _devkit_files(path: Path) -> dict[str, bytes]:

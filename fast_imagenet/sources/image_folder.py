@@ -1,7 +1,9 @@
 """A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
 import os
+import shlex
 import stat
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,16 @@ import numpy as np
 from fast_imagenet.sources.base import (
     MAX_IMAGE_BYTES,
     ImageError,
+    LeftOut,
     PackedNames,
     Source,
     SourceError,
+    list_below,
+    no_val_advice,
+    plural,
     read_synset_names,
+    refuse_cycle,
+    why_left_out,
 )
 
 _OTHER_KINDS = {
@@ -26,6 +34,12 @@ PICTURE_ENDINGS = {
     *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".svg"),
 }
+_OTHER_NAMES = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
+ANNOTATIONS = "val_annotations.txt"
+KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
+SOLUTION = "LOC_val_solution.csv"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
@@ -67,108 +81,201 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
 
     Raises:
         SourceError: a missing, empty or flat folder, a class without pictures, or a val class that
-            train/ lacks.
+            train/ does not have.
     """
     folder = path / split
     if not folder.is_dir():
-        raise SourceError(f"{path} holds no folder {split!r}: {_advice(path)}")
-    present = class_folders(folder)
+        raise SourceError(f"{path} holds no folder {split!r}: {_advice(path, split)}")
+    left_out = LeftOut()
+    present = class_folders(folder, left_out)
     train = path / "train"
-    classes = class_folders(train) if split == "val" and train.is_dir() else present
+    classes = class_folders(train, LeftOut()) if split == "val" and train.is_dir() else present
     check_known(present, classes, folder)
-    names, labels, notes = list_files(folder, present, classes)
+    names, labels = list_files(folder, present, classes, left_out)
     source = FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
-    source.notes = notes
+    source.notes = (*left_out.notes(), *_number_note(classes))
     return source
 
 
-def _advice(path: Path) -> str:
-    """What to do about a folder without train/ and val/, after a look at what it holds."""
+def _advice(path: Path, split: str) -> str:
+    """What to do about a folder without train/ or val/, after a look at what it holds."""
+    folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
+    similar = [name for name in folders if name.lower() in _OTHER_NAMES[split]]
+    if similar:
+        link = shlex.join(["ln", "-s", similar[0], str(path / split)])
+        return f"it has {similar[0]!r}; rename that, or link it with `{link}`"
     for kind, pattern in _OTHER_KINDS.items():
         if next(path.glob(pattern), None) is not None:
             return f"it looks like another layout, try --source.kind={kind}"
-    return "--source.path must be the folder that has train/ and val/ in it"
+    inside = next((name for name in folders if (path / name / split).is_dir()), None)
+    if inside:
+        return f"{path / inside} does, give it as --source.path"
+    return f"--source.path must be the folder that has train/ and val/ in it{no_val_advice(split)}"
 
 
-def class_folders(folder: Path) -> list[str]:
+def _number_note(classes: list[str]) -> tuple[str, ...]:
+    """A note when classes are numbers whose order as text is not their order as numbers."""
+    if not all(name.isdecimal() for name in classes) or classes == sorted(classes, key=int):
+        return ()
+    place = next(place for place, name in enumerate(classes) if int(name) != place)
+    return (
+        f"class names are numbers and were sorted as text, as torchvision does: {classes[place]!r}"
+        f" has the label {place}; where labels must be these numbers, pad them with zeros (00, 01)",
+    )
+
+
+def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
     """Sorted names of the class folders in `folder`.
 
     Raises:
-        SourceError: there are none.
+        SourceError: there are none, or one is a link that leads nowhere, to a folder that holds it,
+            or to another class.
     """
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    classes = sorted(entry.name for entry in visible if entry.is_dir())
-    dangling = sorted(e.name for e in visible if e.is_symlink() and not Path(e.path).exists())
-    if dangling:
-        raise SourceError(
-            f"{folder / dangling[0]} is a link to {os.readlink(folder / dangling[0])}, which is"
-            " not there: mount its disk, or remove the link, since every class counts"
+        entries = sorted(entries, key=lambda entry: entry.name)
+    classes, files, real = [], [], {}
+    for entry in entries:
+        if reason := why_left_out(entry):
+            left_out.add(reason, entry.path)
+        elif entry.is_dir():
+            refuse_cycle(entry)
+            info = entry.stat()
+            other = real.setdefault((info.st_dev, info.st_ino), entry.name)
+            if other != entry.name:
+                raise SourceError(
+                    f"the classes {other!r} and {entry.name!r} in {folder} are one folder: remove"
+                    " the link, since an image has one class"
+                )
+            classes.append(entry.name)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            raise SourceError(
+                f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there: mount"
+                " its disk, or remove the link, since every class counts"
+            )
+        else:
+            files.append(entry.path)
+    if (folder / ANNOTATIONS).is_file() and classes == ["images"]:
+        raise SourceError(f"{folder} {_annotations_advice(folder)}")
+    if not classes:
+        raise SourceError(_without_classes(folder, len(files)))
+    for file in files:
+        left_out.add("beside the class folders", file)
+    return classes
+
+
+def _without_classes(folder: Path, count: int) -> str:
+    """What to say of a folder that has no class folders, but so many files."""
+    if not count:
+        return f"{folder} is empty: it must hold one folder per class"
+    return (
+        f"{folder} is flat: {plural(count, 'file')} and no class folders, so their classes are"
+        f" unknown; {flat_advice(folder)}"
+    )
+
+
+def _annotations_advice(folder: Path) -> str:
+    """How to sort the val folder of Tiny ImageNet."""
+    place = shlex.quote(str(folder))
+    return (
+        f"is not sorted into classes, {ANNOTATIONS} names them: sort it with `cd {place} && while"
+        ' read -r f c _; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
+        f"{ANNOTATIONS} && rmdir images`"
+    )
+
+
+def flat_advice(folder: Path) -> str:
+    """How to read a flat val folder, after a look at where its labels may be."""
+    root = folder.parent
+    above = [place for place in root.parents if place / KAGGLE_DATA == root]
+    if above:
+        return (
+            f"read it with --source.kind=kaggle --source.path={shlex.quote(str(above[0]))}, which"
+            f" takes them from {above[0] / SOLUTION}"
         )
-    if classes:
-        return classes
-    if not visible:
-        raise SourceError(f"{folder} is empty: it must hold one folder a class")
-    raise SourceError(
-        f"{folder} is flat: {len(visible):,} files and no class folders, so their classes are"
-        " unknown; with Kaggle's CSV use --source.kind=kaggle, with the official devkit use"
-        " --source.kind=ilsvrc_tar, or move each picture into a folder named after its wnid"
+    if (root / SOLUTION).is_file():
+        data = root / KAGGLE_DATA
+        link = shlex.join(["mkdir", "-p", str(data.parent)])
+        link += " && " + shlex.join(["ln", "-s", "../..", str(data)])
+        return (
+            f"for the labels in {SOLUTION}, run `{link}` and read it with --source.kind=kaggle"
+            f" --source.path={shlex.quote(str(root))}"
+        )
+    if (root / DEVKIT).is_file():
+        pack = shlex.join(["tar", "-cf", str(root / VAL_TAR), "-C", str(folder), "."])
+        return (
+            f"for the labels in {DEVKIT}, pack the images with `{pack}`, convert val with"
+            " --source.kind=ilsvrc_tar --source.split=val, and train on its own with"
+            " --source.split=train"
+        )
+    return (
+        f"put their labels into {root}, which are Kaggle's {SOLUTION} (read with --source.kind="
+        f"kaggle) or the official {DEVKIT} (--source.kind=ilsvrc_tar), and run this again for the"
+        " next step, or move each image into a folder named after its class"
     )
 
 
 def check_known(present: list[str], classes: list[str], folder: Path) -> None:
-    """Refuse class folders that are not among `classes`."""
+    """Refuse class folders that are not among `classes`.
+
+    Raises:
+        SourceError: there are some.
+    """
     unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise SourceError(
-            f"{folder} has {len(unknown)} classes that train/ lacks ({', '.join(unknown[:5])}):"
-            " the two splits must come from the same data set"
+    if not unknown:
+        return
+    similar = {_fold(name): name for name in classes}
+    near = [name for name in unknown if _fold(name) in similar]
+    advice = "both splits must come from the same data set: add them to train/ or remove them"
+    if near:
+        theirs = similar[_fold(near[0])]
+        advice = (
+            f"{near[0]!a} is {theirs!a} in train/, spelled with other characters or"
+            " letter case: rename one of them"
         )
+    raise SourceError(
+        f"{folder} has {plural(len(unknown), 'class')} that train/ does not have"
+        f" ({', '.join(unknown[:5])}): {advice}"
+    )
+
+
+def _fold(name: str) -> str:
+    """A name without differences that a reader hardly sees."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def list_files(
-    folder: Path, present: list[str], classes: list[str]
-) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """Names relative to `folder`, sorted within each class, their labels (int64 [n]), and notes.
+    folder: Path, present: list[str], classes: list[str], left_out: LeftOut
+) -> tuple[list[str], np.ndarray]:
+    """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
 
-    Files whose name has an ending that no picture has (README.txt, Thumbs.db) are left out; a note
-    says so.
+    Files whose name has an ending that no picture has (README.txt, Thumbs.db) are left out.
 
     Raises:
         SourceError: a class folder without files.
     """
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names, labels, others = [], [], []
+    names, labels = [], []
     for wnid in present:
-        found = []
-        for name in sorted(_walk(folder, wnid)):
-            is_picture = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
-            (found if is_picture else others).append(name)
+        below = list_below(folder / wnid, left_out)
+        found = keep_images(folder, [f"{wnid}/{name}" for name in below], left_out)
         if not found:
             raise SourceError(
-                f"the class folder {folder / wnid} holds no pictures: fill or remove it"
+                f"the class folder {folder / wnid} holds no images: fill or remove it"
             )
         names += found
         labels += [label_of[wnid]] * len(found)
-    notes = ()
-    if others:
-        left = f"{len(others):,} files are not named like pictures and were left out"
-        notes = (f"{left}, the first is {folder / others[0]}",)
-    return names, np.array(labels, np.int64), notes
+    return names, np.array(labels, np.int64)
 
 
-def _walk(folder: Path, prefix: str) -> list[str]:
-    """Visible files below `folder`/`prefix`, as 'prefix/...'; their content is looked at later."""
-    names, waiting = [], [prefix]
-    while waiting:
-        inner = waiting.pop()
-        with os.scandir(folder / inner) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                is_folder = entry.is_dir(follow_symlinks=False)
-                (waiting if is_folder else names).append(f"{inner}/{entry.name}")
-    return names
+def keep_images(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
+    """The names below `folder` that an image may have; its content is looked at later."""
+    kept = []
+    for name in names:
+        if os.path.splitext(name)[1].lower() in PICTURE_ENDINGS:
+            kept.append(name)
+        else:
+            left_out.add("not named like an image", folder / name)
+    return kept
 
 
 def synset_names(path: Path, classes: list[str]) -> list[str] | None:

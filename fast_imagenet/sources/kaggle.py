@@ -8,20 +8,30 @@ LOC_synset_mapping.txt          wnid and name of every class
 
 import csv
 import io
+import os
+import shlex
 from pathlib import Path
 
 import numpy as np
 
-from fast_imagenet.sources.base import WNID, SourceError
+from fast_imagenet.sources.base import (
+    WNID,
+    LeftOut,
+    SourceError,
+    map_once,
+    no_val_advice,
+    why_left_out,
+)
+from fast_imagenet.sources.image_folder import KAGGLE_DATA as DATA
 from fast_imagenet.sources.image_folder import (
+    SOLUTION,
     FileSource,
     class_folders,
+    keep_images,
     list_files,
     synset_names,
 )
 
-DATA = Path("ILSVRC/Data/CLS-LOC")
-SOLUTION = "LOC_val_solution.csv"
 SYNSETS = "LOC_synset_mapping.txt"
 
 
@@ -33,66 +43,109 @@ def open_kaggle(path: Path, split: str, **_) -> FileSource:
     """
     folder = path / DATA / split
     if not folder.is_dir():
-        raise SourceError(f"{path} holds no {DATA / split}: --source.path must hold ILSVRC/")
-    classes = _classes(path)
+        raise SourceError(f"{path} holds no {DATA / split}: {_advice(path, split)}")
+    left_out = LeftOut()
     if split == "train":
-        present = class_folders(folder)
-        names, labels, notes = list_files(folder, present, present)
-        source = FileSource("kaggle", folder, names, labels, present, synset_names(path, present))
-        source.notes = notes
-        return source
-    names, labels = _labelled_val(path, folder, classes)
-    return FileSource("kaggle", folder, names, labels, classes, synset_names(path, classes))
+        classes = class_folders(folder, left_out)
+        names, labels = list_files(folder, classes, classes, left_out)
+    else:
+        classes = _classes(path)
+        names, labels = _labelled_val(path, folder, classes, left_out)
+    source = FileSource("kaggle", folder, names, labels, classes, synset_names(path, classes))
+    source.notes = left_out.notes()
+    return source
+
+
+def _advice(path: Path, split: str) -> str:
+    """Where else the data may be."""
+    above = [place for place in path.resolve().parents if (place / DATA / split).is_dir()]
+    if above:
+        return f"give --source.path={shlex.quote(str(above[0]))}"
+    if not (path / DATA).is_dir() and (path / split).is_dir():
+        return f"for the folder {split}/ in it use --source.kind=image_folder"
+    return f"--source.path must hold ILSVRC/ as Kaggle packs it{no_val_advice(split)}"
 
 
 def _classes(path: Path) -> list[str]:
     """Sorted wnids from train/, without it from the mapping file, else from the CSV."""
     train = path / DATA / "train"
     if train.is_dir():
-        return class_folders(train)
+        return class_folders(train, LeftOut())
     if (path / SYNSETS).is_file():
         lines = _read_text(path / SYNSETS).splitlines()
-        return sorted(line.split()[0] for line in lines if line.strip())
+        return sorted({line.split()[0] for line in lines if line.strip()})
     return sorted(set(read_solution(path / SOLUTION).values()))
 
 
-def _labelled_val(path: Path, folder: Path, classes: list[str]) -> tuple[list[str], np.ndarray]:
-    solution = read_solution(path / SOLUTION)
+def _labelled_val(
+    path: Path, folder: Path, classes: list[str], left_out: LeftOut
+) -> tuple[list[str], np.ndarray]:
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = keep_images(folder, _val_files(path, folder, left_out), left_out)
     if not names:
         raise SourceError(f"{folder} is empty: unpack the val pictures there")
+    solution = read_solution(path / SOLUTION)
     labels = []
     for name in names:
         wnid = solution.get(Path(name).stem)
         if wnid not in label_of:
-            why = "a class that train/ lacks" if wnid else "no line"
+            why = f"the class {wnid}, which train/ does not have," if wnid else "no line"
             raise SourceError(
-                f"{path / SOLUTION} has {why} for {folder / name}: both must come from one download"
+                f"{path / SOLUTION} has {why} for {folder / name}: both must come from one"
+                " download; fetch them again, or remove an image that is not Kaggle's"
             )
         labels.append(label_of[wnid])
+    absent = sorted(solution.keys() - {Path(name).stem for name in names})
+    if absent:
+        left_out.add(f"in {SOLUTION}, but without an image", absent[0], len(absent))
     return names, np.array(labels, np.int64)
+
+
+def _val_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
+    """Visible files of the flat val folder, sorted.
+
+    Raises:
+        SourceError: it has folders.
+    """
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if reason := why_left_out(entry):
+                left_out.add(reason, entry.path)
+            elif entry.is_dir():
+                raise SourceError(
+                    f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: if it was"
+                    " sorted into classes, read it with --source.kind=image_folder"
+                    f" --source.path={shlex.quote(str(path / DATA))}"
+                )
+            else:
+                names.append(entry.name)
+    return names
 
 
 def read_solution(path: Path) -> dict[str, str]:
     """Wnid of every val picture (by name without suffix) from LOC_val_solution.csv.
 
     Raises:
-        SourceError: the file is missing, no UTF-8, or a line is not 'name,wnid ...'.
+        SourceError: the file is missing, no UTF-8, a line is not 'name,wnid ...', or two lines
+            give an image different classes.
     """
     if not path.is_file():
-        raise SourceError(f"{path} is missing: it holds the labels of the val pictures")
+        raise SourceError(
+            f"{path} is missing, which holds the labels of the val images: download it from Kaggle"
+            " (ImageNet Object Localization Challenge)"
+        )
     try:
         rows = list(csv.reader(io.StringIO(_read_text(path))))
     except csv.Error as error:
         raise SourceError(f"{path} is no CSV file ({error}): fetch it again") from error
-    solution = {}
+    pairs = []
     for number, row in enumerate(rows[1:], start=2):
         words = row[1].split() if len(row) == 2 else []
         if not words or not WNID.fullmatch(words[0]):
             raise SourceError(f"{path}, line {number}: {row} is not 'picture,wnid box ...'")
-        solution[row[0]] = words[0]
-    return solution
+        pairs.append((row[0], words[0]))
+    return map_once(pairs, str(path))
 
 
 def _read_text(path: Path) -> str:

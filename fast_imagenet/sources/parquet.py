@@ -2,11 +2,13 @@
 
     data/train-00000-of-00294.parquet ..., data/validation-00000-of-00014.parquet ...
 
-Bytes are passed on as stored. Only whole row groups can be read, so their order is drawn, and then
-the order inside each; a worker keeps the last group it has read.
+Bytes are passed on as stored. A row group can only be read from its start, so the order of groups
+is drawn, and then the order inside each; a worker keeps the last one it has read. Large groups are
+read in pieces, and everything in batches: a few kB of file can stand for GB of pixels or names.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,97 +24,204 @@ from fast_imagenet.sources.base import (
     split_files,
 )
 
+PIECE_BYTES = 128 << 20  # of a row group, by its own statement, that is kept at a time
+KEPT_BYTES = 256 << 20  # of them, whatever it states
+BATCH_BYTES = 64 << 20
+MAX_BATCH_ROWS = 4096
+BUFFER_BYTES = 1 << 20  # with it columns are read bit by bit
+
 
 class ParquetSource(Source):
     """Rows of parquet files.
 
     Args:
         paths: the files.
-        groups: int64 [g, 2], file number and row group number of each group.
-        blocks: int64 [n], number of the group of each row, ascending.
+        pieces: int64 [p, 4], file, row group, first row and end row of each piece.
         labels, classes, class_names: see Source.
     """
 
     kind = "parquet"
 
-    def __init__(self, paths, groups, blocks, labels, classes, class_names):
+    def __init__(self, paths, pieces, labels, classes, class_names):
         super().__init__(labels, classes, class_names)
         self.paths = list(paths)
-        self.groups = np.asarray(groups, np.int64)
-        self.blocks = np.asarray(blocks, np.int64)
-        self._firsts = np.searchsorted(self.blocks, np.arange(len(self.groups)))
-        self._loaded = (-1, None)
+        self.pieces = np.asarray(pieces, np.int64)
+        lengths = self.pieces[:, 3] - self.pieces[:, 2]
+        self.blocks = np.repeat(np.arange(len(self.pieces)), lengths)
+        self._firsts = np.cumsum(lengths) - lengths
+        self._loaded = (-1, {})
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_loaded": (-1, None)}
+        return {**self.__dict__, "_loaded": (-1, {})}
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Piece of a sample, and its row in the row group."""
+        block = int(self.blocks[index])
+        return block, int(self.pieces[block, 2] + index - self._firsts[block])
 
     def name(self, index: int) -> str:
-        block = self.blocks[index]
-        file, group = self.groups[block]
-        return f"{self.paths[file]}, row group {group}, row {index - self._firsts[block]}"
+        block, row = self._place(index)
+        file, group = self.pieces[block, :2]
+        return f"{self.paths[file]}, row group {group}, row {row}"
 
     def read(self, index: int) -> bytes:
-        block = int(self.blocks[index])
-        if self._loaded[0] != block:
-            self._loaded = (block, self._read_group(block))
-        data = self._loaded[1][index - int(self._firsts[block])].as_py()
-        return data or b""
+        block, row = self._place(index)
+        if self._loaded[0] != block or row not in self._loaded[1]:
+            self._loaded = (-1, {})  # its memory is needed
+            self._loaded = (block, self._read_piece(block, row))
+        return self._loaded[1][row]
 
-    def _read_group(self, block: int) -> pa.ChunkedArray:
-        file, group = self.groups[block]
+    def _read_piece(self, block: int, wanted: int) -> dict[int, bytes]:
+        """The row `wanted` and, as long as there is room, the others of a piece."""
+        file, group, start, end = self.pieces[block].tolist()
+        kept, size, row = {}, 0, 0
         try:
-            with pq.ParquetFile(self.paths[file]) as parquet:
-                table = parquet.read_row_group(int(group), ["image.bytes"], use_threads=False)
+            with pq.ParquetFile(self.paths[file], buffer_size=BUFFER_BYTES) as parquet:
+                for batch in _batches(parquet, group, ["image.bytes"]):
+                    (images,) = batch["image"].flatten()
+                    for inside in range(max(0, start - row), min(len(images), end - row)):
+                        if size < KEPT_BYTES or row + inside == wanted:
+                            kept[row + inside] = images[inside].as_py() or b""
+                            size += len(kept[row + inside])
+                    row += len(images)
+                    if row >= end or (size >= KEPT_BYTES and wanted in kept):
+                        break
         except pa.ArrowException as error:
             raise SourceError(
                 f"{self.paths[file]}, row group {group} cannot be read ({error}): fetch it again"
             ) from error
-        return pa.chunked_array([chunk.field("bytes") for chunk in table["image"].chunks])
+        return kept
+
+
+def _batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a row group in batches of bounded size.
+
+    No value is longer than its column's stored bytes, although a repeated one is stored once.
+    """
+    rows = min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, _stored_bytes(parquet, group, columns)))
+    return parquet.iter_batches(max(1, rows), [group], columns, use_threads=False)
+
+
+def _stored_bytes(parquet: pq.ParquetFile, group: int, columns: list[str]) -> int:
+    """Bytes of these columns in a row group, as its metadata state them."""
+    about = parquet.metadata.row_group(group)
+    chunks = (about.column(number) for number in range(about.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
 
 
 def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSource:
     """One split of a folder of parquet files.
 
     Class names come from the file `classes`, from the files' own metadata, or are the numbers;
-    wnids found in the names of the pictures take their place.
+    wnids found in the names of the pictures take their place. Files that number the same names
+    differently are renumbered after the first.
 
     Raises:
-        SourceError: no such files, a damaged one, or other columns than expected.
+        SourceError: no such files, a damaged one, other columns than expected, or files of which
+            it is unknown how their numbers fit together.
     """
-    paths = split_files(path, ".parquet", split)
-    names = read_class_file(Path(classes)) if classes else None
-    votes, groups, labels = WnidVotes(), [], []
+    paths, left_out = split_files(path, ".parquet", split)
+    given = read_class_file(Path(classes)) if classes else None
+    names = _common_names(paths, given)
+    votes, pieces, labels = WnidVotes(), [], []
     for number, file in enumerate(paths):
-        names_here, labels_here = _scan(file, votes)
-        names = names or names_here
-        groups += [(number, group) for group in range(len(labels_here))]
-        labels += labels_here
+        for group, (labels_here, stored_bytes) in enumerate(_scan(file, names, votes)):
+            labels.append(labels_here)
+            pieces += [(number, group, *piece) for piece in _pieces(len(labels_here), stored_bytes)]
     stored = np.concatenate(labels) if labels else np.zeros(0, np.int64)
-    found = name_classes(stored, votes, names, f"{path} ({split})")
-    blocks = np.repeat(np.arange(len(groups)), [len(part) for part in labels])
-    source = ParquetSource(paths, groups, blocks, *found)
-    source.notes = _order_note(source.labels, blocks)
+    found = name_classes(stored, votes, given or names, f"{path} ({split})")
+    source = ParquetSource(paths, np.reshape(pieces, (-1, 4)), *found)
+    source.notes = (
+        *left_out.notes(),
+        *votes.notes(),
+        *_order_note(source.labels, source.blocks),
+        *_size_note(source.pieces),
+    )
     return source
 
 
-def _scan(file: Path, votes: WnidVotes) -> tuple[list[str] | None, list[np.ndarray]]:
-    """Class names in the metadata of a file, and the labels of each of its row groups."""
+def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | None:
+    """Class names in the order of the first file that has them; None when none has.
+
+    Args:
+        given: names of --source.classes, which speak for files without names.
+
+    Raises:
+        SourceError: the names of two files, or of one and `given`, do not fit together.
+    """
+    names_of = {file: _opened(file, lambda one: _names_in(one.schema_arrow)) for file in paths}
+    first = next((file for file in paths if names_of[file]), None)
+    if first is None:
+        return None
+    names = names_of[first]
+    if given and given != names and sorted(given) == sorted(names):
+        raise SourceError(
+            f"--source.classes has the class names of {first} in another order: leave it out"
+        )
+    for file in paths:
+        here = names_of[file]
+        if here is None and not given:
+            raise SourceError(
+                f"{file} has no class names, and {first} has: tell what the numbers mean in a file"
+                " for --source.classes, or write it again with them"
+            )
+        fits = here in (None, names) or (
+            sorted(here) == sorted(names) and len(set(here)) == len(here)
+        )
+        if not fits:
+            raise SourceError(
+                f"{file} has other class names than {first}: both must come from the same data set,"
+                " write them again with one list"
+            )
+    return names
+
+
+def _opened(file: Path, work):
+    """`work(parquet)` of a file.
+
+    Raises:
+        SourceError: it is damaged.
+    """
     try:
-        with pq.ParquetFile(file) as parquet:
-            _check_columns(parquet.schema_arrow, file)
-            groups = range(parquet.num_row_groups)
-            labels = [_read_labels(parquet, group, votes) for group in groups]
-            return _names_in(parquet.schema_arrow), labels
+        with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
+            return work(parquet)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"{file} is no complete parquet file ({error}): fetch it again"
         ) from error
 
 
+def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[np.ndarray, int]]:
+    """Labels in the numbering of `names`, and stored bytes of the images, of each row group."""
+
+    def scan(parquet: pq.ParquetFile) -> list[tuple[np.ndarray, int]]:
+        _check_columns(parquet.schema_arrow, file)
+        here = _names_in(parquet.schema_arrow)
+        new_labels = [names.index(name) for name in here] if here and here != names else None
+        return [
+            (
+                _read_labels(parquet, group, new_labels, votes),
+                _stored_bytes(parquet, group, ["image.bytes"]),
+            )
+            for group in range(parquet.num_row_groups)
+        ]
+
+    return _opened(file, scan)
+
+
+def _pieces(rows: int, stored_bytes: int) -> list[tuple[int, int]]:
+    """First and end row of the pieces that a row group is read in."""
+    length = max(1, rows * PIECE_BYTES // max(stored_bytes, 1))
+    return [(start, min(start + length, rows)) for start in range(0, rows, length)]
+
+
 def _check_columns(schema: pa.Schema, file: Path) -> None:
     image = schema.field("image").type if "image" in schema.names else None
     good_image = (
-        image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+        image is not None
+        and pa.types.is_struct(image)
+        and image.get_field_index("bytes") >= 0
+        and _is_binary(image.field("bytes").type)
     )
     good_label = "label" in schema.names and pa.types.is_integer(schema.field("label").type)
     if not good_image or not good_label:
@@ -132,18 +241,62 @@ def _names_in(schema: pa.Schema) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def _read_labels(parquet: pq.ParquetFile, group: int, votes: WnidVotes) -> np.ndarray:
-    """Labels of one row group (int64); the names of its pictures vote on wnids."""
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(
+        check(kind)
+        for check in (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_fixed_size_binary,
+        )
+    )
+
+
+def _read_labels(
+    parquet: pq.ParquetFile, group: int, new_labels: list[int] | None, votes: WnidVotes
+) -> np.ndarray:
+    """Labels of one row group (int64); the names of its pictures vote on wnids.
+
+    Args:
+        new_labels: for each stored label the one that takes its place; None = keep them.
+    """
     has_path = parquet.schema_arrow.field("image").type.get_field_index("path") >= 0
     columns = ["label", "image.path"] if has_path else ["label"]
-    table = parquet.read_row_group(group, columns)
-    if table["label"].null_count:
-        raise SourceError(f"row group {group} of a parquet file has rows without label")
-    labels = table["label"].to_numpy().astype(np.int64)
-    paths = table["image"].to_pylist() if has_path else []
-    for label, image in zip(labels.tolist(), paths, strict=bool(paths)):
-        votes.add(label, (image or {}).get("path") or "")
-    return labels
+    found = [np.zeros(0, np.int64)]
+    for batch in _batches(parquet, group, columns):
+        if batch["label"].null_count:
+            raise SourceError(f"row group {group} of a parquet file has rows without label")
+        labels = batch["label"].to_numpy(zero_copy_only=False).astype(np.int64)
+        if new_labels is not None:
+            _check_range(labels, len(new_labels), group)
+            labels = np.array(new_labels)[labels]
+        found.append(labels)
+        for label, path in zip(labels.tolist(), _paths(batch) if has_path else (), strict=False):
+            votes.add(label, path)
+    return np.concatenate(found)
+
+
+def _check_range(labels: np.ndarray, count: int, group: int) -> None:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < count:
+        raise SourceError(
+            f"row group {group} of a parquet file has labels from {labels.min()} to"
+            f" {labels.max()}, but {count} class names: write it again"
+        )
+
+
+def _paths(batch: pa.RecordBatch) -> list[str]:
+    """Names of the images of a batch; what is not text is empty, a byte that is not UTF-8 is kept
+    as Python keeps those of file names."""
+    (paths,) = batch["image"].flatten()
+    if pa.types.is_dictionary(paths.type):
+        paths = paths.dictionary_decode()
+    try:
+        stored = paths.cast(pa.large_binary()).to_pylist()
+    except pa.ArrowException:
+        return [""] * len(paths)
+    return [(path or b"").decode("utf-8", "surrogateescape") for path in stored]
 
 
 def _order_note(labels: np.ndarray, blocks: np.ndarray) -> tuple[str, ...]:
@@ -156,4 +309,16 @@ def _order_note(labels: np.ndarray, blocks: np.ndarray) -> tuple[str, ...]:
     return (
         f"row groups hold {pairs / groups:.1f} classes on average, so neighbours in the file are"
         " alike: train with data.in_memory=true, whose order is fully random",
+    )
+
+
+def _size_note(pieces: np.ndarray) -> tuple[str, ...]:
+    """A warning when row groups are so large that reading their pieces takes most of the time."""
+    file, group = pieces[:, 0], pieces[:, 1]
+    parts = np.unique(file * (group.max() + 1) + group, return_counts=True)[1].max()
+    if parts <= 4:
+        return ()
+    return (
+        f"row groups are read in up to {parts:,} pieces, each from the start of its group, which"
+        " takes long: write the files again with row_group_size=1000",
     )

@@ -2,11 +2,13 @@
 
     imagenet1k-train-0000.tar: n01440764_10026.jpg, n01440764_10026.cls, n01440764_10026.json, ...
 
-A sample has one picture (jpg, jpeg, png or webp) and its label: a number in .cls, or "label" in
-.json. Everything else is ignored. Tars are indexed once and then read in place.
+A sample has one image and its label: a number in .cls, or "label" in .json. By the standard's rule
+a name splits at the first dot after the last slash: x.v2.jpg belongs to the sample x. What belongs
+to no sample is counted in the summary. Tars are indexed once and then read in place.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,15 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from fast_imagenet.sources.base import (
+    LeftOut,
     SourceError,
     WnidVotes,
     name_classes,
     read_class_file,
     split_files,
 )
+from fast_imagenet.sources.image_folder import PICTURE_ENDINGS
 from fast_imagenet.sources.tar import Member, TarSource, check_member, list_members
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 CLASS_FILE = "classes.txt"
 MAX_TEXT_BYTES = 1 << 20
 MAX_LABEL = 1 << 62
@@ -37,12 +41,12 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     Raises:
         SourceError: no shards, a damaged one, or a sample without picture or label.
     """
-    shards = split_files(path, ".tar", split)
+    shards, left_out = split_files(path, ".tar", split)
     class_file = Path(classes) if classes else path / CLASS_FILE
     names = read_class_file(class_file) if classes or class_file.is_file() else None
     votes, files, found, labels = WnidVotes(), [], [], []
     for number, shard in enumerate(shards):
-        for image, label, hint in _samples(shard):
+        for image, label, hint in _samples(shard, left_out):
             votes.add(label, hint)
             files.append(number)
             found.append(image)
@@ -50,45 +54,85 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     result = name_classes(np.array(labels, np.int64), votes, names, f"{path} ({split})")
     offsets, sizes = [one.offset for one in found], [one.size for one in found]
     member_names = [one.name for one in found]
-    return TarSource("webdataset", shards, files, offsets, sizes, member_names, *result)
+    source = TarSource("webdataset", shards, files, offsets, sizes, member_names, *result)
+    source.notes = (*left_out.notes(), *votes.notes())
+    return source
 
 
-def _samples(shard: Path) -> Iterator[tuple[Member, int, str]]:
+def _samples(shard: Path, left_out: LeftOut) -> Iterator[tuple[Member, int, str]]:
     """Picture, label, and text that may contain the wnid, of every sample of a shard."""
     with open(shard, "rb") as file:
-        for key, group in groupby(list_members(shard), lambda member: _split_name(member.name)[0]):
-            members = [(_split_name(member.name)[1], member) for member in group]
+        for key, group in groupby(_keyed(shard, left_out), lambda keyed: keyed[0]):
+            members = [(suffix, member) for _, suffix, member in group]
             parts = dict(members)
             if len(parts) < len(members):
                 raise SourceError(
                     f"{shard} has a file of the sample {key!r} twice: two samples need two keys"
                 )
-            images = [parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts]
-            if not images and not {"cls", "json"} & parts.keys():
-                continue  # a file beside the samples, such as a README
-            if len(images) != 1:
-                raise SourceError(
-                    f"{shard} has {len(images)} pictures for the sample {key!r}, not 1"
-                )
-            label, hint = _label(file, shard, key, parts)
-            yield check_member(images[0], shard), label, hint
+            suffix = _image_of(shard, key, parts, left_out)
+            if not suffix:
+                left_out.add("sample without an image", f"{shard}/{members[0][1].name}")
+                continue
+            label, hint = _label(file, shard, key, suffix, parts)
+            yield check_member(parts[suffix], shard), label, hint
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Key and suffix: the name splits at the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return folder + slash + stem, suffix.lower()
+def _keyed(shard: Path, left_out: LeftOut) -> Iterator[tuple[str, str, Member]]:
+    """Key, suffix and place of every file that belongs to a sample."""
+    for member in list_members(shard):
+        found = _KEY_AND_SUFFIX.fullmatch(member.name)
+        base = member.name.rpartition("/")[2]
+        if found is None or (base.startswith("__") and base.endswith("__")):
+            reason = "hidden" if base.startswith(".") else "file of no sample"
+            left_out.add(reason, f"{shard}/{member.name}")
+        else:
+            yield found.group(1), found.group(2).lower(), member
 
 
-def _label(file, shard: Path, key: str, parts: dict[str, Member]) -> tuple[int, str]:
-    about = _read_json(file, parts["json"]) if "json" in parts else {}
+def _image_of(shard: Path, key: str, parts: dict[str, Member], left_out: LeftOut) -> str:
+    """Suffix of the image of a sample; empty when it has none.
+
+    x.jpg is the image even beside a mask x.seg.png that has no label of its own.
+    """
+    images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in PICTURE_ENDINGS]
+    plain = [suffix for suffix in images if "." not in suffix]
+    others = [suffix for suffix in images if suffix not in plain]
+    labelled = [suffix for suffix in others if _beside(suffix, "cls", parts) not in (None, "cls")]
+    if len(images) <= 1:
+        return images[0] if images else ""
+    if len(plain) != 1 or labelled:
+        raise SourceError(
+            f"{shard} has {len(images)} pictures for the sample {key!r}, not 1"
+            f" ({parts[images[0]].name}, {parts[images[1]].name}, ...): the key of a sample ends at"
+            " the first dot, rename its files to have one key per image, such as x_v2.jpg"
+        )
+    for suffix in others:
+        left_out.add("further image of a sample", f"{shard}/{parts[suffix].name}")
+    return plain[0]
+
+
+def _beside(suffix: str, kind: str, parts: dict[str, Member]) -> str | None:
+    """Suffix of the file of this kind that goes with an image: v2.cls with v2.jpg, else cls."""
+    own = suffix.rpartition(".")[0] + f".{kind}"
+    return next((name for name in (own.lstrip("."), kind) if name in parts), None)
+
+
+def _label(file, shard: Path, key: str, suffix: str, parts: dict[str, Member]) -> tuple[int, str]:
+    """Label of a sample whose image has this suffix, and text that may contain the wnid."""
+    cls, about = _beside(suffix, "cls", parts), _beside(suffix, "json", parts)
+    about = _read_json(file, parts[about]) if about else {}
     try:
-        label = _number(_read_text(file, parts["cls"]) if "cls" in parts else about["label"])
+        label = _number(_read_text(file, parts[cls]) if cls else about["label"])
     except (KeyError, ValueError, TypeError) as error:
         raise SourceError(
-            f"{shard} has no label for the sample {key!r}: it needs a number in {key}.cls"
+            f"{shard} has no label for the sample {key!r}: it needs a number in {key}.cls, which"
+            f" must stand beside {parts[suffix].name}"
         ) from error
+    if isinstance(about.get("label"), int) and about["label"] != label:
+        raise SourceError(
+            f"{shard} has two labels for the sample {key!r}: {label} in .cls, {about['label']} in"
+            " .json; write it again with one"
+        )
     told = next(
         (str(about[word]) for word in ("wnid", "synset", "class_name") if word in about), ""
     )
