@@ -309,8 +309,6 @@ def class_counts(summary: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as `argv` says; returns the exit status."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason
     cfg = read_settings(argv)
     for number in (signal.SIGTERM, *HANG_UP):
         signal.signal(number, interrupt)

@@ -39,6 +39,7 @@ class Finding:
 
 def main() -> int:
     """Print every finding; 1 when something required is missing."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold what it cannot show
     findings = [finding for check in CHECKS for finding in guarded(check)]
     for finding in findings:
         print(f"{finding.state:8}{finding.name:20}{finding.found}")
@@ -77,7 +78,7 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Installed versions against requirements.txt."""
-    pins = read_pins((HERE / "requirements.txt").read_text())
+    pins = read_pins((HERE / "requirements.txt").read_text(encoding="utf-8"))
     yield judge_packages(pins, installed_versions(pins))
 
 
@@ -130,7 +131,13 @@ def probe(code: str, seconds: float = PROBE_SECONDS, **environment: str) -> dict
     environment = {**os.environ, **environment}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, env=environment, cwd=HERE
+            command,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            timeout=seconds,
+            env=environment,
+            cwd=HERE,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {seconds:g} s"}

@@ -100,7 +100,14 @@ class _Outliving:
 
 
 def outlive_reader() -> None:
-    """Let no work end because what reads its output or its errors has ended (`| head`, `tee`)."""
+    """Let no work end because of what reads its output or its errors.
+
+    It may have ended (`| head`, `tee`), or not know a letter (a terminal that is not UTF-8): that
+    letter is written as its code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = _Outliving(sys.stdout), _Outliving(sys.stderr)
 
 

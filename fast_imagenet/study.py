@@ -273,6 +273,7 @@ class Trainer:
         command = [sys.executable, "train_imagenet.py", *flags, *self.extra]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes["errors"] = "backslashreplace"
         # a session of its own: Ctrl-C reaches this process, which stops the runs once
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, start_new_session=True, **pipes

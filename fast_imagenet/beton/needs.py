@@ -126,7 +126,7 @@ def fill_holes(file: BinaryIO) -> None:
 def _is_tmpfs(device: int) -> bool:
     place = f"{os.major(device)}:{os.minor(device)}"
     try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return False
     kinds = [line.rpartition(" - ")[2].split()[0] for line in mounts if line.split()[2] == place]

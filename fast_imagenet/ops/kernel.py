@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def _imported(file: Path) -> set[Path]:
     """Files of the package that `file` names in its relative imports."""
     files = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if not (isinstance(node, ast.ImportFrom) and node.level):
             continue
         folder = file.parents[node.level - 1]

@@ -44,7 +44,7 @@ def _first_text(*paths: Path) -> str:
 
 def own_memory() -> int:
     """Bytes of this process that are not pages of a file."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(errors="replace")
     return 1024 * sum(int(kb) for kb in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.M))
 
 

@@ -44,7 +44,7 @@ NO_ROOM = -2  # as in recode.c
 def _processor() -> str:
     """What the compiled code depends on: a shared folder may be seen by different machines."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
@@ -71,7 +71,7 @@ def build() -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
             command = [compiler, *FLAGS.split(), "-o", str(made), str(FOLDER / "recode.c")]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode:
                 raise RuntimeError(f"{' '.join(command)}\n{done.stderr.strip()}")
             made.replace(path)  # whole or not at all: other processes may be loading it

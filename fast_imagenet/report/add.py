@@ -129,7 +129,9 @@ def _write(run: Run, source: Path, place: Path) -> None:
         lines = lines or read_jsonl(path)
         text = "".join(json.dumps(shareable(line)) + "\n" for line in lines)
         if text:
-            (partial / ("log.jsonl" if path == log else path.name)).write_text(text)
+            (partial / ("log.jsonl" if path == log else path.name)).write_text(
+                text, encoding="utf-8"
+            )
     partial.rename(place)
 
 

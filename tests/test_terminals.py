@@ -1,0 +1,78 @@
+"""A terminal that is not UTF-8 ends no program: what it cannot show is written as its code."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_report import make_run
+
+# variables, and a name for folders; a locale whose file names are ASCII refuses other paths
+ENVIRONMENTS = [
+    ({"PYTHONIOENCODING": "ascii"}, "läufe_ü"),
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "runs"),
+]
+
+
+def call(environment, *words):
+    """(stdout, stderr) of a program that must end well."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    return done.stdout.decode("ascii"), done.stderr.decode("ascii")
+
+
+def flags_of(folder):
+    return [f"--data.{split}_dataset={folder / f'{split}.beton'}" for split in ("train", "val")]
+
+
+@pytest.mark.parametrize(("environment", "name"), ENVIRONMENTS)
+def test_a_run_and_its_page(tiny_beton, tmp_path, environment, name):
+    small = ["--config=tests/smoke.yaml", "--model.arch=timm/test_resnet", "--lr.lr_peak_epoch=0"]
+    small += ["--training.epochs=1", "--logging.progress=true"]
+    folder = shutil.copytree(tiny_beton, tmp_path / name / "data")
+    run = tmp_path / name / "run"
+    out, _ = call(
+        environment, "train_imagenet.py", *small, *flags_of(folder), f"--logging.folder={run}"
+    )
+    assert "top-1" in out and "pictures of 10 classes" in out
+    words = ["-m", "fast_imagenet.report", "page", run, f"--val={folder / 'val.beton'}"]
+    assert "page.html" in call(environment, *words)[0]
+
+
+@pytest.mark.parametrize(("environment", "name"), ENVIRONMENTS)
+def test_data_is_written_checked_and_shown(tiny_beton, tmp_path, environment, name):
+    out = tmp_path / name
+    write = ["--source.kind=synthetic", "--source.split=val", "--write.limit=20"]
+    assert (
+        "20 pictures" in call(environment, "write_dataset.py", *write, f"--write.folder={out}")[0]
+    )
+    found = call(environment, "-m", "fast_imagenet.beton", "verify", out / "val.beton")[0]
+    assert "no fault found" in found
+    words = ["--config=tests/smoke.yaml", f"--out={out / 'a.png'}", *flags_of(tiny_beton)]
+    assert "px" in call(environment, "-m", "fast_imagenet.preview", *words)[0]
+
+
+@pytest.mark.parametrize(("environment", "name"), ENVIRONMENTS)
+def test_records_and_the_doctor(tmp_path, environment, name):
+    run = make_run(tmp_path / name)
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "reported.yaml").write_bytes(
+        (ROOT / "records" / "reported.yaml").read_bytes()
+    )
+    place = ["--folder", tmp_path / "records", "--label", "better"]
+    add = call(environment, "-m", "fast_imagenet.report", "add", run, *place)[0]
+    assert "added" in add
+    code = "from fast_imagenet import doctor as d;"
+    code += (
+        "d.CHECKS = (lambda: iter([d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]),); d.main()"
+    )
+    assert "1 GB in /gr\\xf6\\xdfe" in call(environment, "-c", code)[0]
