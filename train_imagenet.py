@@ -1,7 +1,7 @@
 """Train a classifier on ImageNet, fast: the whole recipe in one file, read from top to bottom.
 
     python train_imagenet.py --config rn50_88_epochs.yaml          one GPU
-    torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same batch, same result
+    torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same global batch
     python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
 
 To change the recipe, edit a YAML (budget), STAGES in fast_imagenet/augment.py (the table of
@@ -153,7 +153,7 @@ Section("logging", "what a run leaves", SETTINGS).params(
     folder=Param(Str(empty=False), "everything lands here", default="runs/default"),
     wandb=Param(Str(), "project of Weights & Biases; empty = off", default=""),
     tensorboard=Param(Bool(), "TensorBoard files, when it is installed", default=True),
-    progress=Param(Bool(), "live bar on a terminal", default=True),
+    progress=Param(Bool(), "live bar on a terminal; false: accuracy lines only", default=True),
 )
 # fmt: on
 
@@ -687,7 +687,7 @@ def train(cfg, ranks: Ranks) -> None:
         if ranks.is_main:
             print(opening_line(cfg, model, loader, val_loader, state, ranks.device), flush=True)
         bar = Progress(steps * cfg.training.epochs, steps * epochs[0] + state["step"],
-                       ranks.world_size, cfg.logging.progress and ranks.is_main)  # fmt: skip
+                       ranks.world_size, cfg.logging.progress, ranks.is_main)  # fmt: skip
         save = partial(save_run, folder, model, t, settings, data, ranks)
         network = (t, model, loader, val_loader, called_eval)
         run = Run(cfg, ranks, *network, state, epochs[-1], save, guard, log, bar)

@@ -335,6 +335,9 @@ def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: 
     Returns: a Mixing; CutMix's lam is the share of pixels that stay.
     Source: Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899; timm Mixup, mode 'batch'
         (the draws too are timm's, from a generator of their own in place of numpy's global one).
+        The boxes differ in one thing: of an odd height or width timm drops a pixel, as it takes
+        half of it, rounded down, on both sides of the centre; here nothing is dropped. At 64 px
+        and alpha 1 the mean lam is 0.687, timm's 0.692.
     """
     # A generator whose numbers numpy has promised not to change; 20 us once a step.
     generator = np.random.RandomState(np.random.SeedSequence([seed, step]).generate_state(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 
 import torch
@@ -12,20 +13,23 @@ from tqdm import tqdm
 class Progress:
     """A bar over all steps of a run: loss, lr, images/s, share of time waiting for data, time left.
 
-    It shows nothing where the output is not a terminal. Reading the loss waits for the device, so
-    that happens once a second at most.
+    It is shown on a terminal only. Reading the loss waits for the device, so that happens once a
+    second at most. The accuracy of an epoch is a line that stays, with the bar or without it.
 
     Args:
         total: optimizer steps of the whole run.
         done: steps finished before.
         ranks: processes that train together; rates are over all of them.
-        enabled: False hides the bar.
+        bar: False hides the bar, and the lines of epochs without an evaluation.
+        is_main: False prints nothing at all.
     """
 
-    def __init__(self, total: int, done: int = 0, ranks: int = 1, enabled: bool = True) -> None:
-        hidden = None if enabled else True  # None: tqdm hides it unless stderr is a terminal
+    def __init__(
+        self, total: int, done: int = 0, ranks: int = 1, bar: bool = True, is_main: bool = True
+    ) -> None:
+        hidden = None if bar and is_main else True  # None: unless stderr is a terminal
         self._bar = tqdm(total=total, initial=done, unit="step", smoothing=0.02, disable=hidden)
-        self._ranks, self._enabled = ranks, enabled
+        self._ranks, self._wanted, self._is_main = ranks, bar, is_main
         self._epoch_start = self._shown = time.perf_counter()
 
     def epoch(self, epoch: int, epochs: int, resolution: int) -> None:
@@ -46,21 +50,37 @@ class Progress:
         self._bar.update(step + 1 - self._bar.n)
 
     def report(self, record: dict) -> None:
-        """One line for a finished epoch where no bar is shown: in a file, a pipe, a batch job."""
-        if not (self._enabled and self._bar.disable):
+        """One line on stdout for a finished epoch that was evaluated.
+
+        In a file, a pipe or a batch job, where no bar tells that it lives, one for every epoch.
+        """
+        told_by_bar = not (self._wanted and self._bar.disable)
+        if not self._is_main or ("plain_top1" not in record and told_by_bar):
             return
-        evaluated = "plain_top1" in record
-        accuracy = f"top-1 {record['plain_top1']:.2f} % plain, " if evaluated else ""
-        print(
+        tqdm.write(  # above a bar
             f"epoch {record['epoch']}: {record['resolution']} px, loss {record['train_loss']:.3f}, "
-            f"{accuracy}{record['images_per_second']:.0f} img/s, "
+            f"{_accuracy(record)}{record['images_per_second']:.0f} img/s, "
             f"data wait {record['data_wait_share']:.0%}, {record['total_seconds'] / 60:.1f} min",
-            flush=True,
+            file=sys.stdout,
         )
+        sys.stdout.flush()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+def _accuracy(record: dict) -> str:
+    """Top-1 of an epoch under both protocols, of the EMA too where it differs; '' without any."""
+    if "plain_top1" not in record:
+        return ""
+    names = {"plain_top1": "plain", "top1": "as configured"}
+    texts = []
+    for key, name in names.items():
+        raw, average = record[key], record.get(f"ema_{key}", record[key])
+        ema = f" (EMA {average:.2f} %)" if average != raw else ""
+        texts.append(f"{raw:.2f} %{ema} {name}")
+    return f"top-1 {', '.join(texts)}, "
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -1,7 +1,10 @@
 """The parts of train_imagenet.py, and short runs of the whole of it."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -532,3 +535,36 @@ def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
     one, two = read_losses(tmp_path / "1"), read_losses(tmp_path / "2")
     assert len(one) == 10
     np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, False)])
+def test_accuracy_of_every_evaluated_epoch_is_a_line(tiny_beton, tmp_path, terminal, progress):
+    """With the live bar, too, and without any: three epochs, of which two are evaluated."""
+    command = [
+        *(
+            sys.executable,
+            "train_imagenet.py",
+            f"--config={SMOKE}",
+            "--model.arch=timm/test_resnet",
+        ),
+        *(f"--data.{split}_dataset={tiny_beton / f'{split}.beton'}" for split in ("train", "val")),
+        *("--training.epochs=3", "--training.max_steps=0", "--lr.lr_peak_epoch=1"),
+        *("--validation.every=2", f"--logging.folder={tmp_path / 'run'}"),
+        f"--logging.progress={progress}",
+    ]
+    outer, inner = pty.openpty() if terminal else os.pipe()
+    output = dict(stdout=inner, stderr=inner if terminal else subprocess.DEVNULL)
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **output):
+        os.close(inner)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal whose last writer has ended
+            while part := os.read(outer, 1 << 16):
+                shown += part
+    os.close(outer)
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [2, 3]
+    lines = re.split(r"[\r\n]+", shown.decode())
+    lines = [line for line in lines if "px, loss" in line]
+    assert [line.split(":")[0] for line in lines] == ["epoch 2", "epoch 3"]
+    for line, record in zip(lines, log, strict=True):
+        assert f"top-1 {record['plain_top1']:.2f} % plain, {record['top1']:.2f} %" in line
