@@ -198,9 +198,10 @@ from fast_imagenet.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.ema import WeightAverage
 from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
-    classification_layer,
     create_model,
     distribute,
+    start_improbable,
+    try_evaluation,
     try_network,
     warm_up,
     zero_init_residual,
@@ -208,8 +209,17 @@ from fast_imagenet.models import (
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
-from fast_imagenet.runlog import RunLog, has_epoch, shareable
-from fast_imagenet.runstate import FRESH, last_good, refuse_wild_weights, restore_run, save_run
+from fast_imagenet.runlog import RunLog, epoch_line, shareable
+from fast_imagenet.runstate import (
+    FRESH,
+    catch_up_best,
+    data_identity,
+    last_good,
+    refuse_finished_elsewhere,
+    refuse_wild_weights,
+    restore_run,
+    save_run,
+)
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
 from fast_imagenet.terminal import readable
@@ -290,8 +300,7 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
     if cfg.model.zero_init:
         zero_init_residual(model)
     if cfg.training.loss == "bce":
-        # one class among many is improbable: otherwise the first steps only learn that (Mosaic)
-        nn.init.constant_(classification_layer(model, num_classes).bias, -np.log(num_classes))
+        start_improbable(model, num_classes)
     if cfg.training.use_blurpool:
         apply_blurpool(model)
     if device.type == "cpu":
@@ -610,7 +619,7 @@ def run_epoch(run: Run) -> dict:
 
 
 def end_epoch(run: Run, record: dict) -> dict:
-    """Evaluate where it is due, write the log's line and the checkpoint; returns the line.
+    """Save, evaluate where it is due, write the log's line and save again; returns the line.
 
     An epoch without an evaluation has its losses in steps.jsonl, and no line in the log.
 
@@ -619,9 +628,9 @@ def end_epoch(run: Run, record: dict) -> dict:
     state, steps = run.state, len(run.loader)
     whole = state["step"] == steps  # else cut short by max_steps: a resumed run goes on inside it
     refuse_wild_weights(run.model, run.t, state)  # before its evaluation fails of it
-    if not whole:
-        run.save(state)
     due = is_evaluated(state["epoch"], run.last, run.cfg.validation.every)
+    if due:  # an evaluation that fails must not cost the epoch
+        run.save(state)
     record |= evaluate_now(run) if due else {"eval_seconds": 0.0}
     total = state["seconds"] + record["seconds"] + record["eval_seconds"]
     record |= {"total_seconds": total, "memory_gb": peak_memory_gb(run.ranks.device)}
@@ -639,20 +648,21 @@ def end_epoch(run: Run, record: dict) -> dict:
 def evaluate_now(run: Run) -> dict:
     """The log's evaluation keys.
 
-    Raises: Stopped, when a signal came meanwhile and the run is saved.
+    Raises: Stopped, when a signal came meanwhile; the run is saved already.
     """
     network, start = (run.eval_model, run.model, run.t.ema), time.perf_counter()
-    try:
-        scores = evaluate_both(*network, watched_loader(run), run.cfg, run.t.autocast, run.ranks)
-    except Stopped:
-        run.save(run.state)
-        raise
+    scores = evaluate_both(*network, watched_loader(run), run.cfg, run.t.autocast, run.ranks)
     return scores | {"eval_seconds": time.perf_counter() - start}
+
+
+def samples_of(loader, ranks: Ranks) -> int:
+    """Validation samples that every rank has; the first ranks may have one more."""
+    return loader.num_samples // ranks.world_size
 
 
 def watched_loader(run: Run):
     """The validation loader under guard: after a signal all ranks leave it at the same batch."""
-    share = run.val_loader.num_samples // run.ranks.world_size
+    share = samples_of(run.val_loader, run.ranks)
     common = -(-share // run.cfg.validation.batch_size)  # batches that every rank has
     watch = partial(run.guard.watch, agreement=Agreement(run.ranks), asked=common)
     return SimpleNamespace(batches=lambda *view: watch(run.val_loader.batches(*view)))
@@ -667,20 +677,26 @@ def train(cfg, ranks: Ranks) -> None:
     called, called_eval = wrap_model(model, cfg, ranks)
     t = build_training(cfg, model, called, loader.num_classes, ranks)
     folder, settings = cfg.logging.folder, to_dict(cfg)
-    data = {"classes": loader.classes, "images": loader.num_samples, "content": loader.content}
+    data, steps = data_identity(loader, val_loader), len(loader)
     with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
-        state = restore_run(cfg.training.resume, folder, model, t, settings, data, defaults())
-        steps, last_step = len(loader), cfg.training.max_steps or sys.maxsize
+        asked = (cfg.training.resume, folder)
+        state = restore_run(*asked, model, t, settings, data, defaults(), steps=steps)
+        if ranks.is_main and cfg.training.resume == "auto":
+            catch_up_best(folder, state)
+        last_step = cfg.training.max_steps or sys.maxsize
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
         at = f"epoch {state['epoch']}"
         if cut := state["epoch"] * steps + state["step"] >= last_step:
             at = f"training.max_steps={last_step}"
-        if not epochs or (cut and has_epoch(folder, state["epoch"] + 1)):
+        # an epoch whose steps are all done is evaluated before it counts as done
+        if not epochs or (cut and state["step"] < steps and epoch_line(folder, state["epoch"] + 1)):
+            refuse_finished_elsewhere(*asked, at)
             print(f"{folder} is finished, {at}: nothing to do")
             if ranks.is_main and not Path(folder, "summary.json").exists():  # killed before
                 log = open_log(cfg, ranks)
                 finish(cfg, log, t, loader, log.last())
             return
+        try_evaluation(model, cfg.validation, samples_of(val_loader, ranks), t.autocast)
         prepare_network(cfg, model, called, t, epochs, ranks.device)
         log = open_log(cfg, ranks)
         log.truncate_after(state["epoch"])
@@ -793,6 +809,7 @@ def evaluate_file(cfg, ranks: Ranks) -> None:
     model = build_model(cfg, loader.num_classes, ranks.device)
     dtype = choose_precision(cfg.training.precision, ranks.device)
     autocast = partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32)
+    try_evaluation(model, cfg.validation, samples_of(loader, ranks), autocast)
     scores = evaluate(model, loader, cfg, autocast, ranks.device)
     record = {"plain_top1": scores["plain"]["top1"], "top1": scores["configured"]["top1"]}
     cfg.ema.decay = 0.0  # a file holds one set of weights

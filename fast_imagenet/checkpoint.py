@@ -333,11 +333,26 @@ def load_into(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
             another shape; the network is unchanged.
     """
     model = plain_model(model)
-    wanted = model.state_dict()
+    refuse_misfit(model.state_dict(), state)
+    model.load_state_dict(state)
+
+
+def refuse_misfit(wanted: dict, state: dict, what: str = "the weights") -> None:
+    """Every tensor of a network must be in `state`, of its shape and finite, and no other.
+
+    Args:
+        wanted: the network's own state dict.
+        state: from a file.
+        what: words for `state`.
+    Raises:
+        CheckpointError: as `load_into`.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{what} are a {type(state).__name__}, not a state dict")
     common = [name for name in wanted if name in state]
     if odd := [name for name in common if not _can_hold(wanted[name], state[name])]:
         raise CheckpointError(
-            f"the weights have {len(odd)} tensors that are no ordinary ones of finite numbers "
+            f"{what} have {len(odd)} tensors that are no ordinary ones of finite numbers "
             f"({_first_few(odd)}); use another copy, or save a plain state_dict"
         )
     # Files older than 2018 have no such counter, and load_state_dict manages without it.
@@ -359,14 +374,15 @@ def load_into(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"the weights do not fit the model, of {len(wanted)} tensors: {', '.join(problems)}; "
+            f"{what} do not fit the model, of {len(wanted)} tensors: {', '.join(problems)}; "
             f"check model.arch and the number of classes"
         )
-    model.load_state_dict(state)
 
 
 def _can_hold(wanted: torch.Tensor, found: torch.Tensor) -> bool:
     """Whether `found` may become the values of `wanted`, if its shape is right."""
+    if not isinstance(found, torch.Tensor):
+        return False
     special = found.layout is not torch.strided or found.is_nested or found.is_meta
     if special or found.is_quantized or found.is_complex():
         return False

@@ -19,13 +19,15 @@ def impossible(cfg: SimpleNamespace) -> list[str]:
         Sentences that name the values, the rule and the fix; empty when the run can start.
         Looks whether data files exist; opens none.
     """
-    rules = _batch_rules(cfg) + _schedule_rules(cfg) + _choice_rules(cfg) + _file_rules(cfg)
+    rules = _rank_rules() + _choice_rules(cfg) + _file_rules(cfg)
+    if not cfg.training.eval_only:
+        rules += _batch_rules(cfg) + _schedule_rules(cfg) + _step_rules(cfg)
     return [sentence for broken, sentence in rules if broken]
 
 
 def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    if wrong := _rank_rules():
-        return wrong
+    if _rank_rules():
+        return []  # into how many parts a batch goes is not known
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch, micro = cfg.training.batch_size, cfg.training.micro_batch_size
     per_rank = batch // world
@@ -104,23 +106,13 @@ def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
     ]
 
 
-def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    augment, wrong_arch = cfg.augment, unknown_arch(cfg.model.arch)
+def _step_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    augment = cfg.augment
     return [
-        (wrong_arch is not None, f"model.arch={cfg.model.arch} is {wrong_arch}"),
         (
             augment.policy == "rand_augment_timm" and augment.policy_magnitude > 10,
             f"augment.policy_magnitude={augment.policy_magnitude:g} is of 30, and "
             f"augment.policy=rand_augment_timm counts to 10: lower it",
-        ),
-        (
-            cfg.data.transforms == "gpu" and cfg.data.backend != "torchvision",
-            f"data.transforms=gpu needs data.backend=torchvision, not {cfg.data.backend}: "
-            f"change one of them",
-        ),
-        (
-            cfg.training.eval_only and not cfg.model.checkpoint,
-            "training.eval_only has nothing to evaluate: set model.checkpoint to a file",
         ),
         (
             cfg.training.nesterov and cfg.training.momentum == 0,
@@ -130,6 +122,22 @@ def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             cfg.training.nesterov and cfg.training.optimizer != "sgd",
             f"training.nesterov belongs to training.optimizer=sgd, not to "
             f"{cfg.training.optimizer}: switch it off",
+        ),
+    ]
+
+
+def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+    wrong_arch = unknown_arch(cfg.model.arch)
+    return [
+        (wrong_arch is not None, f"model.arch={cfg.model.arch} is {wrong_arch}"),
+        (
+            cfg.data.transforms == "gpu" and cfg.data.backend != "torchvision",
+            f"data.transforms=gpu needs data.backend=torchvision, not {cfg.data.backend}: "
+            f"change one of them",
+        ),
+        (
+            cfg.training.eval_only and not cfg.model.checkpoint,
+            "training.eval_only has nothing to evaluate: set model.checkpoint to a file",
         ),
     ]
 

@@ -202,6 +202,7 @@ class EvalLoader:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self.content = self._file.content
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
         if check_pages:
             self._decoder.before_batch = _page_checker(self._file)

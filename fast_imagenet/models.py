@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import timm
 import torch
@@ -77,28 +79,49 @@ def classification_layer(model: nn.Module, num_classes: int) -> nn.Module:
     return wide[-1]
 
 
-def try_network(model: nn.Module, resolutions: Iterable[int], images: int) -> None:
-    """Refuse a network that cannot be trained at these sizes, before anything is written.
+def start_improbable(model: nn.Module, num_classes: int) -> None:
+    """Bias of the classes such that each is one among many: binary losses need not learn that.
+
+    A head without a bias stays as it is.
+
+    Source: Mosaic ResNet.
+    """
+    bias = getattr(classification_layer(model, num_classes), "bias", None)
+    if isinstance(bias, nn.Parameter):
+        nn.init.constant_(bias, -math.log(num_classes))
+
+
+def try_network(
+    model: nn.Module, resolutions: Iterable[int], images: int, autocast=nullcontext
+) -> None:
+    """Refuse a network that cannot take images of these sizes, before anything is written.
 
     Args:
-        model: the raw network, in training mode; it is left as it was.
+        model: the raw network, in the mode that it is tried in; it is left as it was.
         resolutions: sides in pixels.
         images: per forward pass.
+        autocast: () -> context of a forward pass.
 
     Raises:
         ValueError: a forward pass fails, or gives more than one tensor of logits.
     """
     device = next(model.parameters()).device
+    use, lower = "trained", "the resolution, the batch"
+    if not model.training:
+        use, lower = "evaluated", "validation.resolution, validation.plain_resolution"
 
     def step(side: int) -> None:
         try:
-            logits = model(torch.zeros(images, 3, side, side, device=device))
-        except torch.OutOfMemoryError:
+            with autocast():
+                logits = model(torch.zeros(images, 3, side, side, device=device))
+        except (torch.OutOfMemoryError, MemoryError):
             raise  # not the network's fault: the caller says what to lower
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        except Exception as error:  # each network has its own way to refuse a size
+            if "DefaultCPUAllocator" in str(error):
+                raise
             raise ValueError(
-                f"{type(model).__name__} cannot be trained on {images} images of {side} px "
-                f"({error}); change the resolution, the batch or model.arch"
+                f"{type(model).__name__} cannot be {use} on {images} images of {side} px "
+                f"({error}); change {lower} or model.arch"
             ) from error
         if not isinstance(logits, torch.Tensor):
             raise ValueError(
@@ -108,6 +131,26 @@ def try_network(model: nn.Module, resolutions: Iterable[int], images: int) -> No
 
     with torch.no_grad():
         warm_up(step, model, resolutions)
+
+
+def try_evaluation(model: nn.Module, validation, samples: int, autocast=nullcontext) -> None:
+    """Refuse a network that one of the two protocols cannot evaluate; leaves it as it was.
+
+    Args:
+        model: the raw network.
+        validation: its attributes resolution, plain_resolution and batch_size are used.
+        samples: that one rank evaluates.
+        autocast: () -> context of a forward pass.
+
+    Raises:
+        ValueError: as try_network.
+    """
+    was_training = model.training
+    sides = sorted({validation.plain_resolution, validation.resolution})
+    try:
+        try_network(model.eval(), sides, max(1, min(validation.batch_size, samples)), autocast)
+    finally:
+        model.train(was_training)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:

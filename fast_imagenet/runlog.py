@@ -218,15 +218,16 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return [_parse_object(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
 
 
-def has_epoch(folder: str | Path, epoch: int) -> bool:
-    """Whether the log of a run's folder has the whole line of an epoch, counted from 1.
+def epoch_line(folder: str | Path, epoch: int) -> dict | None:
+    """The whole line of an epoch, counted from 1, in the log of a run's folder; None without one.
 
     Raises:
         RunLogError: a line before its last is not a JSON object.
     """
     path = Path(folder, "log.jsonl")
     whole = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
-    return any(_parse_object(line, f"a line of {path}").get("epoch") == epoch for line in whole)
+    lines = [_parse_object(line, f"a line of {path}") for line in whole]
+    return next((line for line in lines if line.get("epoch") == epoch), None)
 
 
 def _parse_object(content: bytes, where: str) -> dict:

@@ -169,6 +169,7 @@ class TorchEvalLoader:
         source = open_pictures(path, "val")
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes = count_classes(source)
+        self.content = getattr(source, "content", None)
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         checks = page_checks(source, check_pages)

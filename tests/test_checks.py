@@ -94,6 +94,22 @@ def test_all_of_them_at_once(data_flags, capsys):
     assert all(CASES[case][1] in text for case in wrong) and "6 problems" in text
 
 
+def test_an_evaluation_is_not_refused_for_settings_of_the_training(
+    data_flags, tmp_path, monkeypatch
+):
+    for name, text in {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    (tmp_path / "w.pth").touch()
+    flags = [*data_flags, "--training.eval_only=1", f"--model.checkpoint={tmp_path}/w.pth"]
+    for wrong in ("--training.batch_size=256", "--training.epochs=1", "--training.nesterov=1"):
+        cfg = train_imagenet.read_settings([*flags, wrong, "--training.momentum=0"])
+        assert cfg.training.eval_only
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    with pytest.raises(SystemExit):
+        train_imagenet.read_settings(flags)
+
+
 def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
     for name, text in {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}.items():
         monkeypatch.setenv(name, text)

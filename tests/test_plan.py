@@ -100,11 +100,11 @@ def test_a_run_is_the_sum_of_its_parts():
         (Phase(3, 3, 128, 100), 1, pytest.approx(4.0 + 100 * 1.0)),
     ]
     assert f.of("evaluation") == pytest.approx(3 * 30)
-    assert f.of("checkpoints") == pytest.approx(3 * (1.0 + 0.1))
+    assert f.of("checkpoints") == pytest.approx(3 * (0.5 + 1.0 + 0.1))  # before and after each
     assert f.of("reading") == 0
     assert f.of("start") == pytest.approx(10 + 5 + 9 + 3)
     assert f.of("end") == 2
-    assert f.seconds == pytest.approx(158 + 90 + 3.3 + 27 + 2)
+    assert f.seconds == pytest.approx(158 + 90 + 4.8 + 27 + 2)
     assert f.as_dict()["hours"] == pytest.approx(f.seconds / 3600)
 
 
@@ -118,9 +118,9 @@ def test_an_average_is_evaluated_too_and_a_cut_epoch_has_no_best():
     assert forecast([100] * 3, replace(COSTS, weights=2)).of("evaluation") == 180
     cut = forecast([100, 100, 50])
     assert cut.of("training") == pytest.approx(54 + 4 + 50)
-    assert cut.of("checkpoints") == pytest.approx(2 * 1.0 + 0.5 + 3 * 0.1)
+    assert cut.of("checkpoints") == pytest.approx(2 * (0.5 + 1.0) + 0.5 + 3 * 0.1)
     # 104 s of the third epoch hold two checkpoints 45 s apart; 27 s of the others none
-    assert forecast([100] * 3, minutes=0.75).of("checkpoints") == pytest.approx(3.3 + 2 * 0.5)
+    assert forecast([100] * 3, minutes=0.75).of("checkpoints") == pytest.approx(4.8 + 2 * 0.5)
 
 
 def test_reading_counts_where_it_is_slower_than_training():

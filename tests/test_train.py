@@ -1,7 +1,9 @@
 """The parts of train_imagenet.py, and short runs of the whole of it."""
 
 import contextlib
+import copy
 import json
+import math
 import os
 import pty
 import re
@@ -30,6 +32,7 @@ from fast_imagenet.models import (
 from fast_imagenet.ranks import choose_precision
 from tests.conftest import ROOT, SMOKE, write_tiny
 from tests.faults import Faulty
+from tests.torture.training import differences
 
 SMALL = "--model.arch=timm/test_resnet"
 
@@ -568,3 +571,222 @@ def test_accuracy_of_every_evaluated_epoch_is_a_line(tiny_beton, tmp_path, termi
     assert [line.split(":")[0] for line in lines] == ["epoch 2", "epoch 3"]
     for line, record in zip(lines, log, strict=True):
         assert f"top-1 {record['plain_top1']:.2f} % plain, {record['top1']:.2f} %" in line
+
+
+# ── a run that stands in no place of it ──
+
+FORGED = {
+    "step above the epoch's": {"step": 6, "losses": [1.0] * 6},
+    "negative step": {"step": -1},
+    "fractional step": {"step": 2.5},
+    "epoch above the run's": {"epoch": 4},
+    "negative epoch": {"epoch": -1},
+    "steps of no epoch": {"epoch": 3},
+    "worded epoch": {"epoch": "1"},
+    "fewer losses": {"losses": [1.0]},
+    "more losses": {"losses": [1.0] * 3},
+    "losses that are none": {"losses": 2},
+    "a loss of NaN": {"losses": [1.0, math.nan]},
+    "a best of NaN": {"best": math.nan},
+    "a best above 100": {"best": 100.5},
+    "negative seconds": {"seconds": -1.0},
+    "endless seconds": {"seconds": math.inf},
+    "no time spent": {"spent": 0.0, "waited": 0.0},
+    "more waited than spent": {"spent": 1.0, "waited": 2.0},
+}
+
+
+def forge_parts(state):
+    """Checkpoints whose tensors or options are not those of the run."""
+
+    def changed(part, change):
+        forged = copy.deepcopy(state[part])
+        change(forged)
+        return {part: forged}
+
+    def first(optimizer):
+        return next(iter(optimizer["state"].values()))
+
+    name = "conv1.0.weight"
+    return {
+        "EMA of another shape": changed("ema", lambda p: p.update({name: p[name][:1]})),
+        "EMA of NaN": changed("ema", lambda p: p.update({name: p[name] * math.nan})),
+        "EMA without a tensor": changed("ema", lambda p: p.pop(name)),
+        "momentum of NaN": changed(
+            "optimizer", lambda p: first(p)["momentum_buffer"].mul_(math.nan)
+        ),
+        "momentum of another shape": changed(
+            "optimizer", lambda p: first(p).update(momentum_buffer=torch.zeros(1))
+        ),
+        "other decay": changed("optimizer", lambda p: p["param_groups"][0].update(weight_decay=9)),
+        "other momentum": changed("optimizer", lambda p: p["param_groups"][1].update(momentum=0)),
+    }
+
+
+def test_a_forged_or_damaged_state_is_refused(quick_run, tmp_path):
+    flags = ["--data.backend=torchvision", "--training.epochs=3", "--training.resume=auto", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=7", folder=tmp_path / "run")
+    state, log = load_checkpoint(folder / "last.pt"), (folder / "log.jsonl").read_bytes()
+    accepted = []
+    for name, change in (FORGED | forge_parts(state)).items():
+        torch.save({**state, **change}, folder / "last.pt")
+        try:
+            quick_run(*flags, "--training.max_steps=8", folder=folder)
+            accepted.append(name)
+        except ValueError as error:
+            if "last.pt cannot be resumed from" not in str(error) or "\n" in str(error):
+                accepted.append(f"{name}: {error}")
+        except Exception as error:
+            accepted.append(f"{name}: {error!r}")
+        assert accepted or (folder / "log.jsonl").read_bytes() == log, name
+    assert accepted == []
+    torch.save(state, folder / "last.pt")
+    quick_run(*flags, "--training.max_steps=8", folder=folder)
+    assert load_checkpoint(folder / "last.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_resume_refuses_another_validation_file(quick_run, tiny_beton, tmp_path, backend):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_beton, data)
+    common = [f"--data.val_dataset={data}/val.beton", f"--data.backend={backend}", SMALL]
+    common += ["--training.resume=auto", "--training.epochs=3"]
+    folder = quick_run(*common, "--training.max_steps=2", folder=tmp_path / "run")
+    (data / "val.beton").rename(data / "moved.beton")  # the same file elsewhere is no other one
+    sidecar_path(data / "val.beton").rename(sidecar_path(data / "moved.beton"))
+    moved = [*common, f"--data.val_dataset={data}/moved.beton"]
+    quick_run(*moved, "--training.max_steps=3", folder=folder)
+    write_tiny(data, "--write.quality=60", "--write.overwrite=true")  # same labels, same order
+    with pytest.raises(ValueError, match=r"other settings .data.val_content: \w+ -> \w+.; restore"):
+        quick_run(*common, "--training.max_steps=4", folder=folder)
+    state = load_checkpoint(folder / "last.pt")
+    for key in ("val_content", "val_images"):  # of an earlier version: nobody knows
+        del state["data"][key]
+    torch.save(state, folder / "last.pt")
+    quick_run(*common, "--training.max_steps=4", folder=folder)
+    assert load_checkpoint(folder / "last.pt")["step"] == 4
+
+
+def test_the_end_of_a_run_in_another_folder_is_one_sentence(quick_run, tmp_path):
+    flags = ["--data.backend=torchvision", "--training.epochs=1", "--lr.lr_peak_epoch=0", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=0", folder=tmp_path / "run")
+    for name in ("best.pt", "last.pt"):
+        resume = f"--training.resume={folder}/{name}"
+        with pytest.raises(
+            ValueError, match=f"{name} is where its run ended, epoch 1: there is no"
+        ):
+            quick_run(*flags, resume, "--training.max_steps=0", folder=tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    again = [*flags, f"--training.resume={folder}/last.pt", "--training.max_steps=0"]
+    quick_run(*again, folder=folder)  # in its own folder there is nothing to do
+
+
+# ── an epoch that is done is kept ──
+
+
+def test_an_evaluation_that_fails_loses_no_epoch(quick_run, tmp_path, monkeypatch):
+    flags = ["--training.epochs=3", "--training.max_steps=0", "--ema.decay=0.9", SMALL]
+    whole = quick_run(*flags, folder=tmp_path / "whole")
+    evaluate, calls = train_imagenet.evaluate, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 3:  # the raw weights of the second epoch
+            raise RuntimeError("evaluation failed")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train_imagenet, "evaluate", failing)
+    with pytest.raises(RuntimeError, match="evaluation failed"):
+        quick_run(*flags, folder=tmp_path / "parts")
+    state = load_checkpoint(tmp_path / "parts" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 5) and len(read_log(tmp_path / "parts")) == 1
+    quick_run(*flags, "--training.resume=auto", folder=tmp_path / "parts")
+    assert differences(tmp_path / "parts", whole) == []
+    assert len(read_log(tmp_path / "parts")) == 3
+
+
+@pytest.mark.parametrize("killed_at", ["best.pt", "last.pt", "log.jsonl"])
+def test_best_follows_the_log_wherever_a_run_is_killed(quick_run, tmp_path, monkeypatch, killed_at):
+    """The second evaluation is the better one: killed in the writes after it, it still becomes
+    best.pt."""
+    from fast_imagenet import runlog, runstate
+
+    flags = ["--training.epochs=2", "--lr.lr_peak_epoch=1", "--training.max_steps=0", SMALL]
+    scores = iter([10.0, 20.0, 20.0, 20.0])
+    both = train_imagenet.evaluate_both
+    monkeypatch.setattr(
+        train_imagenet, "evaluate_both", lambda *a: both(*a) | {"ema_top1": next(scores)}
+    )
+    save, write = runstate.save_checkpoint, runlog.RunLog.write
+
+    def dying_save(path, state):
+        if path.name == killed_at and state["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(path, state)
+
+    def dying_write(log, **record):
+        write(log, **record)
+        if killed_at == "log.jsonl" and record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runstate, "save_checkpoint", dying_save)
+    monkeypatch.setattr(runlog.RunLog, "write", dying_write)
+    with pytest.raises(KeyboardInterrupt):
+        quick_run(*flags, folder=tmp_path / "run")
+    monkeypatch.setattr(runstate, "save_checkpoint", save)
+    monkeypatch.setattr(runlog.RunLog, "write", write)
+    quick_run(*flags, "--training.resume=auto", folder=tmp_path / "run")
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert (best["best"], best["epoch"]) == (20.0, 2)
+    assert [line["epoch"] for line in read_log(tmp_path / "run")] == [1, 2]
+
+
+def test_best_of_a_run_killed_before_it_was_written_catches_up(quick_run, tmp_path):
+    """As versions left it that wrote last.pt first."""
+    flags = ["--training.epochs=2", "--lr.lr_peak_epoch=1", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=5", folder=tmp_path / "run")
+    (folder / "best.pt").unlink()
+    quick_run(*flags, "--training.max_steps=6", "--training.resume=auto", folder=folder)
+    best = load_checkpoint(folder / "best.pt")
+    assert (best["epoch"], best["best"]) == (1, read_log(folder)[0]["ema_top1"])
+
+
+# ── what cannot work is told before the work ──
+
+VIT = ["--model.arch=deit_tiny_patch16_224", "--training.use_blurpool=false"]
+
+
+@pytest.mark.parametrize("sides", [(256, 224), (224, 256)])
+def test_every_size_of_the_evaluation_is_tried_before_the_first_step(
+    quick_run, tmp_path, monkeypatch, sides
+):
+    def no_step(*_):
+        raise AssertionError("a step was done")
+
+    flags = [
+        *VIT,
+        f"--validation.resolution={sides[0]}",
+        f"--validation.plain_resolution={sides[1]}",
+    ]
+    flags += ["--resolution.min_res=224", "--resolution.max_res=224"]
+    monkeypatch.setattr(train_imagenet, "forward_backward", no_step)
+    with pytest.raises(ValueError, match="cannot be evaluated on 16 images of 256 px .*change val"):
+        quick_run(*flags, folder=tmp_path / "run")
+    path = tmp_path / "weights.pth"
+    torch.save(create_model(VIT[0].partition("=")[2], 10).state_dict(), path)
+    monkeypatch.setattr(train_imagenet, "evaluate", no_step)
+    with pytest.raises(ValueError, match="cannot be evaluated on 16 images of 256 px"):
+        quick_run(*flags, "--training.eval_only=1", f"--model.checkpoint={path}")
+
+
+def test_the_batch_of_an_evaluation_is_no_larger_than_the_data(quick_run, tmp_path):
+    quick_run(SMALL, "--validation.batch_size=1000000", "--training.max_steps=1")
+
+
+def test_binary_loss_with_a_head_without_a_bias(monkeypatch):
+    cfg = train_imagenet_settings("--model.arch=maxvit_t", "--training.loss=bce")
+    model = train_imagenet.build_model(cfg, 5, torch.device("cpu"))
+    assert classification_layer(model, 5).bias is None
+    cfg = train_imagenet_settings("--model.arch=resnet18", "--training.loss=bce")
+    bias = classification_layer(train_imagenet.build_model(cfg, 5, torch.device("cpu")), 5).bias
+    torch.testing.assert_close(bias.detach(), torch.full((5,), -math.log(5)))

@@ -215,11 +215,13 @@ def predict(
     evaluated = sum(is_evaluated(epoch, last, every) for epoch in range(len(epochs)))
     evaluations = evaluated * costs.weights
     inside = [int(e // (60 * checkpoint_minutes)) if checkpoint_minutes else 0 for e in epochs]
-    saves = saving_seconds(costs, sum(count == whole for count in steps), len(steps) + sum(inside))
+    ends = sum(count == whole for count in steps)
+    count = evaluated + ends + sum(inside)  # an epoch is saved before its evaluation, too
+    saves = saving_seconds(costs, ends, count)
     sides_start = sum(one.start for one in times.values())
     rows += [
         Row("evaluation", evaluations * costs.evaluation, evaluations),
-        Row("checkpoints", saves + len(epochs) * costs.log, len(epochs) + sum(inside)),
+        Row("checkpoints", saves + len(epochs) * costs.log, count),
         Row("reading", reading_seconds(storage, epochs)),
         Row("start", costs.start + sides_start + costs.evaluation_start),
         Row("end", costs.finish),

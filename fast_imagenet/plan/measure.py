@@ -80,6 +80,8 @@ class Session:
         self.model = s.build_model(cfg, classes, ranks.device)
         self.called, self.called_eval = s.wrap_model(self.model, cfg, ranks)
         self.t = s.build_training(cfg, self.model, self.called, classes, ranks)
+        # sizes only: measure_evaluation takes whole batches
+        s.try_evaluation(self.model, cfg.validation, 1, self.t.autocast)
         self.asked_micro_batch = self.t.micro_batch
         return self.now() - begin
 
