@@ -1,5 +1,6 @@
 """What every source has in common: labels, classes, names, order."""
 
+import errno
 import os
 import re
 from collections import Counter
@@ -61,7 +62,7 @@ class LeftOut:
     def notes(self) -> tuple[str, ...]:
         """A sentence for each reason."""
         return tuple(
-            f"left out ({reason}): {count:,}, the first is {self._first[reason]}"
+            readable(f"left out ({reason}): {count:,}, the first is {self._first[reason]}")
             for reason, count in self._counts.items()
         )
 
@@ -245,7 +246,7 @@ def list_below(root: Path, left_out: LeftOut) -> list[str]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if reason := why_left_out(entry):
                     left_out.add(reason, entry.path)
-                elif not entry.is_dir():
+                elif not is_folder(entry):
                     names.append(inner + entry.name)
                 else:
                     refuse_cycle(entry)
@@ -257,7 +258,23 @@ def why_left_out(entry: os.DirEntry) -> str:
     """Why an entry of a folder belongs to no data set; empty for all others."""
     if entry.name.startswith("."):
         return "hidden"
-    return SYSTEM_FOLDERS.get(entry.name, "") if entry.is_dir() else ""
+    return SYSTEM_FOLDERS.get(entry.name, "") if is_folder(entry) else ""
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one.
+
+    Raises:
+        SourceError: it is a link that leads to itself, or through very many others.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise SourceError(
+            f"{entry.path} is a link that leads to itself, or through too many others: remove it"
+        ) from error
 
 
 def refuse_cycle(entry: os.DirEntry) -> None:
@@ -356,7 +373,8 @@ def use_classes(source: Source, train: Source) -> None:
     if unknown:
         raise SourceError(
             f"the val split has {plural(len(unknown), 'class')} that train does not have"
-            f" ({', '.join(unknown[:5])}): both must come from the same data set"
+            f" ({', '.join(unknown[:5])}): both must come from the same data set, and name its"
+            " classes alike"
         )
     if len(np.unique(new_labels[used])) < len(used):
         raise SourceError(
@@ -462,7 +480,8 @@ class WnidVotes:
         if not self._quarrel:
             return ()
         what = "labels disagree with the wnids in the names of images"
-        return (f"warning: {what}: {self._quarrel}; labels were kept as they are stored",)
+        told = f"warning: {what}: {self._quarrel}; labels were kept as they are stored"
+        return (readable(told),)
 
 
 def name_classes(
@@ -505,23 +524,26 @@ def name_classes(
     return sort_wnids(labels, names or [str(label) for label in range(count)], None)
 
 
-def split_files(path: Path, suffix: str, split: str) -> tuple[list[Path], LeftOut]:
+def split_files(
+    path: Path, suffix: str, split: str, beside: Sequence[str] = ()
+) -> tuple[list[Path], LeftOut]:
     """Files below `path` with this suffix that belong to `split`, and what was left out.
 
     Of a file's name and its folders, the nearest one that names a split decides: `split_of`.
 
+    Args:
+        beside: names below `path` that are read in another way.
+
     Raises:
         SourceError: there are none, one is no regular file, or one could belong to two splits.
     """
-    left_out = LeftOut()
-    found = [name for name in list_below(path, left_out) if name.endswith(suffix)]
-    chosen = []
-    for name in found:
-        belongs = split_of(PurePath(name), path)
-        if belongs == split:
-            chosen.append(path / name)
-        elif belongs is None:
-            left_out.add(f"*{suffix} file named after no split", path / name)
+    left_out, found = LeftOut(), []
+    for name in list_below(path, left_out):
+        if name.lower().endswith(suffix):
+            found.append(PurePath(name))
+        elif name not in beside:
+            left_out.add(f"not named *{suffix}", path / name)
+    chosen = _of_split(path, found, split, suffix, left_out)
     if not chosen:
         raise SourceError(
             f"{path} holds {len(found)} *{suffix} files, none of them named after the split"
@@ -534,6 +556,43 @@ def split_files(path: Path, suffix: str, split: str) -> tuple[list[Path], LeftOu
             what = "a folder" if file.is_dir() else "no regular file"
             raise SourceError(f"{file} is {what}, but named *{suffix}: rename or remove it")
     return chosen, left_out
+
+
+def _of_split(
+    path: Path, found: list[PurePath], split: str, suffix: str, left_out: LeftOut
+) -> list[Path]:
+    """Those of the files that belong to `split`, each file once whatever links lead to it.
+
+    Raises:
+        SourceError: one file belongs to two splits.
+    """
+    chosen, first_of = [], {}
+    for name in found:
+        belongs = split_of(name, path)
+        if belongs is None:
+            left_out.add(f"*{suffix} file named after no split", path / name)
+            continue
+        real = os.path.realpath(path / name)
+        first, its_split = first_of.setdefault(real, (name, belongs))
+        if its_split != belongs:
+            raise SourceError(
+                f"{path / first} and {path / name} are one file, in two splits: remove one of them"
+            )
+        if first != name:
+            left_out.add("file reached a second time, through a link", path / name)
+        elif belongs == split:
+            chosen.append(path / name)
+    return chosen
+
+
+def refuse_same_folder(train: Path, val: Path) -> None:
+    """Refuse a val folder that is the train folder by another name.
+
+    Raises:
+        SourceError: it is.
+    """
+    if train.is_dir() and val.is_dir() and os.path.samefile(train, val):
+        raise SourceError(f"{train} and {val} are one folder: each split needs its own images")
 
 
 def split_of(file: PurePath, root: Path) -> str | None:

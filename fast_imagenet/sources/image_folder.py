@@ -15,11 +15,13 @@ from fast_imagenet.sources.base import (
     PackedNames,
     Source,
     SourceError,
+    is_folder,
     list_below,
     no_val_advice,
     plural,
     read_synset_names,
     refuse_cycle,
+    refuse_same_folder,
     why_left_out,
 )
 
@@ -86,9 +88,9 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
     folder = path / split
     if not folder.is_dir():
         raise SourceError(f"{path} holds no folder {split!r}: {_advice(path, split)}")
-    left_out = LeftOut()
+    left_out, train = LeftOut(), path / "train"
+    refuse_same_folder(train, path / "val")
     present = class_folders(folder, left_out)
-    train = path / "train"
     classes = class_folders(train, LeftOut()) if split == "val" and train.is_dir() else present
     check_known(present, classes, folder)
     names, labels = list_files(folder, present, classes, left_out)
@@ -137,7 +139,7 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
     for entry in entries:
         if reason := why_left_out(entry):
             left_out.add(reason, entry.path)
-        elif entry.is_dir():
+        elif is_folder(entry):
             refuse_cycle(entry)
             info = entry.stat()
             other = real.setdefault((info.st_dev, info.st_ino), entry.name)

@@ -18,6 +18,7 @@ from fast_imagenet.sources.base import (
     WNID,
     LeftOut,
     SourceError,
+    is_folder,
     map_once,
     no_val_advice,
     why_left_out,
@@ -112,7 +113,7 @@ def _val_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if reason := why_left_out(entry):
                 left_out.add(reason, entry.path)
-            elif entry.is_dir():
+            elif is_folder(entry):
                 raise SourceError(
                     f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: if it was"
                     " sorted into classes, read it with --source.kind=image_folder"

@@ -200,7 +200,7 @@ def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[n
         new_labels = [names.index(name) for name in here] if here and here != names else None
         return [
             (
-                _read_labels(parquet, group, new_labels, votes),
+                _read_labels(parquet, (file, group), new_labels, votes),
                 _stored_bytes(parquet, group, ["image.bytes"]),
             )
             for group in range(parquet.num_row_groups)
@@ -227,7 +227,7 @@ def _check_columns(schema: pa.Schema, file: Path) -> None:
     if not good_image or not good_label:
         raise SourceError(
             f"{file} has the columns {', '.join(schema.names)}: it must have image{{bytes, path}}"
-            " and an integer label"
+            " with binary bytes, and an integer label"
         )
 
 
@@ -255,22 +255,29 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _read_labels(
-    parquet: pq.ParquetFile, group: int, new_labels: list[int] | None, votes: WnidVotes
+    parquet: pq.ParquetFile,
+    where: tuple[Path, int],
+    new_labels: list[int] | None,
+    votes: WnidVotes,
 ) -> np.ndarray:
     """Labels of one row group (int64); the names of its pictures vote on wnids.
 
     Args:
+        where: file and row group.
         new_labels: for each stored label the one that takes its place; None = keep them.
     """
     has_path = parquet.schema_arrow.field("image").type.get_field_index("path") >= 0
     columns = ["label", "image.path"] if has_path else ["label"]
     found = [np.zeros(0, np.int64)]
+    file, group = where
     for batch in _batches(parquet, group, columns):
         if batch["label"].null_count:
-            raise SourceError(f"row group {group} of a parquet file has rows without label")
+            raise SourceError(
+                f"{file}, row group {group} has rows without label: write it again without them"
+            )
         labels = batch["label"].to_numpy(zero_copy_only=False).astype(np.int64)
         if new_labels is not None:
-            _check_range(labels, len(new_labels), group)
+            _check_range(labels, len(new_labels), file)
             labels = np.array(new_labels)[labels]
         found.append(labels)
         for label, path in zip(labels.tolist(), _paths(batch) if has_path else (), strict=False):
@@ -278,11 +285,11 @@ def _read_labels(
     return np.concatenate(found)
 
 
-def _check_range(labels: np.ndarray, count: int, group: int) -> None:
+def _check_range(labels: np.ndarray, count: int, file: Path) -> None:
     if len(labels) and not 0 <= labels.min() <= labels.max() < count:
         raise SourceError(
-            f"row group {group} of a parquet file has labels from {labels.min()} to"
-            f" {labels.max()}, but {count} class names: write it again"
+            f"{file} has labels from {labels.min()} to {labels.max()}, but {count} class names:"
+            " write it again"
         )
 
 

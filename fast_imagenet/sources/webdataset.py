@@ -41,7 +41,7 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     Raises:
         SourceError: no shards, a damaged one, or a sample without picture or label.
     """
-    shards, left_out = split_files(path, ".tar", split)
+    shards, left_out = split_files(path, ".tar", split, beside=[CLASS_FILE])
     class_file = Path(classes) if classes else path / CLASS_FILE
     names = read_class_file(class_file) if classes or class_file.is_file() else None
     votes, files, found, labels = WnidVotes(), [], [], []
