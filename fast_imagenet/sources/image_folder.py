@@ -227,7 +227,7 @@ def check_known(present: list[str], classes: list[str], folder: Path) -> None:
         return
     similar = {_fold(name): name for name in classes}
     near = [name for name in unknown if _fold(name) in similar]
-    advice = "both splits must come from the same data set: add them to train/ or remove them"
+    advice = "both splits must have the same classes, add them to train/ or remove them"
     if near:
         theirs = similar[_fold(near[0])]
         advice = (

@@ -93,20 +93,21 @@ class ParquetSource(Source):
         return kept
 
 
-def _batches(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a row group in batches of bounded size.
+def _batches(
+    parquet: pq.ParquetFile, group: int, columns: list[str], least: int = 1
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a row group in batches of bounded size, but of at least so many rows.
 
-    No value is longer than its column's stored bytes, although a repeated one is stored once.
+    No value is longer than the stored bytes of its group, although a repeated one is stored once.
     """
-    rows = min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, _stored_bytes(parquet, group, columns)))
-    return parquet.iter_batches(max(1, rows), [group], columns, use_threads=False)
+    rows = min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, _stored_bytes(parquet, group)))
+    return parquet.iter_batches(max(least, rows), [group], columns, use_threads=False)
 
 
-def _stored_bytes(parquet: pq.ParquetFile, group: int, columns: list[str]) -> int:
-    """Bytes of these columns in a row group, as its metadata state them."""
-    about = parquet.metadata.row_group(group)
-    chunks = (about.column(number) for number in range(about.num_columns))
-    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+def _stored_bytes(parquet: pq.ParquetFile, group: int) -> int:
+    """Uncompressed bytes of a row group, as it states; those of its columns may end the process,
+    where they are damaged."""
+    return parquet.metadata.row_group(group).total_byte_size
 
 
 def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSource:
@@ -185,7 +186,7 @@ def _opened(file: Path, work):
     try:
         with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
             return work(parquet)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{file} is no complete parquet file ({error}): fetch it again"
         ) from error
@@ -201,7 +202,7 @@ def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[n
         return [
             (
                 _read_labels(parquet, (file, group), new_labels, votes),
-                _stored_bytes(parquet, group, ["image.bytes"]),
+                _stored_bytes(parquet, group),
             )
             for group in range(parquet.num_row_groups)
         ]
@@ -270,7 +271,7 @@ def _read_labels(
     columns = ["label", "image.path"] if has_path else ["label"]
     found = [np.zeros(0, np.int64)]
     file, group = where
-    for batch in _batches(parquet, group, columns):
+    for batch in _batches(parquet, group, columns, least=8):
         if batch["label"].null_count:
             raise SourceError(
                 f"{file}, row group {group} has rows without label: write it again without them"
@@ -293,17 +294,18 @@ def _check_range(labels: np.ndarray, count: int, file: Path) -> None:
         )
 
 
-def _paths(batch: pa.RecordBatch) -> list[str]:
-    """Names of the images of a batch; what is not text is empty, a byte that is not UTF-8 is kept
-    as Python keeps those of file names."""
+def _paths(batch: pa.RecordBatch) -> Iterator[str]:
+    """Names of the images of a batch, none where they are not text; a byte that is not UTF-8 is
+    kept as in file names."""
     (paths,) = batch["image"].flatten()
     if pa.types.is_dictionary(paths.type):
         paths = paths.dictionary_decode()
     try:
-        stored = paths.cast(pa.large_binary()).to_pylist()
+        stored = paths.cast(pa.large_binary())
     except pa.ArrowException:
-        return [""] * len(paths)
-    return [(path or b"").decode("utf-8", "surrogateescape") for path in stored]
+        return
+    for path in stored:
+        yield (path.as_py() or b"").decode("utf-8", "surrogateescape")
 
 
 def _order_note(labels: np.ndarray, blocks: np.ndarray) -> tuple[str, ...]:
