@@ -303,6 +303,13 @@ def test_missing_folder_suggests_the_right_kind(tmp_path):
     _refused("image_folder", tmp_path / "kaggle", "train", "--source.kind=kaggle")
     _refused("image_folder", tmp_path / "tars", "train", "--source.kind=ilsvrc_tar")
     _refused("image_folder", tmp_path / "none", "train", "has train/ and val/")
+    make.make_image_folder(tmp_path / "nested/images")
+    _refused("image_folder", tmp_path / "nested", "train", f"{tmp_path}/nested/images does")
+    for kind in ("parquet", "webdataset"):
+        _refused(kind, tmp_path / "nested/images", "train", "--source.kind=image_folder")
+    (tmp_path / "tars/train").mkdir()
+    (tmp_path / "tars" / ilsvrc_tar.TRAIN_TAR).unlink()
+    _refused("ilsvrc_tar", tmp_path / "tars", "train", "put the official archive there")
 
 
 def test_ilsvrc_tar_missing_or_truncated(tmp_path):

@@ -545,10 +545,12 @@ def split_files(
             left_out.add(f"not named *{suffix}", path / name)
     chosen = _of_split(path, found, split, suffix, left_out)
     if not chosen:
+        advice = f"names must contain 'train' or 'val' as a word, as in train-00000{suffix}"
+        if not found and (path / split).is_dir():
+            advice = f"its folder {split}/ may be for --source.kind=image_folder"
         raise SourceError(
-            f"{path} holds {len(found)} *{suffix} files, none of them named after the split"
-            f" {split!r}: names must contain 'train' or 'val', as in train-00000{suffix}"
-            f"{no_val_advice(split)}"
+            f"{path} holds {plural(len(found), f'*{suffix} file')}, none of them named after the"
+            f" split {split!r}: {advice}{no_val_advice(split)}"
         )
     folders = (file for file in path.rglob(f"*{suffix}") if file.is_dir())
     for file in [*folders, *chosen]:

@@ -8,7 +8,6 @@ Only members with the expected names are accepted. The summary says whether they
 archives (official.py).
 """
 
-import os
 import re
 import tarfile
 from pathlib import Path
@@ -63,13 +62,14 @@ def _advice(path: Path) -> str:
     """What to do without an archive, after a look at whether it is unpacked."""
     split = {TRAIN_TAR: "train", VAL_TAR: "val"}.get(path.name, "")
     folder = path.parent / split
-    if not split or not folder.is_dir():
-        return "put the official archive there"
-    with os.scandir(folder) as entries:
-        is_flat = not any(entry.is_dir() for entry in entries)
-    if is_flat:
-        return f"val/ is flat; {flat_advice(folder)}" if split == "val" else "train/ is empty"
-    return f"{split}/ is unpacked, read it with --source.kind=image_folder --source.split={split}"
+    inside = sorted(folder.iterdir()) if split and folder.is_dir() else []
+    if any(entry.is_dir() for entry in inside):
+        return (
+            f"{split}/ is unpacked, read it with --source.kind=image_folder --source.split={split}"
+        )
+    if inside and split == "val":
+        return f"val/ is flat; {flat_advice(folder)}"
+    return "put the official archive there"
 
 
 def _match(pattern: re.Pattern, name: str, path: Path) -> re.Match:
