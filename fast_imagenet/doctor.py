@@ -278,6 +278,35 @@ print(json.dumps({"layer": numba.threading_layer(), "threads": numba.get_num_thr
 """
 
 
+KERNEL_PROBE = """
+import json
+from fast_imagenet import kernel_cache as kernel
+from fast_imagenet.ops.grayscale import apply_grayscale
+cache = getattr(apply_grayscale._cache, "cache_path", "")
+private = kernel.use_private_cache.cache_info().currsize > 0
+print(json.dumps({"folder": cache, "private": private}))
+"""
+
+
+def check_kernels() -> Iterator[Finding]:
+    """Where compiled kernels are kept, as a run would keep them."""
+    yield judge_kernels(probe(KERNEL_PROBE))
+
+
+def judge_kernels(answer: dict) -> Finding:
+    """`{"folder": path or "", "private": bool}` or `{"error": ...}`."""
+    if "error" in answer:
+        return Finding("kernel cache", "missing", answer["error"], SET_UP)
+    mend = "set NUMBA_CACHE_DIR to a folder that can be written and stays"
+    if not answer["folder"]:
+        found = "nowhere: every start compiles for a minute"
+        return Finding("kernel cache", "odd", found, mend)
+    if answer["private"]:
+        found = f"{answer['folder']}, lost with the temporary files"
+        return Finding("kernel cache", "odd", found, mend)
+    return Finding("kernel cache", "ok", answer["folder"])
+
+
 def check_numba() -> Iterator[Finding]:
     """The threading layer that the loader will get."""
     layer = os.environ.get("NUMBA_THREADING_LAYER", "omp")
@@ -409,6 +438,7 @@ CHECKS = (
     check_library,
     check_torch,
     check_numba,
+    check_kernels,
     check_cores,
     check_memory,
     check_disk,

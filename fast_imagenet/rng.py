@@ -15,7 +15,8 @@ OOPSLA 2014 (with David Stafford's variant-13 constants), applied once per key w
 import math
 
 import numpy as np
-from numba import njit
+
+from fast_imagenet.kernel_cache import cached_njit
 
 # One number per purpose. Two operations that share a stream draw equal numbers, so append here and
 # never reuse or renumber: a changed number silently changes every resumed or repeated run.
@@ -45,14 +46,14 @@ _TO_FLOAT = np.float32(2.0**-24)
 _TWO_PI = 2.0 * math.pi
 
 
-@njit(cache=True, inline="always")
+@cached_njit(inline="always")
 def _mix(word):
     word = (word ^ (word >> _U30)) * _MIX_1
     word = (word ^ (word >> _U27)) * _MIX_2
     return word ^ (word >> _U31)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def hash_key(seed, epoch, sample, stream, counter):
     """Hash five integers to 64 well-mixed bits.
 
@@ -67,19 +68,19 @@ def hash_key(seed, epoch, sample, stream, counter):
     return _mix((word ^ np.uint64(counter)) + _GAMMA)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def uniform(seed, epoch, sample, stream, counter):
     """A float64 in [0, 1) with 53 random bits. Arguments as `hash_key`."""
     return np.float64(hash_key(seed, epoch, sample, stream, counter) >> _U11) * _TO_DOUBLE
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def uniform_float32(seed, epoch, sample, stream, counter):
     """A float32 in [0, 1) with 24 random bits. Arguments as `hash_key`."""
     return np.float32(hash_key(seed, epoch, sample, stream, counter) >> _U40) * _TO_FLOAT
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def integer(low, high, seed, epoch, sample, stream, counter):
     """An int64 in [low, high), high excluded. Arguments as `hash_key`.
 
@@ -90,7 +91,7 @@ def integer(low, high, seed, epoch, sample, stream, counter):
     return np.int64(low) + np.int64((top * span) >> _U32)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def normal(seed, epoch, sample, stream, counter):
     """A float64 from N(0, 1) (Box-Muller on one key; |value| <= 8.6). Arguments as `hash_key`."""
     first = hash_key(seed, epoch, sample, stream, counter)

@@ -2,8 +2,8 @@
 
 Each works alone in any FFCV pipeline: `from fast_imagenet.ops import CropDecode`. Draws are keyed
 by (seed, epoch, sample index): the same for any number of workers, any rank count, after a resume.
-Kernels are cached on disk beside the package (or in NUMBA_CACHE_DIR), so a second start compiles
-nothing.
+Kernels are cached on disk beside the package (or in NUMBA_CACHE_DIR, or where neither can be
+written in a private temporary folder), so a second start compiles nothing.
 """
 
 import torch

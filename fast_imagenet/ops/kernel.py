@@ -10,7 +10,7 @@ import functools
 import inspect
 from pathlib import Path
 
-from numba import njit
+from ..kernel_cache import cached_njit
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -41,10 +41,10 @@ def source_stamp(file: Path) -> tuple:
 
 
 def kernel(function=None, **options):
-    """Decorator: njit(cache=True, nogil=True, **options). Use with or without arguments."""
+    """Decorator: cached_njit(nogil=True, **options). Use with or without arguments."""
     if function is None:
         return lambda function: kernel(function, **options)
-    dispatcher = njit(cache=True, nogil=True, **options)(function)
+    dispatcher = cached_njit(nogil=True, **options)(function)
     # No public way to say this; without the attribute numba's own, narrower stamp stays.
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(cache_file, "_source_stamp"):
