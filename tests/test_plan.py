@@ -382,6 +382,59 @@ def test_a_small_plan_prints_all_parts_and_leaves_nothing(tiny_beton, tmp_path, 
     )
 
 
+def test_an_epoch_of_one_step_is_planned(tiny_beton, tmp_path, capsys):
+    flags = ["--training.batch_size=80", "--seconds=20", "--resolution.max_res=32"]
+    plan_command.main(command(tiny_beton, tmp_path, *flags)[3:])
+    page = capsys.readouterr().out
+    assert "bottleneck:   not known: an epoch is one batch" in page and "total" in page
+
+
+def test_a_slow_machine_is_measured_with_fewer_images(tiny_beton, tmp_path, capsys, monkeypatch):
+    """A stand-in: each image of a step takes 20 ms, and they are counted."""
+    step, trained = train_imagenet.forward_backward, []
+
+    def slow(t, images_bhwc, *others, **places):
+        trained.append(len(images_bhwc))
+        time.sleep(0.02 * len(images_bhwc))
+        return step(t, images_bhwc, *others, **places)
+
+    monkeypatch.setattr(train_imagenet, "forward_backward", slow)
+    plan_command.main(command(tiny_beton, tmp_path)[3:])
+    page = capsys.readouterr().out
+    assert sum(trained) < 130 and "extrapolated: a step was measured on 2 images, as 16" in page
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["measured_batch"] == 2
+    assert all(one["step"] > 16 * 0.02 for one in found["times"])
+    rows = [row for row in found["forecast"]["rows"] if row["phase"]]
+    assert sum(row["phase"]["steps"] for row in rows) == 3 * (80 // 16)
+    assert sum(row["seconds"] for row in rows) > 15 * 16 * 0.02
+
+
+def test_a_step_that_does_not_fit_into_memory_is_not_tried(
+    tiny_beton, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(storage, "available_memory", lambda *_: 30_000_000)
+    step, trained = train_imagenet.forward_backward, []
+
+    def noted(t, images_bhwc, *others, **places):
+        trained.append(t.micro_batch)
+        return step(t, images_bhwc, *others, **places)
+
+    monkeypatch.setattr(train_imagenet, "forward_backward", noted)
+    flags = ["--resolution.min_res=160", "--resolution.max_res=160", "--seconds=9"]
+    plan_command.main(command(tiny_beton, tmp_path, *flags)[3:])
+    page = capsys.readouterr().out
+    assert "16 images a forward pass: does NOT fit" in page
+    assert "training.micro_batch_size=" in page and max(trained) < 16
+
+
+def test_fewer_images_are_whole_forward_passes_or_an_even_part_of_one():
+    assert measure.fewer_images(256, 256, 17) == 16
+    assert measure.fewer_images(256, 32, 100) == 96
+    assert measure.fewer_images(256, 32, 31) == 30
+    assert measure.fewer_images(255, 255, 0) == 2
+
+
 def test_mistakes_are_told_as_by_the_trainer(tiny_beton, tmp_path, capsys):
     flags = command(tiny_beton, tmp_path)[3:]
     (tmp_path / "run").mkdir()

@@ -27,7 +27,7 @@ from fastargs import Param
 
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
-from fast_imagenet.guard import HANG_UP, outlive_reader
+from fast_imagenet.guard import HANG_UP, lacking, outlive_reader
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -96,13 +96,13 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
         run, cold = measured_settings(cfg, folder), (disk["resident"] or 0.0) < 0.999
-        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock)
+        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock, room)
         start = imports + session.build()
-        whole = len(session.loader)
+        whole = session.steps
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
         sides = [script.resolution_at(epoch, **vars(cfg.resolution)) for epoch in range(len(steps))]
         times, costs = measure.measure_all(session, sides, start, ready)
-    peak, capacity = session.memory(room)
+    peak, capacity = session.memory()
     data = forecast.Storage(room=max(0, room - session.own_peak * ranks.ranks_on_node), **disk)
     minutes, every = cfg.training.checkpoint_minutes, cfg.validation.every
     return report.Plan(
@@ -111,10 +111,11 @@ def make_plan(cfg, script, ranks, imports: float, tell):
         times=times,
         costs=costs,
         storage=data,
-        memory=report.Memory(peak, capacity, session.t.micro_batch, session.asked_micro_batch),
+        memory=report.Memory(peak, capacity, session.fitting, session.asked_micro_batch),
         machine=machine_of(cfg, ranks),
         images=session.loader.num_samples,
         seconds=time.perf_counter() - begin,
+        measured=run.training.batch_size,
     )
 
 
@@ -237,6 +238,10 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"plan: {told(error)}")
+    except (RuntimeError, MemoryError) as error:
+        if (said := lacking(error)) is None:
+            raise
+        sys.exit(f"plan: {said}")
     finally:
         ranks.close()
 

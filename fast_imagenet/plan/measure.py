@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import islice
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import torch
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.verify import PageChecks
 from fast_imagenet.config import to_dict
+from fast_imagenet.models import try_network
 from fast_imagenet.plan.forecast import Costs, SideTimes, choose_sides
 from fast_imagenet.plan.storage import own_memory
 from fast_imagenet.runlog import LOG_KEYS
@@ -32,6 +34,9 @@ TIMED_PAGES = 8
 # Shares of the seconds for measuring; what is left over is start-up.
 TOGETHER, STEP, LOADER, EVALUATION = 0.5, 0.1, 0.1, 0.12
 FETCHING = 0.1  # a side, where the data is not in memory
+PROBED = 4  # images of the steps that tell how large a batch can be measured
+SLOWEST_STEP = 1 / 40  # of the seconds: two sides and the evaluation take as long as 30 steps
+MEMORY = 0.8  # of what is available, that a measured step may take
 
 
 @dataclass
@@ -55,6 +60,9 @@ class Session:
         tell: called with a line about what is done.
         cold: the training data may have to be read from the disk.
         clock: what all times are of: wall time, or processor time of this process.
+
+    On a CPU a step may take a minute, or more memory than there is. Then smaller batches are
+    measured, and what a step takes is extrapolated by the number of images: `scale`.
     """
 
     script: object
@@ -64,7 +72,11 @@ class Session:
     tell: Callable[[str], None]
     cold: bool = True
     clock: Callable[[], float] = time.perf_counter
+    room: int = 0  # bytes of main memory that were available at the start; 0 = not asked for
     own_peak: int = 0  # bytes of this process
+    per_image: float = 0.0  # bytes that an image of a forward pass takes; 0 = not known
+    fitting: int = 0  # images of a forward pass that fit into memory
+    scale: float = 1.0  # images of a step over those of a step as it is measured
     warm: dict[int, Pass] = field(default_factory=dict)  # by side: the first passes
     starts: dict[int, float] = field(default_factory=dict)  # by side: trying, compiling
     epochs: dict[int, int] = field(default_factory=dict)  # by side: one that has it
@@ -76,14 +88,65 @@ class Session:
         self.tell("files and network")
         s, cfg, ranks, begin = self.script, self.cfg, self.ranks, self.now()
         self.loader, self.val_loader = s.build_loaders(cfg, ranks)
+        self.steps = len(self.loader)
         classes = self.loader.num_classes
         self.model = s.build_model(cfg, classes, ranks.device)
         self.called, self.called_eval = s.wrap_model(self.model, cfg, ranks)
         self.t = s.build_training(cfg, self.model, self.called, classes, ranks)
         # sizes only: measure_evaluation takes whole batches
         s.try_evaluation(self.model, cfg.validation, 1, self.t.autocast)
-        self.asked_micro_batch = self.t.micro_batch
+        self.asked_micro_batch = self.fitting = self.t.micro_batch
         return self.now() - begin
+
+    def limit_batch(self, side: int) -> None:
+        """Measure with smaller batches where those of the run would take too long, or too much.
+
+        Args:
+            side: the largest of the run, pixels.
+        """
+        if self.ranks.device.type != "cpu":  # a GPU is fast, and tells when its memory is full
+            return
+        asked = self.cfg.training.batch_size // self.ranks.world_size
+        seconds = self._probe(side, min(PROBED, asked))
+        most, fits = self.seconds * SLOWEST_STEP / seconds, asked
+        if self.per_image and self.room:
+            fits = MEMORY * self.room / self.ranks.ranks_on_node / self.per_image
+        while self.t.micro_batch > fits and (smaller := smaller_micro_batch(self.t.micro_batch)):
+            self.t.micro_batch = self.fitting = smaller
+        if self.t.micro_batch > fits:  # it cannot be halved
+            most = min(most, max(fits, PROBED))
+        most = -self.ranks.most(-int(most))
+        if most < asked:
+            self._take_batch(fewer_images(asked, self.fitting, most))
+
+    def _probe(self, side: int, images: int) -> float:
+        """Seconds an image takes in a step; `per_image` becomes known."""
+        self.tell(f"{side} px: {images} images")
+        whole, self.t.micro_batch = self.t.micro_batch, images
+        try_network(self.model.train(), [side], images)  # refuses in a sentence; first use
+        before = own_memory() + sum(4 * p.numel() for p in self.model.parameters())  # gradients
+        with memory_peak() as peak:  # of the first step: later ones take the same memory again
+            self.script.blank_step(self.t, self.ranks.device, side)
+        self.per_image = max(0, peak[0] - before) / images
+        begin = time.perf_counter()
+        self.script.blank_step(self.t, self.ranks.device, side)
+        seconds = time.perf_counter() - begin
+        self.model.zero_grad(set_to_none=True)
+        self.t.micro_batch = whole
+        return seconds / images
+
+    def _take_batch(self, images: int) -> None:
+        """Build loaders and step anew for so many images of a rank."""
+        s, cfg, ranks = self.script, self.cfg, self.ranks
+        whole = cfg.training.batch_size // ranks.world_size
+        self.tell(f"batches of {images} images a rank stand for {whole}")
+        self.close()
+        self.scale = whole / images
+        cfg.training.batch_size = images * ranks.world_size
+        cfg.training.micro_batch_size = self.fitting if images % self.fitting == 0 else 0
+        cfg.validation.batch_size = min(cfg.validation.batch_size, images)
+        self.loader, self.val_loader = s.build_loaders(cfg, ranks)
+        self.t = s.build_training(cfg, self.model, self.called, self.loader.num_classes, ranks)
 
     def now(self) -> float:
         """The clock, when the device has done what it was given."""
@@ -118,7 +181,8 @@ class Session:
         with closing(tail) as tail:
             for _ in self._stamped(tail, arrived):
                 self._sync_at_end(arrived, batches)
-        return Pass(arrived[0] - begin, arrived[-1] - arrived[0], max(1, batches - 1))
+        # of a single batch nothing is known but the wait for it
+        return Pass(arrived[0] - begin, arrived[-1] - arrived[0], max(1, len(arrived) - 1))
 
     def _sync_at_end(self, arrived: list[float], batches: int) -> None:
         if len(arrived) == batches:  # what was queued for the device must have arrived
@@ -165,7 +229,7 @@ class Session:
                     raise
             self.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            self.t.micro_batch = smaller
+            self.t.micro_batch = self.fitting = smaller
             self.tell(f"out of memory: again with {smaller} images a forward pass")
 
     def _first_steps(self, side: int) -> None:
@@ -206,7 +270,8 @@ class Session:
                     there[side] = self._fetch(side, together)
                 together = min(together, there[side])
                 loader = min(loader, together)
-                passes[side]["loader"].append(self.loaded(epoch, side, max(2, loader)))
+                loader = min(len(self.loader), max(2, loader))
+                passes[side]["loader"].append(self.loaded(epoch, side, loader))
                 passes[side]["step"].append(self.stepped(self._batch(epoch, side), step))
                 passes[side]["together"].append(self.fed(epoch, side, together))
                 pace[side] = mean_seconds(passes[side]["together"])
@@ -242,9 +307,9 @@ class Session:
         slower = max(0.0, warm.first + warm.rest - first_batch - warm.count * together)
         return SideTimes(
             side=side,
-            step=mean_seconds(passes["step"]),
-            loader=loader,
-            together=together,
+            step=mean_seconds(passes["step"]) * self.scale,
+            loader=loader * self.scale,
+            together=together * self.scale,
             first_batch=first_batch,
             start=self.starts[side] + slower,
             spread=(max(paces) - min(paces)) / float(np.mean(paces)) if paces[1:] else None,
@@ -288,7 +353,7 @@ class Session:
         self.tell("checkpoints")
         cfg, t, loader = self.cfg, self.t, self.loader
         data = {"classes": loader.classes, "images": loader.num_samples}
-        state = {**FRESH, "losses": [0.0] * len(loader)}
+        state = {**FRESH, "losses": [0.0] * self.steps}
         place = (cfg.logging.folder, self.model, t, to_dict(cfg), data, self.ranks, state)
         seconds = []
         for best in (False, True, True):
@@ -305,7 +370,7 @@ class Session:
         log = self.script.open_log(self.cfg, self.ranks)
         record = {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
         for epoch in (1, 2):  # the first starts TensorBoard
-            log.write_steps((epoch - 1) * len(self.loader), [0.0] * len(self.loader))
+            log.write_steps((epoch - 1) * self.steps, [0.0] * self.steps)
             log.write(**{**record, "epoch": epoch})
             stamps.append(self.clock())
         if self.ranks.is_main:
@@ -315,15 +380,12 @@ class Session:
         first, line, end = np.diff(stamps).tolist()
         return max(0.0, first - line), line, end
 
-    def memory(self, room: int) -> tuple[int, int]:
-        """Peak and capacity in bytes: of the GPU, or of this process and what there is for it.
-
-        Args:
-            room: bytes of main memory that were available at the start.
-        """
+    def memory(self) -> tuple[int, int]:
+        """Peak and capacity in bytes: of the GPU, or of this process and what there is for it."""
         device = self.ranks.device
         if device.type != "cuda":
-            return self.own_peak, room
+            more = self.fitting - self.t.micro_batch  # than were measured
+            return self.own_peak + int(more * self.per_image), self.room
         capacity = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_reserved(device), capacity
 
@@ -343,6 +405,7 @@ def measure_all(session: Session, sides: list[int], start: float, ready: bool):
         ready: the loader's kernels were on the disk before.
     """
     try:
+        session.limit_batch(max(sides))
         times = session.measure_sides(sides)
         evaluation, evaluation_start = session.measure_evaluation()
         save, save_best = session.measure_saves()
@@ -361,6 +424,37 @@ def measure_all(session: Session, sides: list[int], start: float, ready: bool):
         log=line,
         finish=finish,
     )
+
+
+@contextmanager
+def memory_peak() -> Iterator[list[int]]:
+    """[bytes of this process at the peak], once it is left."""
+    peak, end = [own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not end.wait(0.005):
+            peak[0] = max(peak[0], own_memory())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        end.set()
+        watcher.join()
+
+
+def fewer_images(asked: int, micro: int, most: int) -> int:
+    """Images of a rank's step to measure with: whole forward passes, or an even part of one.
+
+    Args:
+        asked: images of a rank's step.
+        micro: of a forward pass; divides `asked`.
+        most: that can be measured, below `asked`.
+    """
+    if most >= micro:
+        return most // micro * micro
+    return max(2, most // 2 * 2)
 
 
 def mean_seconds(passes: list[Pass]) -> float:

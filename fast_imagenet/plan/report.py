@@ -55,6 +55,7 @@ class Plan:
     machine: Machine
     images: int  # of an epoch
     seconds: float  # of wall time that measuring took
+    measured: int = 0  # images of a step as it was measured; 0 = as the run's
 
     @property
     def longest(self) -> Row:
@@ -254,17 +255,24 @@ def _unsure(plan: Plan) -> float | None:
 
 
 def _caution(plan: Plan) -> list[str]:
-    """What to think of a plan whose rounds differ; nothing where they agree."""
-    unsure, total = _unsure(plan), plan.forecast.seconds
+    """What to think of a plan that is extrapolated, or whose rounds differ; else nothing."""
+    unsure, total, batch = _unsure(plan), plan.forecast.seconds, plan.cfg.training.batch_size
+    lines = []
+    if 0 < plan.measured < batch:
+        lines.append(
+            f"{'extrapolated:':14}a step was measured on {plan.measured} images, as {batch} take "
+            f"too long or too much memory here; large batches take less time an image"
+        )
     if not unsure or unsure <= UNSURE:
-        return []
+        return lines
     least, most = duration(total * (1 - unsure)), duration(total * (1 + unsure))
     remedy = "measure again when it is at rest"
     if plan.cfg.clock == "wall":
         remedy += ", or with --clock=cpu, which counts this process's own time"
     return [
+        *lines,
         f"{'not sure:':14}{least} to {most}, for the machine was busy with something else, or "
-        f"throttled: {remedy}"
+        f"throttled: {remedy}",
     ]
 
 
@@ -283,6 +291,8 @@ def _pace(row: Row, plan: Plan) -> str:
 def _bottleneck(plan: Plan) -> str:
     t = plan.longest.times
     times = f"step alone {1000 * t.step:,.0f} ms, loader alone {1000 * t.loader:,.0f} ms"
+    if not t.loader:
+        return f"{'bottleneck:':14}not known: an epoch is one batch, and loading is the wait for it"
     slow, fast = max(t.step, t.loader), min(t.step, t.loader)
     name, other = ("loader", "step") if plan.loader_bound else ("step", "loader")
     text = f"the {name}, {slow / fast:.1f} times the {other}'s time ({t.side} px: {times}"
@@ -337,4 +347,5 @@ def as_dict(plan: Plan) -> dict:
         "images": plan.images,
         "clock": plan.cfg.clock,
         "measuring_seconds": plan.seconds,
+        "measured_batch": plan.measured or plan.cfg.training.batch_size,
     }
