@@ -3,8 +3,9 @@
 Files in the run's folder: config.json, environment.json, log.jsonl (one line an evaluated epoch,
 the same keys every time, none null), steps.jsonl (the loss of every step), at the end summary.json
 and curves.png; TensorBoard's event files where it is installed. The JSON files name no machine,
-user or folder outside the repository: a record can be published. (TensorBoard puts the host into
-its file names.)
+user or folder outside the repository: a record can be published. Two are for the machine alone and
+become part of no record: paths.json, where the run found its files, and TensorBoard's, whose names
+hold the host.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ LOG_KEYS = (
     "total_seconds",
 )
 
+PATHS = "paths.json"  # in the run's folder only
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -101,6 +103,7 @@ class RunLog:
         _check_lines(self._log, dict.fromkeys(LOG_KEYS, (int, float)))
         _check_lines(self._steps, {"first_step": int, "losses": list})
         write_json(self.folder / "config.json", shareable(config or {}))
+        write_json(self.folder / PATHS, real_paths(config or {}))
         self._write_environment()
         if wandb_project:
             self._wandb = _start_wandb(wandb_project, self.folder, shareable(config or {}))
@@ -320,6 +323,13 @@ def environment() -> dict:
         "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+def real_paths(config: dict) -> dict[str, str]:
+    """'section.key' -> absolute path of what a run reads: what `shareable` takes out."""
+    keys = (("data", "train_dataset"), ("data", "val_dataset"), ("model", "checkpoint"))
+    found = {f"{section}.{key}": config.get(section, {}).get(key) for section, key in keys}
+    return {name: os.path.abspath(Path(path).expanduser()) for name, path in found.items() if path}
 
 
 def shareable(value: Any) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 import train_imagenet
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.report import __main__ as report
+from fast_imagenet.report.add import add_run
 from fast_imagenet.report.mistakes import Mistakes, Picture, find_mistakes
 from fast_imagenet.report.page import render_page
 from fast_imagenet.report.plots import COLORS, PLOTS, draw, is_current, plot_data
@@ -620,6 +621,34 @@ def test_the_page_shows_the_mistakes_of_the_weights(trained, tiny_beton, capsys)
     assert len(cells) == 100 and sum(int(cell or 0) for cell in cells) == 30
     right = sum(int(cell or 0) for cell in cells[::11])
     assert 100 * right / 30 == pytest.approx(last["plain_top1"])
+
+
+def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
+    trained, tiny_beton, tmp_path, capsys
+):
+    out = tmp_path / "page.html"
+    assert report.main(["page", str(trained), f"--out={out}"]) == 0  # the data is in no repository
+    assert "not shown" not in capsys.readouterr().out and "top-1" in Reader(out.read_text()).text
+    (tmp_path / "records").mkdir()
+    add_run(trained, tmp_path / "records", name="a", group="b")
+    for file in (path for path in (tmp_path / "records").rglob("*") if path.is_file()):
+        assert str(tiny_beton.parent) not in file.read_text(), file
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "records")
+    paths = json.loads((moved / "paths.json").read_text())
+    paths["data.val_dataset"] = "/somebody/elsewhere/val.beton"
+    (moved / "paths.json").write_text(json.dumps(paths))
+    assert report.main(["page", str(moved), f"--out={out}"]) == 0
+    told, page = capsys.readouterr().out, Reader(out.read_text()).text
+    why = "the validation data, val.beton, is not where the run had it; name it with --val."
+    assert f"the network's mistakes are not shown, they were not looked for: {why}" in told
+    assert "the run had it at /somebody/elsewhere/val.beton" in told
+    assert f"Not shown, as they were not looked for: {why}" in page and "/somebody" not in page
+
+
+def test_a_network_without_a_mistake_is_said_to_have_none(trained):
+    run, perfect = read_run(trained), Mistakes(["a", "b"], np.diag([3, 4]), [], "weights on val")
+    assert "No mistake: all 7 are right." in render_page(run, perfect, "", {})
 
 
 def test_mistakes_are_those_of_every_sample_alone(trained, tiny_beton):

@@ -49,6 +49,7 @@ def test_a_run_leaves_its_files(tmp_path):
         "curves.png",
         "environment.json",
         "log.jsonl",
+        "paths.json",
         "summary.json",
     ]
     assert lines_of(folder) == [record(1), record(2)]

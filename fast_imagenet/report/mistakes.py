@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fast_imagenet.config import read_config
-from fast_imagenet.report.records import RecordError, Run
-from fast_imagenet.runlog import REPOSITORY
+from fast_imagenet.report.records import RecordError, Run, read_object
+from fast_imagenet.runlog import PATHS, REPOSITORY
 
 THUMBNAIL = 176  # px, longest side
 
@@ -90,9 +90,17 @@ def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, P
         return f"{weights.name} is not in the folder of the run; name a file with --weights."
     if val:
         return weights, Path(val)
-    said = run.setting("data.val_dataset", "")
-    places = [path for path in (Path(said), REPOSITORY / said) if said and path.exists()]
-    return (weights, places[0]) if places else f"{said or 'val'} is not here; name it with --val."
+    said, real = run.setting("data.val_dataset", ""), real_val(run)
+    candidates = [Path(real)] if real else [Path(said), REPOSITORY / said] if said else []
+    if places := [path for path in candidates if path.exists()]:
+        return weights, places[0]
+    name = Path(real or said).name or "which"  # the page may be sent to others: no folders
+    return f"the validation data, {name}, is not where the run had it; name it with --val."
+
+
+def real_val(run: Run) -> str:
+    """Where the run had its validation data; '' for a record, or a run of an earlier version."""
+    return str(read_object(run.folder / PATHS).get("data.val_dataset", ""))
 
 
 def find_mistakes(script, run: Run, weights: Path, val: Path, count: int) -> Mistakes:

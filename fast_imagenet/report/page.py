@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fast_imagenet.checkpoint import write_atomically
-from fast_imagenet.report.mistakes import Mistakes, Picture, find_files, find_mistakes
+from fast_imagenet.report.mistakes import Mistakes, Picture, find_files, find_mistakes, real_val
 from fast_imagenet.report.plots import fewer_colors
 from fast_imagenet.report.records import RecordError, Run, read_run, unfinished
 from fast_imagenet.report.tables import NETWORKS
@@ -91,7 +91,11 @@ def write_page(
         mistakes = find_mistakes(script, run, *files, worst)
     text = render_page(run, mistakes, missing, _defaults(script))
     write_atomically(out, lambda file: file.write(text.encode()))
-    notes = [f"no mistakes on it: {missing}"] if missing else []
+    notes = [f"the network's mistakes are not shown, they were not looked for: {missing}"]
+    if not missing:
+        notes = []
+    elif (real := real_val(run)) and not Path(real).exists():
+        notes.append(f"the run had it at {real}")
     return [f"{out}: {len(text.encode()) / 1e6:.2f} MB", *notes]
 
 
@@ -135,7 +139,7 @@ def render_page(run: Run, mistakes: Mistakes | None, missing: str, defaults: dic
         "<h2>What the network gets wrong</h2>",
         _mistakes(run, mistakes)
         if mistakes
-        else f'<p class="muted">Not shown: {_text(missing)}</p>',
+        else f'<p class="note">Not shown, as they were not looked for: {_text(missing)}</p>',
         "<h2>Settings</h2>",
         _settings(run, defaults),
         "<h2>Environment</h2>",
@@ -245,10 +249,11 @@ def _mistakes(run: Run, found: Mistakes) -> str:
     )  # fmt: skip
     figures = "".join(_figure(picture, found.names) for picture in found.worst)
     shown = len(found.worst)
+    right = f"<p>No mistake: all {total:,} are right.</p>" if found.top1 == 100 else ""
     heading = f"The {shown} pictures whose true class got the smallest share" if shown else ""
     return "\n".join([
         f"<p>{_text(text)}</p>{note}",
-        f'<h3>{heading}</h3><div class="pictures">{figures}</div>' if shown else "<p>Nothing.</p>",
+        f'<h3>{heading}</h3><div class="pictures">{figures}</div>' if shown else right,
         f'<div class="columns"><div>{_pairs(found)}</div><div>{_classes(found)}</div></div>',
         _matrix(found),
     ])  # fmt: skip
