@@ -424,7 +424,7 @@ def test_webdataset_faults(tmp_path):
     shard.write_bytes(make.tar_bytes([("1.jpg", b"x")]))
     _refused("webdataset", tmp_path, "train", "no label for the sample '1'")
     shard.write_bytes(make.tar_bytes([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")]))
-    _refused("webdataset", tmp_path, "train", "2 pictures for the sample '1'")
+    _refused("webdataset", tmp_path, "train", "2 images for the sample '1'")
     shard.rename(tmp_path / "shard-0.tar")
     _refused("webdataset", tmp_path, "train", "none of them named after the split")
 
@@ -747,7 +747,7 @@ def test_two_images_of_one_key_are_refused(tmp_path):
     for names in (["x.1.jpg", "x.1.cls", "x.2.jpg", "x.2.cls"], ["x.jpg", "x.cls", "x.v2.jpg"]):
         names = [*names, "x.v2.cls"] if "x.v2.jpg" in names else names
         make.write_shard(tmp_path / "train-0.tar", names)
-        words = (names[0], "2 pictures for the sample 'x'", "the first dot", "rename")
+        words = (names[0], "2 images for the sample 'x'", "the first dot", "rename")
         _refused("webdataset", tmp_path, "train", *words)
 
 

@@ -354,7 +354,7 @@ def use_classes(source: Source, train: Source) -> None:
     Classes are matched by identifier or, where a split was too small to learn all wnids, by name.
 
     Raises:
-        SourceError: it has pictures of a class that `train` does not know, or the two name a class
+        SourceError: it has images of a class that `train` does not know, or the two name a class
             differently.
     """
     _refuse_contradiction(source, train)

@@ -250,7 +250,7 @@ def list_files(
 ) -> tuple[list[str], np.ndarray]:
     """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
 
-    Files whose name has an ending that no picture has (README.txt, Thumbs.db) are left out.
+    Files whose name has an ending that no image has (README.txt, Thumbs.db) are left out.
 
     Raises:
         SourceError: a class folder without files.

@@ -114,7 +114,7 @@ def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSourc
     """One split of a folder of parquet files.
 
     Class names come from the file `classes`, from the files' own metadata, or are the numbers;
-    wnids found in the names of the pictures take their place. Files that number the same names
+    wnids found in the names of the images take their place. Files that number the same names
     differently are renumbered after the first.
 
     Raises:
@@ -261,7 +261,7 @@ def _read_labels(
     new_labels: list[int] | None,
     votes: WnidVotes,
 ) -> np.ndarray:
-    """Labels of one row group (int64); the names of its pictures vote on wnids.
+    """Labels of one row group (int64); the names of its images vote on wnids.
 
     Args:
         where: file and row group.

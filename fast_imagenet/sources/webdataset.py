@@ -20,6 +20,7 @@ from fast_imagenet.sources.base import (
     SourceError,
     WnidVotes,
     name_classes,
+    plural,
     read_class_file,
     split_files,
 )
@@ -102,7 +103,7 @@ def _image_of(shard: Path, key: str, parts: dict[str, Member], left_out: LeftOut
         return images[0] if images else ""
     if len(plain) != 1 or labelled:
         raise SourceError(
-            f"{shard} has {len(images)} pictures for the sample {key!r}, not 1"
+            f"{shard} has {plural(len(images), 'image')} for the sample {key!r}, not 1"
             f" ({parts[images[0]].name}, {parts[images[1]].name}, ...): the key of a sample ends at"
             " the first dot, rename its files to have one key per image, such as x_v2.jpg"
         )
