@@ -29,7 +29,7 @@ from fast_imagenet.runstate import FRESH, save_run
 
 MOST_SIDES = 4  # measured; others are interpolated
 ROUNDS = 3  # all sides in turn: a machine that slows down slows all of them down
-FEWEST = 3  # steps, or batches, of one timing
+FEWEST = 3  # steps, or batches, of one timing, where they are not very slow
 TIMED_PAGES = 8
 # Shares of the seconds for measuring; what is left over is start-up.
 TOGETHER, STEP, LOADER, EVALUATION = 0.5, 0.1, 0.1, 0.12
@@ -75,6 +75,7 @@ class Session:
     room: int = 0  # bytes of main memory that were available at the start; 0 = not asked for
     own_peak: int = 0  # bytes of this process
     per_image: float = 0.0  # bytes that an image of a forward pass takes; 0 = not known
+    fewest: int = FEWEST  # steps, or batches, of one timing
     fitting: int = 0  # images of a forward pass that fit into memory
     scale: float = 1.0  # images of a step over those of a step as it is measured
     warm: dict[int, Pass] = field(default_factory=dict)  # by side: the first passes
@@ -116,6 +117,8 @@ class Session:
         if self.t.micro_batch > fits:  # it cannot be halved
             most = min(most, max(fits, PROBED))
         most = -self.ranks.most(-int(most))
+        if most < 2:  # even the smallest batch takes too long
+            self.fewest = 1
         if most < asked:
             self._take_batch(fewer_images(asked, self.fitting, most))
 
@@ -207,7 +210,7 @@ class Session:
         chosen = choose_sides(sides, MOST_SIDES)
         self.epochs = {side: sides.index(side) for side in chosen}
         self._warm_up(chosen[-1])  # the largest first: it decides whether the batch fits
-        least = 2 * FEWEST * len(chosen) * self._pace(chosen[-1])
+        least = 2 * self.fewest * len(chosen) * self._pace(chosen[-1])
         if len(chosen) > 2 and least > TOGETHER * self.seconds:
             chosen = [chosen[0], chosen[-1]]
         for side in chosen[-2::-1]:
@@ -239,7 +242,7 @@ class Session:
             self.cfg, self.model, self.called, self.t, [epoch], self.ranks.device
         )
         self.starts[side] = self.now() - begin
-        steps = self._agree(min(FEWEST, len(self.loader)))
+        steps = self._agree(min(self.fewest, len(self.loader)))
         first = self.loaded(epoch, side, steps)  # brings the pictures into memory
         if not self.warm:
             self.first_use = first.first
@@ -257,14 +260,14 @@ class Session:
         passes = {side: {"step": [], "loader": [], "together": []} for side in sides}
         pace = {side: self._pace(side) for side in sides}
         per_side, there = self.seconds / len(sides), {}
-        least = FEWEST * sum(pace.values())
+        least = self.fewest * sum(pace.values())
         rounds = self._agree(min(ROUNDS, TOGETHER * self.seconds / least))
         for number in range(rounds):
             for side in sides:
                 epoch = self.epochs[side]
                 self.tell(f"{side} px: round {number + 1} of {rounds}")
                 share = per_side / rounds / pace[side]  # steps in this side's time
-                counts = [max(FEWEST, part * share) for part in (TOGETHER, LOADER, STEP)]
+                counts = [max(self.fewest, part * share) for part in (TOGETHER, LOADER, STEP)]
                 together, loader, step = map(self._agree, counts)
                 if side not in there:
                     there[side] = self._fetch(side, together)
@@ -282,7 +285,7 @@ class Session:
 
         Reading from the disk is predicted from its rate: here it would be mixed with the step.
         """
-        count, begin = FEWEST, time.perf_counter()
+        count, begin = self.fewest, time.perf_counter()
         while self.cold:
             count = self._agree(count)
             self.loaded(self.epochs[side], side, count)
@@ -323,7 +326,7 @@ class Session:
         self.tell("evaluation")
         per_rank = -(-self.val_loader.num_samples // self.ranks.world_size)
         batches = -(-per_rank // self.cfg.validation.batch_size)
-        few = min(2, batches)
+        few = min(2, self.fewest, batches)
         first, _ = self._evaluate(few, per_rank)
         count = self.ranks.most(int(max(few, few * EVALUATION * self.seconds / first)))
         pace, whole = self._evaluate(min(count, batches), per_rank)

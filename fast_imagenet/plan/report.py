@@ -284,8 +284,9 @@ def _phase_name(row: Row) -> str:
 def _pace(row: Row, plan: Plan) -> str:
     t = row.times
     rate = plan.cfg.training.batch_size / t.together
+    digits = 0 if rate >= 10 else 2
     how = "" if t.steps else ", interpolated"
-    return f"{1000 * t.together:,.0f} ms a step, {rate:,.0f} pictures/s{how}"
+    return f"{1000 * t.together:,.0f} ms a step, {rate:,.{digits}f} pictures/s{how}"
 
 
 def _bottleneck(plan: Plan) -> str:
