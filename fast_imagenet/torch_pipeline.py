@@ -14,13 +14,16 @@ labels_b int64; samples_b numpy int64, index of each picture in the file.
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import re
 import signal
-import time
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +44,18 @@ from fast_imagenet.terminal import readable
 from fast_imagenet.torch_augment import KeyedTransforms, keyed_generator
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
-CHECK_SECONDS = 5  # how often a wait for a batch looks whether a worker has died
-TIMEOUT_SECONDS = 300  # without a batch for so long, something hangs: better an error
+PREFETCH = 2  # batches per worker that wait in /dev/shm: 38 MB each at 256 x 224 px
+CLOSE_SECONDS = 3  # for workers to end in good order, before they are killed
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+RESUME = "resume with --training.resume=auto"
 
 
 class SampleError(ValueError):
     """A picture cannot be read or decoded. The message names it in one sentence."""
+
+
+class WorkerError(RuntimeError):
+    """The workers cannot do their work. The message says why and what to change."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -125,11 +134,12 @@ class TorchTrainLoader:
             resolution: side r in pixels.
             start_step: steps to leave out at the beginning.
 
-        Workers start at once. An epoch may be left early; asking for the next one ends it.
+        Workers start as the first batch is asked for. An epoch may be left early; the next one's
+        first batch ends it. The wait for a batch has no limit: see guard.Guard.
 
         Raises:
-            SampleError: a picture is damaged.
-            RuntimeError: a worker died, or none delivered a batch for TIMEOUT_SECONDS.
+            SampleError: an image is damaged.
+            WorkerError: a worker died, or /dev/shm is full.
         """
         mine = rank_batches(epoch_order(self.num_samples, self._seed, epoch), *self._batch)
         mine = list(mine[start_step:])
@@ -184,7 +194,7 @@ class TorchEvalLoader:
             crop_ratio: side of the central square as a share of the picture's shorter side; 0.875
                 is torchvision's Resize(256), CenterCrop(224), up to rounding.
         Raises:
-            SampleError, RuntimeError: as TorchTrainLoader.epoch.
+            SampleError, WorkerError: as TorchTrainLoader.epoch.
         """
         return self._pipeline.run(self._batches, resolution, crop_ratio)
 
@@ -477,8 +487,8 @@ class _Pipeline:
             workers = {
                 "multiprocessing_context": _start_method(),
                 "persistent_workers": True,  # a new process imports torch: seconds, every epoch
-                "prefetch_factor": 2,  # batches a worker, in /dev/shm: 38 MB each at 256 x 224 px
-                "timeout": CHECK_SECONDS,  # see _next_batch
+                "prefetch_factor": PREFETCH,
+                "worker_init_fn": _end_with_the_run,
             }
         self._loader = DataLoader(
             pictures,
@@ -492,27 +502,48 @@ class _Pipeline:
         )
 
     def run(self, batches: list[np.ndarray], resolution: int, argument: int | float) -> Iterator:
-        """Start a pass over batches of sample numbers."""
-        self._batches.keys = [[(int(i), resolution, argument) for i in b] for b in batches]
-        return self._deliver(iter(self._loader))
-
-    def _deliver(self, prepared: Iterator) -> Iterator:
+        """A pass over batches of sample numbers; it begins as its first batch is asked for."""
+        keys = [[(int(i), resolution, argument) for i in b] for b in batches]
         try:
-            while (batch := _next_batch(prepared)) is not None:
-                images, labels_b = batch
-                if not self._finish:
-                    images = self._finish_batch(images)
-                yield (
-                    images.to(self._device, non_blocking=True),
-                    labels_b.to(self._device, non_blocking=True),
-                )
+            yield from self._deliver(keys)
         except SampleError as error:
             # a worker's error arrives as the text of its traceback, which ends with the sentence
             raise SampleError(str(error).split("SampleError: ")[-1].strip()) from error
-        except (OSError, EOFError) as error:  # the other end of a pipe is gone
-            raise RuntimeError(
-                "a data worker died (memory or /dev/shm full?); lower data.num_workers if so"
-            ) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            # OSError, EOFError: the other end of a pipe is gone
+            if said := self._what_failed(error, max(map(len, keys), default=0) * resolution**2 * 3):
+                raise WorkerError(said) from error
+            raise
+
+    def _deliver(self, keys: list[list[tuple]]) -> Iterator:
+        self._batches.keys = keys
+        prepared = iter(self._loader)
+        for worker in getattr(prepared, "_workers", ()):
+            # deaf to SIGTERM on purpose, which torch and multiprocessing send at the end
+            worker._popen.terminate = worker._popen.kill
+        for images, labels_b in prepared:
+            if not self._finish:
+                images = self._finish_batch(images)
+            yield (
+                images.to(self._device, non_blocking=True),
+                labels_b.to(self._device, non_blocking=True),
+            )
+
+    def _what_failed(self, error: Exception, batch_bytes: int) -> str | None:
+        """A sentence on an error of the workers, not of a sample; None: it is another one."""
+        workers, gone = self._loader.num_workers, not isinstance(error, RuntimeError)
+        if not workers:
+            return None
+        ends = _abnormal_ends(self._loader._iterator, wait=1 if gone else 0)
+        if -signal.SIGBUS in ends or re.search(r"<?/torch_.*No space left", str(error)):
+            return f"{_full((PREFETCH * workers + 1) * batch_bytes)}; {RESUME}"
+        if ends:
+            how = signal.Signals(-ends[0]).name if ends[0] < 0 else f"exit status {ends[0]}"
+            return (
+                f"a data worker ended with {how}: if memory was too small, lower "
+                f"data.num_workers; {RESUME}"
+            )
+        return f"a data worker is gone ({str(error) or 'no answer'}); {RESUME}" if gone else None
 
     def _finish_batch(self, samples: list[tuple]) -> torch.Tensor:
         """`finish_on_device`, on a GPU on a stream of its own.
@@ -533,22 +564,43 @@ class _Pipeline:
     def close(self) -> None:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
-            iterator._shutdown_workers()
+            _end_workers(iterator)
 
 
-def _next_batch(prepared: Iterator) -> tuple | None:
-    """The next batch, None after the last.
+def _full(need: int) -> str:
+    from fast_imagenet.beton.needs import SHM, free_bytes, shm_sentence  # the workers need no cv2
 
-    A DataLoader looks for dead workers only when a wait runs out: one that dies while it holds the
-    queue's lock would go unnoticed for the whole time limit. So the waits are short and repeated.
+    free = free_bytes(SHM) if SHM.is_dir() else 0
+    return f"{shm_sentence(need, free)}, or lower data.num_workers"
+
+
+def _abnormal_ends(iterator, wait: float) -> list[int]:
+    """Exit codes of workers that ended by themselves; negative: the number of a signal.
+
+    Args:
+        wait: seconds that the news of an end may take.
     """
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        try:
-            return next(prepared, None)
-        except RuntimeError as error:
-            if "timed out" not in str(error) or time.monotonic() > deadline:
-                raise
+    workers = getattr(iterator, "_workers", ())
+    connection.wait([worker.sentinel for worker in workers], wait)
+    return [worker.exitcode for worker in workers if not worker.is_alive() and worker.exitcode]
+
+
+def _end_workers(iterator) -> None:
+    """End the workers of a DataLoader's iterator within seconds, whatever state they are in.
+
+    In good order where that works. A worker may hang or be stopped, and one that was killed may
+    have left a lock taken or half a batch in a pipe, for which torch would wait without a limit.
+    """
+    for queue in (*iterator._index_queues, iterator._worker_result_queue):
+        queue.cancel_join_thread()
+    in_order = threading.Thread(target=iterator._shutdown_workers, daemon=True)
+    in_order.start()
+    in_order.join(CLOSE_SECONDS)
+    left = [worker for worker in iterator._workers if worker.is_alive()]
+    for worker in left:
+        worker.kill()
+    for worker in left:
+        worker.join(CLOSE_SECONDS)
 
 
 def _start_method():
@@ -572,11 +624,31 @@ def _start_method():
     return context
 
 
+def _end_with_the_run(worker: int) -> None:
+    """In a worker: let it end with the training process, however that one ends.
+
+    The server ends as soon as nobody holds the other end of its pipe, so this worker must not: then
+    that is the training process's end alone. The system kills this worker as the server ends, even
+    where it hangs or is stopped.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    server = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = None
+
+
 def _stack(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = zip(*samples, strict=True)
-    return torch.utils.data.default_collate(list(images)), torch.tensor(labels)
+    return torch.utils.data.default_collate(list(images)), _shared(torch.tensor(labels))
 
 
 def _list(samples: list[tuple[tuple, int]]) -> tuple[list[tuple], torch.Tensor]:
     images, labels = zip(*samples, strict=True)
-    return list(images), torch.tensor(labels)
+    return [(_shared(data), *rest) for data, *rest in images], _shared(torch.tensor(labels))
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """In a worker, the tensor in /dev/shm already: its queue would drop what does not fit there."""
+    return tensor.share_memory_() if torch.utils.data.get_worker_info() else tensor
