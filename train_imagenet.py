@@ -176,12 +176,12 @@ def defaults() -> dict:
 
 
 if __name__ == "__main__":
-    stop_at_once()
     outlive_reader()
+    stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -678,7 +678,12 @@ def train(cfg, ranks: Ranks) -> None:
     t = build_training(cfg, model, called, loader.num_classes, ranks)
     folder, settings = cfg.logging.folder, to_dict(cfg)
     data, steps = data_identity(loader, val_loader), len(loader)
-    with lock_folder(folder, ranks.is_main), Guard(cfg.data.timeout) as guard:
+    with (
+        lock_folder(folder, ranks.is_main),
+        closing(loader),
+        closing(val_loader),
+        Guard(cfg.data.timeout) as guard,
+    ):
         asked = (cfg.training.resume, folder)
         state = restore_run(*asked, model, t, settings, data, defaults(), steps=steps)
         if ranks.is_main and cfg.training.resume == "auto":
@@ -710,8 +715,7 @@ def train(cfg, ranks: Ranks) -> None:
         for _ in epochs:
             record = end_epoch(run, run_epoch(run))
             bar.report(record)
-        for part in (bar, loader, val_loader):
-            part.close()
+        bar.close()
         if ranks.is_main:
             finish(cfg, log, t, loader, record)
 
@@ -810,7 +814,9 @@ def evaluate_file(cfg, ranks: Ranks) -> None:
     dtype = choose_precision(cfg.training.precision, ranks.device)
     autocast = partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32)
     try_evaluation(model, cfg.validation, samples_of(loader, ranks), autocast)
-    scores = evaluate(model, loader, cfg, autocast, ranks.device)
+    with closing(loader), Guard(cfg.data.timeout, obeys=False) as guard:
+        watched = SimpleNamespace(batches=lambda *view: guard.watch(loader.batches(*view)))
+        scores = evaluate(model, watched, cfg, autocast, ranks.device)
     record = {"plain_top1": scores["plain"]["top1"], "top1": scores["configured"]["top1"]}
     cfg.ema.decay = 0.0  # a file holds one set of weights
     if ranks.is_main:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -37,6 +37,10 @@ AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank look
 FINITE_STEPS = 50  # reading the losses waits for the device
 ANOTHER = "a signal to another rank"
 CALM = "lower lr.lr or set training.clip_grad"
+CLOSE_SECONDS = 10  # from the failure of a program to its end, whatever does not close
+
+_is_program = False  # not tests, not a notebook: `stop_at_once` was called
+_over: str | None = None  # how the run under guard ended: 'done' or 'failed'; None: it did not
 
 
 class Stopped(Exception):  # noqa: N818  no error: the run is saved
@@ -46,10 +50,16 @@ class Stopped(Exception):  # noqa: N818  no error: the run is saved
 def stop_at_once() -> None:
     """Until a Guard is entered, a signal ends this process with status STOPPED: nothing to save."""
 
+    global _is_program, _over
+    _is_program, _over = True, None
     once = threading.Lock()  # two threads may be told of one signal
 
     def end(number: int, frame=None) -> None:
         name = signal.Signals(number).name
+        if _over == "failed":  # it ends within CLOSE_SECONDS, with the status of its failure
+            return
+        if _over == "done":
+            _end_process(0)
         if once.acquire(timeout=1):
             said = f"stopped by {name} before the run began; start the same command again\n"
             sys.stderr.write(said)
@@ -71,6 +81,19 @@ def stop_at_once() -> None:
     threading.Thread(target=end_from_outside, name="signals", daemon=True).start()
 
 
+def _end_process(status: int) -> None:
+    with suppress(Exception):  # the signal may have come in the middle of a write
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _end_by_force(error: BaseException) -> None:
+    time.sleep(CLOSE_SECONDS)
+    print(f"ended by force {CLOSE_SECONDS:g} s after: {error!r}", file=sys.stderr)
+    _end_process(STOPPED if isinstance(error, Stopped) else 1)
+
+
 class _Outliving:
     """A stream whose control characters are escaped, for they come from data.
 
@@ -90,7 +113,9 @@ class _Outliving:
     def _try(self, call, *values) -> None:
         try:
             call(*values)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
             os.close(nowhere)
@@ -102,9 +127,16 @@ class _Outliving:
 def outlive_reader() -> None:
     """Let no work end because of what reads its output or its errors.
 
-    It may have ended (`| head`, `tee`), or not know a letter (a terminal that is not UTF-8): that
-    letter is written as its code.
+    It may have ended (`| head`, `tee`), never have been there (`>&-`), or not know a letter (a
+    terminal that is not UTF-8): that letter is written as its code. To be called before anything
+    else is opened, which would get the number of a closed stream.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; the lowest free number is its own
+            stream = open(os.devnull, mode)  # noqa: SIM115  for as long as the program lives
+            os.set_inheritable(stream.fileno(), True)  # else it is closed for all children
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -127,27 +159,37 @@ def start_resource_tracker() -> None:
 class Guard:
     """Notes signals and limits the wait for a batch, while it is entered.
 
-    Args: seconds: longest wait for one batch; after it all stacks are printed and the process ends
-        with status STALLED, since a thread that hangs in C cannot be ended otherwise.
+    Left by an error, it ends the program after CLOSE_SECONDS, whatever hangs on its way out.
+
+    Args:
+        seconds: longest wait for one batch; after it all stacks are printed and the process ends
+        with status STALLED, since a thread that hangs in C cannot be ended otherwise. Time in which
+        the process is stopped or the machine asleep does not count.
+        obeys: notes signals; False: leaves them alone, nothing is to be saved.
     Attributes: signal: name of the first signal that came, or ''.
 
     The first of SIGNALS is noted; a second SIGINT raises KeyboardInterrupt.
     """
 
-    def __init__(self, seconds: float = 300) -> None:
-        self.seconds, self.signal = seconds, ""
-        self._deadline, self._end = math.inf, threading.Event()
+    def __init__(self, seconds: float = 300, obeys: bool = True) -> None:
+        self.seconds, self.signal, self._obeys = seconds, "", obeys
+        self._wait, self._waits = 0, count(1)  # number of the wait under way; 0: none is
+        self._end = threading.Event()
 
     def __enter__(self) -> Guard:
         self._before, self._told = {}, -1
-        if threading.current_thread() is threading.main_thread():
+        if self._obeys and threading.current_thread() is threading.main_thread():
             self._told = signal.set_wakeup_fd(-1)  # the thread of `stop_at_once` has a rest
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         threading.Thread(target=self._watch_clock, name="guard", daemon=True).start()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind=None, error=None, trace=None) -> None:
+        global _over
         self._end.set()
+        _over = "failed" if error else "done"
+        if error and _is_program:
+            threading.Thread(target=_end_by_force, args=(error,), daemon=True).start()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._before:
@@ -159,17 +201,27 @@ class Guard:
         self.signal = self.signal or signal.Signals(number).name
 
     def _watch_clock(self) -> None:
-        while not self._end.wait(min(1.0, self.seconds / 4)):
-            if time.monotonic() > self._deadline:
-                print(
-                    f"no batch came for {self.seconds:g} s: the disk, a worker or the loader hangs "
-                    f"(stacks below). Mend it and go on with --training.resume=auto, or allow "
-                    f"longer waits with --data.timeout",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                faulthandler.dump_traceback(all_threads=True)
-                os._exit(STALLED)
+        tick, wait, waited, before = min(1.0, self.seconds / 4), 0, 0.0, time.monotonic()
+        while not self._end.wait(tick):
+            now = time.monotonic()
+            if self._wait != wait:
+                wait, waited = self._wait, 0.0
+            elif wait:
+                waited += min(now - before, 2 * tick)  # longer: this process did not run
+            before = now
+            if waited > self.seconds:
+                self._end_stalled()
+
+    def _end_stalled(self) -> None:
+        again = "resume with --training.resume=auto" if self._obeys else "start the command again"
+        print(
+            f"no batch came for {self.seconds:g} s: the disk, a worker or the loader hangs "
+            f"(stacks below). Fix it and {again}, or allow longer waits with --data.timeout",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(STALLED)
 
     def watch(self, batches: Iterable, agreement: Agreement | None = None, asked=0) -> Iterator:
         """The batches, none waited for longer than `seconds`.
@@ -184,11 +236,11 @@ class Guard:
         for number in count():
             if number < asked and agreement.ask(int(bool(self.signal))):
                 raise Stopped(self.signal or ANOTHER)
-            self._deadline = time.monotonic() + self.seconds
+            self._wait = next(self._waits)
             try:
                 batch = next(batches, None)
             finally:
-                self._deadline = math.inf
+                self._wait = 0
             if batch is None:
                 return
             yield batch
@@ -287,6 +339,8 @@ def lacking(error: BaseException) -> str | None:
     if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
         lower = "training.micro_batch_size (images per forward pass) or validation.batch_size"
         return f"{text or 'out of memory'}\nLower {lower}"
+    if "WorkerError" in kinds:
+        return text
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in full:
         return (

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -115,15 +116,18 @@ def test_a_checkpoint_of_before_the_waits_were_kept_is_gone_on_from(quick_run, t
     assert_same_run(folder, whole)
 
 
+def run_flags(tiny_beton, folder, *flags):
+    return [f"--config={SMOKE}", *EVERYTHING, "--training.resume=auto",
+            f"--data.train_dataset={tiny_beton}/train.beton",
+            f"--data.val_dataset={tiny_beton}/val.beton", f"--logging.folder={folder}",
+            *flags]  # fmt: skip
+
+
 def start_run(tiny_beton, folder, *flags, **options):
-    command = [sys.executable, "train_imagenet.py", f"--config={SMOKE}", *EVERYTHING,
-               f"--data.train_dataset={tiny_beton}/train.beton", "--training.resume=auto",
-               f"--data.val_dataset={tiny_beton}/val.beton", f"--logging.folder={folder}",
-               *flags]  # fmt: skip
+    options = {"stderr": subprocess.PIPE} | options
     return subprocess.Popen(
-        command,
+        [sys.executable, "train_imagenet.py", *run_flags(tiny_beton, folder, *flags)],
         cwd=ROOT,
-        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         # below nohup or a background shell, Ctrl-C would be ignored by inheritance
@@ -172,6 +176,50 @@ def test_a_command_that_nobody_reads_ends_quietly(command):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["train_imagenet.py --nope=1", "write_dataset.py --nope=1"])
+def test_a_script_with_closed_streams_keeps_its_status(command, closed):
+    done = in_shell(f"{command} {closed}")
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr and (b"nope" in done.stderr) == (closed == ">&-")
+
+
+@pytest.mark.parametrize("name", ["beton", "report", "study", "plan", "preview"])
+def test_a_module_with_closed_streams_keeps_its_status(name):
+    assert in_shell(f"-m fast_imagenet.{name} --nope=1 <&- >&- 2>&-").returncode == 2
+
+
+def in_shell(command):
+    command = f"{shlex.quote(sys.executable)} {command}"
+    return subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_work_is_done_with_closed_streams(closed, tmp_path):
+    """Both scripts, with processes of their own: none of their files gets a stream's number."""
+    for split, count in (("train", 80), ("val", 30)):
+        write = f"write_dataset.py --source.kind=synthetic --source.split={split} --write.workers=2"
+        write += f" --write.limit={count} --write.folder={tmp_path}"
+        assert in_shell(f"{write} {closed}").returncode == 0
+    flags = ["--training.max_steps=2", "--data.backend=torchvision", "--data.num_workers=1"]
+    flags = run_flags(tmp_path, tmp_path / "run", *flags)
+    assert in_shell(f"train_imagenet.py {shlex.join(flags)} {closed}").returncode == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+    verify = f"-m fast_imagenet.beton verify {tmp_path}/train.beton {tmp_path}/val.beton"
+    assert in_shell(verify).returncode == 0
+
+
+def test_a_run_outlives_its_terminal(tiny_beton, tmp_path):
+    reader, terminal = os.openpty()
+    process = start_run(
+        tiny_beton, tmp_path, "--training.max_steps=2", stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    os.close(reader)
+    assert process.wait(120) == 0
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_a_signal_is_answered_when_nobody_reads_the_errors():
@@ -252,16 +300,78 @@ def test_a_signal_before_the_run_began_asks_to_start_again(name):
 import signal, time
 from fast_imagenet.guard import Guard, stop_at_once
 stop_at_once()
-with Guard() as guard:
-    signal.raise_signal(signal.{name})
-    print(guard.signal, flush=True)
 signal.raise_signal(signal.{name})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (STOPPED, f"{name}\n")
+    assert (done.returncode, done.stdout) == (STOPPED, "")
     assert done.stderr == (
         f"stopped by {name} before the run began; start the same command again\n"
     )
+
+
+@pytest.mark.parametrize("error", ["", "raise ValueError('of the test')"])
+def test_a_signal_after_the_run_reports_no_stop(error):
+    """On the way out, as what was opened is closed: the failure keeps its status and message."""
+    code = f"""
+import signal, time
+from fast_imagenet.guard import Guard, stop_at_once
+stop_at_once()
+try:
+    with Guard() as guard:
+        signal.raise_signal(signal.SIGTERM)
+        print(guard.signal)
+        {error}
+finally:
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        signal.raise_signal(signal.Signals[name])
+    time.sleep(1)  # for the thread that is notified of signals
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (int(bool(error)), "SIGTERM\n")
+    assert "before the run began" not in done.stderr
+    assert ("ValueError: of the test" in done.stderr) == bool(error)
+
+
+@pytest.mark.parametrize(("error", "status"), [("ValueError('of the test')", 1), ("Stopped()", 75)])
+def test_a_failed_program_ends_whatever_hangs_on_its_way_out(error, status):
+    code = f"""
+import atexit, time
+from fast_imagenet import guard
+guard.CLOSE_SECONDS = 2
+atexit.register(time.sleep, 100)
+guard.stop_at_once()
+with guard.Guard():
+    raise {error.replace("Stopped", "guard.Stopped")}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status
+    assert f"ended by force 2 s after: {error}" in done.stderr
+
+
+def test_time_in_which_the_process_is_stopped_is_no_stall():
+    code = """
+import time
+from fast_imagenet.guard import Guard
+def batches():
+    print("waits", flush=True)
+    for _ in range(10):
+        time.sleep(0.15)
+    yield 1
+with Guard(3) as guard:
+    print(list(guard.watch(batches())))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    process.send_signal(signal.SIGCONT)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "[1]\n"), errors
 
 
 def test_a_rank_that_waits_for_the_others_obeys_a_signal():

@@ -1,5 +1,7 @@
 """A training run without memory or without disk space: what is kept, and what is said."""
 
+import contextlib
+import os
 import resource
 import runpy
 import shutil
@@ -8,18 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from fast_imagenet import models
+from fast_imagenet import guard, models
 from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
-from fast_imagenet.guard import SIGNALS, STOPPED, Agreement, Guard, Stopped
+from fast_imagenet.guard import SIGNALS, STALLED, STOPPED, Agreement, Guard, Stopped
 from fast_imagenet.runlog import RunLog
 from tests.agents import free_port, wait_until
 from tests.conftest import ROOT, SMOKE
-from tests.faults import CannotInject, name_space
+from tests.faults import CannotInject, name_space, session
 from tests.torture.warm import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +55,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(quick_run):
 def run_as_script(monkeypatch, *flags):
     """train_imagenet.py as a command, in this process; what it ends with."""
     monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *flags])
+    monkeypatch.setattr(guard, "_end_by_force", lambda error: None)  # it would end the tests
+    monkeypatch.setattr(guard, "_is_program", False)  # as it was, after the test
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as ended:
@@ -132,6 +138,169 @@ def test_a_full_disk_under_the_log_is_a_sentence(tiny_beton, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "No space left on device" in done.stderr and "make room or" in done.stderr
+
+
+# ── torchvision's workers ──
+
+
+@pytest.fixture
+def start_torchvision(tiny_beton, tmp_path):
+    """start(*flags, before=()) -> the command under way, with two workers, in a session of its own.
+
+    What it has left is killed in the end.
+    """
+    started = []
+
+    def start(*flags, before=()):
+        command = [*before, sys.executable, "train_imagenet.py", f"--config={SMOKE}"]
+        command += ["--model.arch=timm/test_resnet", "--training.epochs=5000"]
+        command += ["--training.max_steps=0", "--training.checkpoint_minutes=0.001"]
+        command += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+        command += ["--data.backend=torchvision", "--data.num_workers=2"]
+        command += [f"--logging.folder={tmp_path}/run", *flags]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        options["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for pid in [*workers_of(process), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def workers_of(process) -> list[int]:
+    """Process ids of the workers, which the command's fork server started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            parents[int(path.parent.name)] = int(parent) if state != "Z" else 0
+    children = {pid for pid, parent in parents.items() if parent == process.pid}
+    return [pid for pid, parent in parents.items() if parent in children]
+
+
+def wait_for_workers(process, tmp_path) -> list[int]:
+    last = tmp_path / "run" / "last.pt"
+    assert wait_until(lambda: last.exists() or process.poll() is not None, 120)
+    assert process.poll() is None, process.stderr.read()
+    assert len(workers_of(process)) == 2
+    return workers_of(process)
+
+
+def nothing_is_left(process, seconds=20) -> bool:
+    return wait_until(lambda: not session(process.pid), seconds)
+
+
+def test_a_run_ends_with_its_workers_when_an_image_is_damaged(start_torchvision, tmp_path):
+    for split, count in (("train", 12), ("val", 2)):
+        for number in range(count):
+            path = tmp_path / split / f"class{number % 2}" / f"{number}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((80, 80), 90).convert("RGB").save(path, "JPEG")
+    path = tmp_path / "train" / "class1" / "5.JPEG"
+    path.write_bytes(path.read_bytes()[:200])
+    folders = [f"--data.{split}_dataset={tmp_path}/{split}" for split in ("train", "val")]
+    process = start_torchvision(*folders, "--training.batch_size=4")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said.startswith("train_imagenet.py: sample 9 (") and str(path) in said
+    assert nothing_is_left(process)
+
+
+def test_a_run_ends_with_its_workers_when_one_is_killed(start_torchvision, tmp_path):
+    process = start_torchvision()
+    os.kill(wait_for_workers(process, tmp_path)[0], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert "train_imagenet.py: a data worker ended with SIGKILL: if memory was too small" in said
+    assert "Traceback" not in said
+    assert nothing_is_left(process)
+
+
+def test_a_run_ends_with_its_workers_when_its_evaluation_fails(start_torchvision, tmp_path):
+    code = """
+import sys, runpy
+from fast_imagenet.metrics import Score
+def fail(*_): raise RuntimeError("of the test")
+Score.add = fail
+sys.argv = sys.argv[2:]  # without the interpreter
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    process = start_torchvision(before=[sys.executable, "-c", code])
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 1 and "RuntimeError: of the test" in said
+    assert nothing_is_left(process)
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_nothing_outlives_a_killed_run(start_torchvision, tmp_path, stopped):
+    """Fork server, resource tracker and workers, even those that are stopped themselves."""
+    process = start_torchvision()
+    workers = wait_for_workers(process, tmp_path)
+    assert len(session(process.pid)) == 5
+    for worker in workers[:stopped]:
+        os.kill(worker, signal.SIGSTOP)
+    process.kill()
+    assert nothing_is_left(process), session(process.pid)
+
+
+def test_a_run_whose_workers_hang_ends_with_a_sentence_and_alone(start_torchvision, tmp_path):
+    process = start_torchvision("--data.timeout=25")
+    for worker in wait_for_workers(process, tmp_path):
+        os.kill(worker, signal.SIGSTOP)
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == STALLED
+    assert said.startswith("no batch came for 25 s: the disk, a worker or the loader hangs")
+    assert "Traceback" not in said
+    assert nothing_is_left(process), session(process.pid)
+
+
+def test_an_evaluation_alone_is_watched_too():
+    code = """
+import time, torch, train_imagenet
+from types import SimpleNamespace
+def batches(*view):
+    yield torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    time.sleep(100)
+loader = SimpleNamespace(batches=batches, close=print, num_classes=2, classes=None, num_samples=4)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+network(torch.zeros(2, 3, 32, 32))
+train_imagenet.build_loaders = lambda *_: (None, loader)
+train_imagenet.check_classes = lambda *_: None
+train_imagenet.build_model = lambda *_, **__: network
+train_imagenet.try_evaluation = lambda *_: None
+train_imagenet.main(train_imagenet.read_settings([
+    "--training.eval_only=1", "--model.checkpoint=LICENSE", "--data.timeout=1.5",
+    "--data.backend=ffcv", "--data.val_dataset=pyproject.toml", "--validation.resolution=32",
+]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == STALLED, done.stderr
+    assert done.stderr.startswith("no batch came for 1.5 s")
+    assert "and start the command again, or allow" in done.stderr
+
+
+def test_a_full_shm_is_a_sentence(start_torchvision):
+    """Room for the locks of the workers, not for their batches: 2.4 MB each."""
+    try:
+        space = name_space()
+    except CannotInject as error:
+        pytest.skip(str(error))
+    mount = ["sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh"]
+    flags = ["--resolution.min_res=224", "--resolution.max_res=224", "--training.batch_size=16"]
+    process = start_torchvision(*flags, before=[*space, *mount])
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 1 and "Traceback" not in said, said
+    assert "train_imagenet.py: the workers need 12.0 MB in /dev/shm and " in said
+    assert "--shm-size=1g" in said and "or lower data.num_workers; resume with" in said
+    assert nothing_is_left(process)
 
 
 # ── several ranks ──
