@@ -66,6 +66,12 @@ SETTINGS = Config()
 Section("model", "the network", SETTINGS).params(
     arch=Param(Str(), "torchvision or timm name; timm/x forces the library", default="resnet50"),
     checkpoint=Param(Str(), "weights to start from or to evaluate", default=""),
+    use_ema=Param(Bool(), "take a checkpoint's EMA weights, where it has them", default=True),
+    normalization=Param(
+        OneOf("auto", "imagenet", "inception", "clip", "none"),
+        "mean and std of weights of other origin; auto = as their metadata say",
+        default="auto",
+    ),
     zero_init=Param(Bool(), "start residual branches at zero (last norm)", default=True),
     drop_path=Param(Number(0, 0.9), "stochastic depth, where the network has it", default=0.0),
 )
@@ -206,6 +212,7 @@ from fast_imagenet.models import (
     warm_up,
     zero_init_residual,
 )
+from fast_imagenet.origin import IMAGENET, Origin, input_norm, origin_of
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
@@ -218,13 +225,14 @@ from fast_imagenet.runstate import (
     refuse_finished_elsewhere,
     refuse_wild_weights,
     restore_run,
+    run_info,
     save_run,
 )
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
 from fast_imagenet.terminal import readable
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pixels in 0..1
+MEAN, STD = IMAGENET
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Data                                                                                           │
@@ -301,19 +309,18 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
         zero_init_residual(model)
     if cfg.training.loss == "bce":
         start_improbable(model, num_classes)
-    if cfg.training.use_blurpool:
+    origin, weights = Origin(cfg.training.use_blurpool), None
+    if cfg.model.checkpoint:
+        weights, info = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+        origin = origin_of(info, cfg, num_classes)
+        origin.report()
+    if origin.blurpool:
         apply_blurpool(model)
     if device.type == "cpu":
         use_small_maps(model)
-    if cfg.model.checkpoint:
-        weights, info = load_weights(cfg.model.checkpoint)
-        blurred = info.get("use_blurpool", cfg.training.use_blurpool)
-        if blurred != cfg.training.use_blurpool:
-            raise ValueError(
-                f"{cfg.model.checkpoint} was trained with use_blurpool={blurred}; set "
-                f"training.use_blurpool={blurred}"
-            )
+    if weights is not None:
         load_into(model, weights)
+    model.input_norm, model.origin = (origin.mean, origin.std), origin
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -490,7 +497,7 @@ def evaluate(model: nn.Module, loader, cfg, autocast, device) -> dict:
     scores = {"plain": Score(device), "configured": Score(device)}
     for view in dict.fromkeys((plain, configured)):
         for images_bhwc, labels_b in loader.batches(*view):
-            images_bchw = normalize(images_bhwc, MEAN, STD)
+            images_bchw = normalize(images_bhwc, *input_norm(model))
             with autocast():
                 logits_bk = model(images_bchw).float()
                 mirrored = view == configured and v.lr_tta
@@ -535,7 +542,8 @@ def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks
         ema=WeightAverage(model),
         loss=build_loss(cfg.training.loss, classes, cfg.training.label_smoothing),
         prepare=BatchTransforms(
-            augment_of(cfg), MEAN, STD, classes, cfg.training.label_smoothing, cfg.training.seed
+            *(augment_of(cfg), *input_norm(model), classes),
+            *(cfg.training.label_smoothing, cfg.training.seed),
         ),
         autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
         lr_at_epoch=partial(
@@ -752,11 +760,8 @@ def blank_step(t: Training, device: torch.device, side: int) -> None:
 
 def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
     """Final weights with what made them, curves and the summary line."""
-    info = {
-        "arch": cfg.model.arch,
-        "num_classes": loader.num_classes,
-        "classes": loader.classes,
-        "use_blurpool": cfg.training.use_blurpool,
+    data = {"classes": loader.classes, "num_classes": loader.num_classes}
+    info = run_info(to_dict(cfg), data, t.model) | {
         "weights": "moving average" if cfg.ema.decay else "raw",
         "config": shareable(to_dict(cfg)),
         "record": record,
@@ -820,7 +825,8 @@ def evaluate_file(cfg, ranks: Ranks) -> None:
     record = {"plain_top1": scores["plain"]["top1"], "top1": scores["configured"]["top1"]}
     cfg.ema.decay = 0.0  # a file holds one set of weights
     if ranks.is_main:
-        print(f"{summary_line(cfg, record)}; {loader.num_samples} images; {cfg.model.checkpoint}")
+        which = f"{model.origin.weights} of {cfg.model.checkpoint}"
+        print(f"{summary_line(cfg, record)}; {loader.num_samples} images; {which}")
 
 
 def open_log(cfg, ranks: Ranks) -> RunLog:

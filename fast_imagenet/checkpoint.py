@@ -24,10 +24,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from fast_imagenet import doctor
+
 # Where the weights are in a checkpoint: ours and torchvision's reference scripts say model, timm
 # says state_dict. A file with none of these is taken to be a state dict itself.
 RAW_KEYS = ("model", "state_dict")
 EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
+EMBEDDED = ("arch", "num_classes", "classes", "use_blurpool", "mean", "std", "weights")
+LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
 
 
 class CheckpointError(ValueError):
@@ -132,6 +136,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; check the name")
+    _refuse_beyond_memory(path, _unpacked_size(path))
     _check_sums(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -190,6 +195,15 @@ def _check_sums(path: Path) -> None:
         )
 
 
+def _unpacked_size(path: Path) -> int:
+    """Bytes of what a file holds; of an archive, as its directory says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # no archive, or a damaged one: what follows says which
+        return path.stat().st_size
+
+
 def _refusal(path: Path, error: Exception) -> str:
     """What a refused pickle asked for, in one sentence: torch's own message fills a screen."""
     text = str(error)
@@ -236,7 +250,9 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in strip_prefixes(model_state).items()
     }
-    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    # in the file, too: the JSON beside it may not be copied with it
+    kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
+    content = safetensors.torch.save(tensors, metadata={"format": "pt", "info": kept})
     info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
     json.dumps(info, allow_nan=False)  # what JSON does not know must stop us before the first file
     try:
@@ -258,7 +274,8 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
         ema: take the moving average where the file has one, the raw weights otherwise.
     Returns:
         (state dict on the CPU, info). info is the JSON beside a .safetensors file or the entry
-        `info` of one of our checkpoints, else empty; its key `ema` tells which weights were taken.
+        `info` of one of our checkpoints; of other files what they say about the network. Its key
+        `ema` tells which weights were taken: True, False, or None where the file has one kind.
     Raises:
         CheckpointError: the file cannot be read, or holds no weights.
     """
@@ -277,13 +294,57 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
             f"{path} holds no weights: expected a state dict, or one under any of "
             f"{', '.join(RAW_KEYS + EMA_KEYS)}, found {', '.join(map(str, list(content)[:5]))}"
         )
-    info = content.get("info") if found and isinstance(content.get("info"), dict) else {}
-    return strip_prefixes(state), {**info, "ema": found in EMA_KEYS}
+    state, info = strip_prefixes(state), _info_of(content) if found else {}
+    state, blurred = strip_blur_filters(state)
+    decay = _entry(content.get("config"), "ema", "decay")  # at 0 ours has the raw weights twice
+    info |= {"blur_filters": True} if blurred else {}
+    return state, {**info, "ema": (found in EMA_KEYS and decay != 0) if found else None}
+
+
+def _entry(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _info_of(content: dict) -> dict:
+    """What a checkpoint says about its network: ours, and those of timm's and torch's scripts."""
+    if isinstance(content.get("info"), dict):
+        return dict(content["info"])
+    blurred = _entry(content.get("config"), "training", "use_blurpool")
+    if isinstance(blurred, bool):  # of ours, from before it had `info`
+        return {"use_blurpool": blurred}
+    args = content.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else {}
+    info = {"arch": content.get("arch") or args.get("model")}
+    if "mean" in args:  # an option of timm's; not given, it is that of the architecture
+        info |= {"timm_script": True, "mean": args["mean"], "std": args.get("std")}
+    return {key: value for key, value in info.items() if value is not None}
+
+
+def strip_blur_filters(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """The plain network's names for BlurPool layers of ffcv-imagenet and Composer.
+
+    Those hold the convolution as a part `conv`, beside a buffer `blur_filter`.
+
+    Returns:
+        (state dict, whether it had such layers).
+    """
+    layers = [n.removesuffix("blur_filter") for n in state if n.endswith(".blur_filter")]
+    inner = {f"{layer}conv.": layer for layer in layers}
+
+    def plain(name: str) -> str:
+        start = next((part for part in inner if name.startswith(part)), None)
+        return inner[start] + name.removeprefix(start) if start else name
+
+    kept = {name: value for name, value in state.items() if not name.endswith(".blur_filter")}
+    return ({plain(n): value for n, value in kept.items()} if layers else state), bool(layers)
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not path.is_file():
         raise CheckpointError(f"weights {path} do not exist; check the name")
+    said = _check_header(path)
     content = path.read_bytes()
     try:
         state = safetensors.torch.load(content)
@@ -292,14 +353,60 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             f"{path} is cut off, damaged or not safetensors ({_first_line(error)}); use another "
             f"copy"
         ) from error
-    info = _read_info(path.with_suffix(".json"))
+    info = said | _read_info(path.with_suffix(".json"))
     digest = hashlib.sha256(content).hexdigest()
     if info.get("sha256", digest) != digest:
         raise CheckpointError(
             f"{path} is not the file that {path.with_suffix('.json').name} describes (sha256 "
             f"differs): one of them is damaged or from another run, use another copy of the pair"
         )
-    return strip_prefixes(state), {"ema": False, **info}
+    state, blurred = strip_blur_filters(strip_prefixes(state))
+    info |= {"blur_filters": True} if blurred else {}
+    kinds = {"moving average": True, "raw": False}
+    return state, {"ema": kinds.get(str(info.get("weights"))), **info}
+
+
+def _check_header(path: Path) -> dict:
+    """Look at the header of a safetensors file before memory is taken for the rest of it.
+
+    Returns:
+        What the file, or timm's config.json beside it, says about the network.
+    Raises:
+        CheckpointError: the file is not as long as its header says, or longer than the memory.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 0 < length <= min(size - 8, LONGEST_HEADER) else b""
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        whole = -1
+    if whole != size:
+        raise CheckpointError(
+            f"{path} is cut off, damaged or not safetensors (its header does not describe a file "
+            f"of {size:,} bytes); use another copy"
+        )
+    _refuse_beyond_memory(path, size)
+    try:
+        said = json.loads(_entry(header, "__metadata__", "info") or "{}")
+    except (ValueError, TypeError, RecursionError):
+        said = {}
+    card = _entry(_read_info(path.with_name("config.json")), "pretrained_cfg")
+    norm = {key: _entry(card, key) for key in ("mean", "std")}
+    beside = norm if all(norm.values()) else {}
+    return said if isinstance(said, dict) and said else beside
+
+
+def _refuse_beyond_memory(path: Path, size: int) -> None:
+    room = doctor.available_memory()
+    if size > room:
+        raise CheckpointError(
+            f"{path} holds {size / 1e9:,.1f} GB and {room / 1e9:,.1f} GB of memory are free: it is "
+            f"not the weights of one network, or needs a larger machine"
+        )
 
 
 def _read_info(path: Path) -> dict:

@@ -192,6 +192,15 @@ class _Given:
         return f"{self.place}: {'.'.join(self.key)} = {_show(self.value)}"
 
 
+class Places(dict):
+    """Where each setting was given that was; trees of the same values are equal without it."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)
+
+    __hash__ = None
+
+
 @dataclass
 class _Reading:
     """What has been read so far, in the order of precedence, and what is wrong with it."""
@@ -251,7 +260,8 @@ def read_config(
         description: first lines of `--help`.
 
     Returns:
-        `SimpleNamespace` of sections, each one of values (`cfg.training.epochs`); picklable.
+        `SimpleNamespace` of sections, each one of values (`cfg.training.epochs`); picklable. Its
+        `_places` says where each setting was given that was: 'command line', or a line of a file.
 
     Raises:
         SystemExit: 2 with all problems on stderr in plain text; 0 after `--help` or `-h`.
@@ -297,6 +307,8 @@ def to_dict(cfg: SimpleNamespace) -> dict[str, Any]:
     """The tree of namespaces as nested dictionaries, ready for JSON or YAML."""
     nested = {}
     for key, value in vars(cfg).items():
+        if key == "_places":
+            continue
         nested[key] = to_dict(value) if isinstance(value, SimpleNamespace) else value
     return nested
 
@@ -347,7 +359,7 @@ def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
             reading.problems.append(_bad_default(key, settings.entries[key]))
     if reading.problems:
         return None
-    tree = SimpleNamespace()
+    tree = SimpleNamespace(_places=Places((".".join(g.key), g.place) for g in reading.given))
     for key in merged.entries:
         branch = tree
         for part in key[:-1]:

@@ -383,6 +383,23 @@ def memory_limit(cgroup: Path) -> int | None:
     return None
 
 
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this process and the page cache can have: of the machine, or of the container."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.MULTILINE))
+    free, limit = int(fields["MemAvailable"]) * 1024, memory_limit(cgroup)
+    if limit is None:
+        return free
+    stat = _first_text(cgroup / "memory.stat", cgroup / "memory/memory.stat")
+    taken = re.search(r"^(?:total_rss|anon) (\d+)$", stat, re.MULTILINE)
+    return min(free, limit - (int(taken[1]) if taken else 0))
+
+
+def _first_text(*paths: Path) -> str:
+    return next((path.read_text() for path in paths if path.exists()), "")
+
+
 def judge_memory(total: int, limit: int | None, file_bytes: int) -> Finding:
     """Odd when the training file does not fit beside 4 GB for the program, or below 8 GB.
 

@@ -18,6 +18,7 @@ from fast_imagenet.checkpoint import (
 )
 from fast_imagenet.checks import differences
 from fast_imagenet.guard import CALM, NotFinite
+from fast_imagenet.origin import IMAGENET, input_norm
 from fast_imagenet.runlog import epoch_line
 
 FRESH = {
@@ -83,6 +84,7 @@ def restore_run(
         both = [k for k, v in data.items() if v is not None and state["data"].get(k) is not None]
         before, now = ({key: d[key] for key in both} for d in (state["data"], data))
         changed += differences({"data": before}, {"data": now})
+        changed += _other_norm(state.get("info", {}), input_norm(model))
         if not changed:
             place = {key: state.get(key, fresh) for key, fresh in FRESH.items()}
             _refuse_impossible(place, config["training"]["epochs"], steps)
@@ -98,8 +100,23 @@ def restore_run(
 
 def data_identity(train, val) -> dict:
     """What must stay the same about the data of two loaders for a run to resume."""
-    identity = {"classes": train.classes, "images": train.num_samples, "content": train.content}
-    return identity | {"val_images": val.num_samples, "val_content": val.content}
+    return {
+        "classes": train.classes,
+        "num_classes": train.num_classes,
+        "images": train.num_samples,
+        "content": train.content,
+        "val_images": val.num_samples,
+        "val_content": val.content,
+    }
+
+
+def _other_norm(info: dict, norm: tuple) -> list[str]:
+    """How mean and std of a checkpoint's images differ from this run's; where it has none: [].
+
+    Those from before it had any are of ImageNet's.
+    """
+    before = [tuple(info.get(k, d)) for k, d in zip(("mean", "std"), IMAGENET, strict=True)]
+    return [f"mean and std of the images: {before} -> {list(norm)}"] * (before != list(norm))
 
 
 def _refuse_impossible(place: dict, epochs: int, steps: int) -> None:
@@ -228,6 +245,25 @@ def last_good(folder: str | Path) -> str:
     return f"the last good checkpoint, {path} ({place}), is as it was"
 
 
+def run_info(config: dict, data: dict, model: nn.Module) -> dict:
+    """What a file of weights says about its network, so that nobody has to assume it.
+
+    Args:
+        config: settings of the run, nested.
+        data: its classes and num_classes.
+        model: the network, raw or wrapped.
+    """
+    mean, std = input_norm(model)
+    return {
+        "arch": config["model"]["arch"],
+        "num_classes": data.get("num_classes"),
+        "classes": data["classes"],
+        "use_blurpool": config["training"]["use_blurpool"],
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
 @torch.no_grad()
 def refuse_wild_weights(model: nn.Module, training, state: dict) -> None:
     """A step of finite loss can still leave weights that are not: such a run is never saved.
@@ -280,7 +316,7 @@ def save_run(
     if not ranks.is_main:
         return
     parts = {part: getattr(training, part).state_dict() for part in PARTS}
-    info = {"use_blurpool": config["training"]["use_blurpool"], "classes": data["classes"]}
+    info = run_info(config, data, model)
     whole = {"model": model.state_dict(), **parts, "config": config, "data": data, "info": info}
     whole |= state
     # best.pt first: a run killed between the two evaluates its epoch again, and writes both

@@ -397,3 +397,35 @@ def test_load_into_a_compiled_network_and_from_before_batch_counters():
     state = {k: v + 1 for k, v in network.state_dict().items() if "num_batches" not in k}
     load_into(torch.compile(network), state)
     assert torch.equal(network.conv.weight, state["conv.weight"])
+
+
+def sparse_file(path, header, size):
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["whole", "longer than its header", "header of zeros", "torch"])
+def test_a_file_beyond_the_memory_is_one_sentence(tmp_path, kind):
+    """1 TB that takes no room on the disk: nothing of it is read but its header."""
+    size = 2**40
+    name = "w.pt" if kind == "torch" else "w.safetensors"
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"w": entry}).encode() if kind == "whole" else b"{}"
+    if kind in ("header of zeros", "torch"):
+        header = b""
+    path = sparse_file(tmp_path / name, header, size + (8 + len(header)) * (kind == "whole"))
+    said = "GB of memory are free" if kind in ("whole", "torch") else "its header does not describe"
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_that_unpacks_beyond_the_memory_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(50_000_000))
+    monkeypatch.setattr(checkpoint.doctor, "available_memory", lambda: 10_000_000)
+    with pytest.raises(CheckpointError, match=r"0.1 GB and 0.0 GB of memory are free"):
+        load_weights(path)

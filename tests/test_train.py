@@ -410,16 +410,12 @@ def test_resume_refuses_other_pictures_of_the_same_classes(
     assert load_checkpoint(folder / "last.pt")["step"] == 4
 
 
-def test_a_checkpoint_without_its_blurpool_is_refused(quick_run):
+def test_training_from_weights_of_other_blurpool_is_refused(quick_run, tmp_path):
     folder = quick_run("--data.backend=torchvision", "--training.max_steps=5")
-    flags = [
-        "--data.backend=torchvision",
-        "--training.eval_only=1",
-        "--training.use_blurpool=false",
-    ]
+    flags = ["--data.backend=torchvision", "--training.use_blurpool=false"]
     for name in ("last.pt", "weights.safetensors"):
         with pytest.raises(ValueError, match=f"{name} was trained with use_blurpool=True"):
-            quick_run(*flags, f"--model.checkpoint={folder}/{name}")
+            quick_run(*flags, f"--model.checkpoint={folder}/{name}", folder=tmp_path / "other")
 
 
 def test_a_loss_that_diverges_is_told_and_never_saved(quick_run, tmp_path):

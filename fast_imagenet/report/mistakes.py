@@ -143,7 +143,7 @@ def _pass(script, cfg, model, loader) -> tuple[np.ndarray, np.ndarray, np.ndarra
     parts = []
     view = cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio
     for images_bhwc, labels_b in loader.batches(*view):
-        logits_bk = model(script.normalize(images_bhwc, script.MEAN, script.STD)).float()
+        logits_bk = model(script.normalize(images_bhwc, *script.input_norm(model))).float()
         shares_bk, guesses_b = F.softmax(logits_bk, 1), logits_bk.argmax(1)
         pair_b2 = shares_bk.gather(1, torch.stack([labels_b, guesses_b], 1))
         # a copy: the loader fills the same memory again
@@ -161,7 +161,7 @@ def settings_of(script, run: Run, weights: Path, val: Path):
         if f"{section}.{key}" in known
     }
     values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
-    values |= {"training.use_blurpool": values.get("training.use_blurpool", True)}
+    values.pop("training.use_blurpool", None)  # of the run's training; the weights know theirs
     values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
     if val.is_dir():
         values["data.backend"] = "torchvision"
