@@ -15,6 +15,7 @@ labels_b int64; samples_b numpy int64, index of each picture in the file.
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import os
 import re
@@ -535,7 +536,9 @@ class _Pipeline:
         if not workers:
             return None
         ends = _abnormal_ends(self._loader._iterator, wait=1 if gone else 0)
-        if -signal.SIGBUS in ends or re.search(r"<?/torch_.*No space left", str(error)):
+        full = gone and getattr(error, "errno", 0) == errno.ENOSPC  # of a lock
+        full = full or re.search(r"/torch_.*No space left", str(error))  # of a batch
+        if full or -signal.SIGBUS in ends:
             return f"{_full((PREFETCH * workers + 1) * batch_bytes)}; {RESUME}"
         if ends:
             how = signal.Signals(-ends[0]).name if ends[0] < 0 else f"exit status {ends[0]}"

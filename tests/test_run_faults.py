@@ -287,17 +287,19 @@ train_imagenet.main(train_imagenet.read_settings([
     assert "and start the command again, or allow" in done.stderr
 
 
-def test_a_full_shm_is_a_sentence(start_torchvision):
-    """Room for the locks of the workers, not for their batches: 2.4 MB each."""
+@pytest.mark.parametrize("size", ["2m", "20k"])
+def test_a_full_shm_is_a_sentence(start_torchvision, size):
+    """Room for the locks of the workers, not for their batches (2.4 MB each); or for no lock."""
     try:
         space = name_space()
     except CannotInject as error:
         pytest.skip(str(error))
-    mount = ["sh", "-c", 'mount -t tmpfs -o size=2m tmpfs /dev/shm && exec "$@"', "sh"]
+    mount = ["sh", "-c", f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "sh"]
     flags = ["--resolution.min_res=224", "--resolution.max_res=224", "--training.batch_size=16"]
     process = start_torchvision(*flags, before=[*space, *mount])
     said = process.communicate(timeout=90)[1]
-    assert process.returncode == 1 and "Traceback" not in said, said
+    assert process.returncode == 1, said
+    assert size == "20k" or "Traceback" not in said  # torch's own, ignored, where no lock fits
     assert "train_imagenet.py: the workers need 12.0 MB in /dev/shm and " in said
     assert "--shm-size=1g" in said and "or lower data.num_workers; resume with" in said
     assert nothing_is_left(process)
