@@ -252,7 +252,7 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
     }
     # in the file, too: the JSON beside it may not be copied with it
     kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
-    content = safetensors.torch.save(tensors, metadata={"format": "pt", "info": kept})
+    content = _with_info(safetensors.torch.save(tensors, metadata={"format": "pt"}), kept)
     info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
     json.dumps(info, allow_nan=False)  # what JSON does not know must stop us before the first file
     try:
@@ -260,6 +260,16 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
         write_json(path.with_suffix(".json"), info)
     except OSError as error:
         raise CheckpointError(f"cannot write {path} ({error.strerror}); make room") from error
+
+
+def _with_info(content: bytes, info: str) -> bytes:
+    """A safetensors file with `info` in its metadata; the library orders two keys at random."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"]["info"] = info
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
