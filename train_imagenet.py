@@ -201,6 +201,7 @@ from torch import nn
 from fast_imagenet.batch_transforms import BatchTransforms, normalize
 from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
+from fast_imagenet.class_lists import class_list, difference, notes, unequal
 from fast_imagenet.ema import WeightAverage
 from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
@@ -230,7 +231,6 @@ from fast_imagenet.runstate import (
 )
 from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
 from fast_imagenet.small_maps import use_small_maps
-from fast_imagenet.terminal import readable
 
 MEAN, STD = IMAGENET
 
@@ -255,6 +255,7 @@ def build_loaders(cfg, ranks: Ranks):
     place["num_workers"] = ranks.workers(cfg.data.num_workers)
     val = EvalLoader(cfg.data.val_dataset, batch_size=cfg.validation.batch_size, **place)
     if cfg.training.eval_only:
+        tell_notes(ranks, {cfg.data.val_dataset: val})
         return None, val
     train = TrainLoader(
         cfg.data.train_dataset,
@@ -263,13 +264,17 @@ def build_loaders(cfg, ranks: Ranks):
         augment=augment_of(cfg),
         **place,
     )
-    named = train.classes is not None and val.classes is not None
-    if (named and train.classes != val.classes) or train.num_classes < val.num_classes:
-        raise ValueError(
-            f"{cfg.data.train_dataset} has {train.num_classes} classes, {cfg.data.val_dataset} has "
-            f"{val.num_classes}, or their names differ; write both from one source"
-        )
+    if fault := unequal(train, val):
+        names = f"{cfg.data.train_dataset} and {cfg.data.val_dataset}"
+        raise ValueError(f"{names} {fault}; write both from one source")
+    tell_notes(ranks, {cfg.data.train_dataset: train, cfg.data.val_dataset: val})
     return train, val
+
+
+def tell_notes(ranks: Ranks, loaders: dict) -> None:
+    """Print what a user should know of the data: file -> loader."""
+    if ranks.is_main:
+        print(*(f"{sentence}\n" for sentence in notes(loaders)), sep="", end="", flush=True)
 
 
 def check_classes(checkpoint: str, dataset: str, loader) -> None:
@@ -278,15 +283,15 @@ def check_classes(checkpoint: str, dataset: str, loader) -> None:
     Raises: ValueError: with the first class that differs.
     """
     classes = load_weights(checkpoint)[1].get("classes")
-    if not isinstance(classes, list) or not loader.classes or classes == loader.classes:
+    if not isinstance(classes, list):
         return
-    pairs = zip([*classes, "none"], [*loader.classes, "none"], strict=False)
-    number, (theirs, ours) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
-    theirs, ours = readable(str(theirs)), readable(str(ours))
-    raise ValueError(
-        f"{checkpoint} was trained on other classes than {dataset} has: class {number} is {theirs} "
-        f"there and {ours} here; give weights and data of one class list"
-    )
+    if wrong := [name for name in classes if not isinstance(name, str)]:
+        raise ValueError(f"{checkpoint} names a class {wrong[0]!r:.80}, not text; use another copy")
+    if fault := difference(class_list(classes), loader):
+        raise ValueError(
+            f"{checkpoint} was trained on other classes than {dataset} has: {fault}; give weights "
+            f"and data of one class list"
+        )
 
 
 def augment_of(cfg) -> Augment:

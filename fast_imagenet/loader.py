@@ -91,7 +91,7 @@ class TrainLoader:
     """Augmented batches of a .beton file; order and draws are set by (seed, epoch, sample) alone.
 
     Args:
-        path: .beton file with fields `image` and `label`.
+        path: .beton file; beton/fields.py says which of its fields are read.
         global_batch: images per optimizer step over all ranks; must divide by `world_size`.
         rank, world_size: which slice of every global batch this process gets.
         num_workers: FFCV threads, 0 = the usable cores.
@@ -126,6 +126,8 @@ class TrainLoader:
         self._file = BetonFile(path)
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self.class_digest = self._file.class_digest
+        self.note = self._file.fields.note()
         self.content = self._file.content
         self._batch = (global_batch, rank, world_size)
         self._seed = seed
@@ -137,7 +139,7 @@ class TrainLoader:
         if rank == 0 and not is_compiled(apply_crops):
             print("compiling the operations, once on this machine: about a minute", flush=True)
         self._loader = _make_loader(
-            path,
+            self._file,
             self._operations,
             batch_size=global_batch // world_size,
             num_workers=num_workers,
@@ -182,7 +184,7 @@ class EvalLoader:
     """Centre crops of a .beton file; over all ranks every image comes exactly once.
 
     Args:
-        path: .beton file with fields `image` and `label`.
+        path: .beton file; beton/fields.py says which of its fields are read.
         batch_size: images per batch and rank; the last batch may be smaller.
         rank, world_size, num_workers, device, in_memory, check_pages: as TrainLoader.
     """
@@ -203,12 +205,14 @@ class EvalLoader:
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
         self.content = self._file.content
+        self.class_digest = self._file.class_digest
+        self.note = self._file.fields.note()
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
         if check_pages:
             self._decoder.before_batch = _page_checker(self._file)
         self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = _make_loader(
-            path,
+            self._file,
             [self._decoder],
             batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
             num_workers=num_workers,
@@ -238,7 +242,7 @@ def _page_checker(file: BetonFile):
 
 
 def _make_loader(
-    path: str,
+    file: BetonFile,
     image_operations: list,
     *,
     batch_size: int,
@@ -249,8 +253,9 @@ def _make_loader(
     to_device = [ToTensor()]
     if torch.device(device).type != "cpu":
         to_device.append(ToDevice(torch.device(device), non_blocking=True))
-    return Loader(
-        str(path),
+    fields = file.fields
+    loader = Loader(
+        str(file.path),
         batch_size=batch_size,
         num_workers=worker_count(num_workers),
         order=OrderOption.SEQUENTIAL,  # a placeholder: every epoch brings its own order
@@ -258,10 +263,16 @@ def _make_loader(
         drop_last=False,
         seed=0,
         pipelines={
-            "image": [*image_operations, *to_device],
-            "label": [IntDecoder(), *(type(op)(*_arguments(op)) for op in to_device)],
+            fields.image: [*image_operations, *to_device],
+            fields.label: [IntDecoder(), *(type(op)(*_arguments(op)) for op in to_device)],
+            **dict.fromkeys(fields.unused),
         },
     )
+    places = loader.memory_manager
+    filled = places.sizes > 0  # an empty field has the place of the next one
+    places.ptrs, places.sizes = places.ptrs[filled], places.sizes[filled]
+    loader.label_first = fields.label_first
+    return loader
 
 
 def _arguments(operation) -> tuple:
@@ -272,7 +283,8 @@ def _arguments(operation) -> tuple:
 def _batches(loader: Loader, order: np.ndarray) -> Iterator:
     epoch = _Epoch(loader, order.astype(np.uint64))
     try:
-        for images_bhwc, labels_b1 in epoch:
+        for batch in epoch:
+            images_bhwc, labels_b1 = reversed(batch) if loader.label_first else batch
             yield images_bhwc, labels_b1.reshape(-1)
     finally:
         epoch.close()

@@ -36,6 +36,7 @@ from torchvision.transforms.v2 import functional
 
 from fast_imagenet.augment import CROP_AND_FLIP, Augment
 from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.beton.stamp import class_digest
 from fast_imagenet.beton.verify import PageChecks
 from fast_imagenet.guard import SIGNALS, start_resource_tracker
 from fast_imagenet.order import epoch_order, rank_batches
@@ -109,7 +110,8 @@ class TorchTrainLoader:
         check_transforms(transforms, self._device)
         source = open_pictures(path, "train")
         self.num_samples, self.classes = len(source), source.classes
-        self.num_classes = count_classes(source)
+        self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
+        self.note = source.fields.note() if isinstance(source, BetonFile) else ""
         self.content = getattr(source, "content", None)  # a folder has no checksum
         self._batch, self._seed = (global_batch, rank, world_size), seed
         if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
@@ -179,8 +181,9 @@ class TorchEvalLoader:
         check_transforms(transforms, device)
         source = open_pictures(path, "val")
         self.num_samples, self.classes = len(source), source.classes
-        self.num_classes = count_classes(source)
         self.content = getattr(source, "content", None)
+        self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
+        self.note = source.fields.note() if isinstance(source, BetonFile) else ""
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         checks = page_checks(source, check_pages)
@@ -241,6 +244,11 @@ def page_checks(source, wanted: bool) -> PageChecks | None:
     """What checks the pages of a .beton as they are first read; None where there are no sums."""
     checks = PageChecks(source) if wanted and isinstance(source, BetonFile) else None
     return checks if checks and checks.why_not is None else None
+
+
+def digest_classes(source) -> str | None:
+    """`class_digest` of what `open_pictures` returns; None where it is unknown."""
+    return source.class_digest if isinstance(source, BetonFile) else class_digest(source.classes)
 
 
 def count_classes(source) -> int:

@@ -19,6 +19,8 @@ MAX_PAGE_SIZE = (
 )  # FFCV stores the page size in 32 bits, so 2**31 is the largest power of two
 MAX_SIDE = 65535  # height and width are stored in 16 bits
 
+MAX_CLASSES = 1_000_000  # a larger label is not a class: a name for each would fill the memory
+
 INT_FIELD, IMAGE_FIELD = 1, 2  # type_id of the two fields that we write
 MODE_JPG, MODE_RAW = 0, 1
 MODE_NAMES = ("jpg", "raw")
@@ -60,6 +62,9 @@ def field_descriptors() -> np.ndarray:
     return fields
 
 
-def field_name(descriptor: np.void) -> str:
-    """Name in one field descriptor (a FIELD row), without its padding."""
-    return descriptor["name"].tobytes().split(b"\0")[0].decode("ascii", "replace")
+def too_many_classes(where, what: str) -> str:
+    """The sentence for data with `what`: a label, or a number of classes, beyond MAX_CLASSES."""
+    return (
+        f"{where} has {what}, and {MAX_CLASSES:,} classes are allowed: labels must count the"
+        " classes from 0, write it again with such labels"
+    )

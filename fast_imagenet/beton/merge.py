@@ -94,7 +94,8 @@ def _in_order(files: list[BetonFile]) -> list[BetonFile]:
                 " write the part again with write_dataset.py"
             )
         _check_summary(file)
-        other = [key for key in _SAME if file.stamp[key] != first.stamp[key]]
+        both = (*_SAME, *({"names_sha256"} & set(file.stamp) & set(first.stamp)))
+        other = [key for key in both if file.stamp[key] != first.stamp[key]]
         if other or file.stamp["shard"][1] != first.stamp["shard"][1]:
             what = ", ".join(other) or "number of parts"
             raise ConversionError(
@@ -145,7 +146,8 @@ class _Target:
 
 def _write(out: BinaryIO, files: list[BetonFile]) -> BlockSums:
     """Write the whole file and sync it to the disk; returns the sums of its pages."""
-    stamp = {key: files[0].stamp[key] for key in ("written_by", *_SAME, "shard")}
+    keys = ("written_by", *_SAME, "names_sha256", "shard")  # parts of before have no names_sha256
+    stamp = {key: files[0].stamp[key] for key in keys if key in files[0].stamp}
     count, page_size = sum(map(len, files)), max(file.page_size for file in files)
     samples, allocations = np.zeros(count, fmt.SAMPLE), np.zeros(count, fmt.ALLOCATION)
     size = stamp.pop("block_bytes")

@@ -9,14 +9,21 @@ tables; picture bytes are checked by verify.py.
 import io
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from fast_imagenet.beton import format as fmt
-from fast_imagenet.beton.stamp import StampError, class_digest, read_stamp, table_from_text
+from fast_imagenet.beton.fields import MAX_FIELDS, FieldError, Fields, read_fields
+from fast_imagenet.beton.stamp import (
+    StampError,
+    class_digest,
+    read_class_note,
+    read_stamp,
+    table_from_text,
+)
 
-_FIELD_DTYPES = {0: np.dtype("<f8"), fmt.INT_FIELD: np.dtype("<i8"), fmt.IMAGE_FIELD: fmt.IMAGE}
 REMEDY = "copy it again from where it came, or write it again with write_dataset.py"
 
 
@@ -25,12 +32,13 @@ class BetonError(ValueError):
 
 
 class BetonFile:
-    """A checked .beton file with one picture ('image') and one label ('label') a sample.
+    """A checked .beton file: one image and one label per sample, whatever else FFCV wrote.
 
     Picklable: a copy in another process opens the file again.
 
     Attributes:
         path: the file.
+        fields: which fields hold image and label, see fields.py.
         num_samples: number of samples, n.
         labels: int64 [n].
         heights, widths: int64 [n], pixels.
@@ -40,7 +48,9 @@ class BetonFile:
         data_end: first byte after the data pages.
         sidecar: content of `<file>.json`, {} when there is none.
         classes: class identifiers in the order of the labels, None without sidecar.
-        num_classes: from the sidecar, otherwise the largest label + 1.
+        class_digest: stamp.py's `class_digest` of them, also known from the header of a file of
+            ours; None for other files without sidecar.
+        num_classes: of these; otherwise the largest label + 1.
         stamp: what stamp.py's `read_stamp` returns; None: the file has no checksums.
         block_sums: crc32 of every block of the data pages, uint32; None where unknown.
 
@@ -55,25 +65,27 @@ class BetonFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._bytes = _map(self.path)
-        header, samples_dtype = _read_header(self.path, self._bytes)
+        header, self.fields = _read_header(self.path, self._bytes)
         self.num_samples = int(header["num_samples"])
         self.page_size = int(header["page_size"])
         self.data_end = int(header["alloc_table_ptr"])
-        samples = _read_samples(self.path, self._bytes, header, samples_dtype)
-        allocations = _read_allocations(self.path, self._bytes, header)
-        self.labels = samples["label"].astype(np.int64)
-        self.heights = samples["image"]["height"].astype(np.int64)
-        self.widths = samples["image"]["width"].astype(np.int64)
-        self.offsets, self.sizes = _check_samples(self.path, header, samples, allocations)
-        self.modes = np.array(fmt.MODE_NAMES)[samples["image"]["mode"]]
-        try:
-            self.stamp = read_stamp(self._bytes, self.data_end)
-        except StampError as error:
-            raise _damaged(self.path, str(error)) from error
-        self.sidecar = _read_sidecar(self.path, self)
+        samples = _read_samples(self.path, self._bytes, header, self.fields)
+        allocations = _read_allocations(self.path, self._bytes, header, self.fields)
+        images = samples[self.fields.image]
+        self.labels = samples[self.fields.label].astype(np.int64)
+        self.heights = images["height"].astype(np.int64)
+        self.widths = images["width"].astype(np.int64)
+        self.offsets, self.sizes = _check_samples(self.path, header, images, samples, allocations)
+        self.modes = np.array(fmt.MODE_NAMES)[images["mode"]]
+        _check_labels(self.path, self.labels)
+        self.stamp, about = _read_stamp(self.path, self._bytes, self)
+        self.sidecar = _read_sidecar(self.path, self, about)
         self.block_sums = _read_block_sums(self.path, self)
         self.classes = self.sidecar.get("classes")
-        self.num_classes = len(self.classes) if self.classes else int(self.labels.max()) + 1
+        self.class_digest = about.get("classes_sha256")
+        self.num_classes = about.get("num_classes", int(self.labels.max()) + 1)
+        if self.classes:
+            self.class_digest, self.num_classes = class_digest(self.classes), len(self.classes)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -158,8 +170,8 @@ def _map(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, mode="r")
 
 
-def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, np.dtype]:
-    """The header, and the dtype of one sample's metadata row from the field descriptors."""
+def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, Fields]:
+    """The header, and what the field descriptors after it say."""
     if path.suffix == ".json":
         what = f"is the summary of a data file: name the file itself, {path.with_suffix('')}"
         raise BetonError(f"{path} {what}")
@@ -178,29 +190,26 @@ def _read_header(path: Path, data: np.ndarray) -> tuple[np.void, np.dtype]:
         raise BetonError(f"{path} is unfinished: its writer was stopped before the end; {REMEDY}")
     if page_size < fmt.MIN_PAGE_SIZE or page_size & (page_size - 1):
         raise _damaged(path, f"page size {page_size} is no power of two from 2 MiB up")
-    return header, _samples_dtype(path, data, int(header["num_fields"]))
+    return header, _read_fields(path, data, int(header["num_fields"]))
 
 
-def _samples_dtype(path: Path, data: np.ndarray, num_fields: int) -> np.dtype:
+def _read_fields(path: Path, data: np.ndarray, num_fields: int) -> Fields:
     end = fmt.HEADER.itemsize + num_fields * fmt.FIELD.itemsize
-    if not 1 <= num_fields <= 64 or end > len(data):
+    if not 1 <= num_fields <= MAX_FIELDS or end > len(data):
         raise _damaged(path, f"{num_fields} fields in a file of {len(data)} bytes")
-    fields = data[fmt.HEADER.itemsize : end].view(fmt.FIELD)
-    types = {fmt.field_name(field): int(field["type_id"]) for field in fields}
-    if types.get("image") != fmt.IMAGE_FIELD or types.get("label") != fmt.INT_FIELD:
+    try:
+        return read_fields(data[fmt.HEADER.itemsize : end].view(fmt.FIELD))
+    except FieldError as error:
         raise BetonError(
-            f"{path} has the fields {', '.join(types)}: it must hold an RGB picture 'image' and an"
-            " integer 'label'"
-        )
-    if len(types) != num_fields or not set(types.values()) <= set(_FIELD_DTYPES):
-        raise BetonError(f"{path} has fields of other kinds than pictures and numbers: {REMEDY}")
-    return np.dtype([(name, _FIELD_DTYPES[kind]) for name, kind in types.items()], align=True)
+            f"{path} {error}; write it again with one image and one label per sample, as"
+            " write_dataset.py does"
+        ) from error
 
 
-def _read_samples(path: Path, data: np.ndarray, header: np.void, dtype: np.dtype) -> np.ndarray:
+def _read_samples(path: Path, data: np.ndarray, header: np.void, fields: Fields) -> np.ndarray:
     count = int(header["num_samples"])
     start = fmt.HEADER.itemsize + int(header["num_fields"]) * fmt.FIELD.itemsize
-    end = start + count * dtype.itemsize
+    end = start + count * fields.dtype.itemsize
     if count == 0:
         raise BetonError(f"{path} holds no samples: {REMEDY}")
     if end > int(header["alloc_table_ptr"]):
@@ -209,11 +218,11 @@ def _read_samples(path: Path, data: np.ndarray, header: np.void, dtype: np.dtype
         raise BetonError(
             f"{path} is truncated: the metadata ends at byte {end:,} of {len(data):,}; {REMEDY}"
         )
-    return np.array(data[start:end]).view(dtype)
+    return np.array(data[start:end]).view(fields.dtype)
 
 
-def _read_allocations(path: Path, data: np.ndarray, header: np.void) -> np.ndarray:
-    count, start = int(header["num_samples"]), int(header["alloc_table_ptr"])
+def _read_allocations(path: Path, data: np.ndarray, header: np.void, fields: Fields) -> np.ndarray:
+    count, start = int(header["num_samples"]) * fields.allocations, int(header["alloc_table_ptr"])
     expected = start + count * fmt.ALLOCATION.itemsize
     if len(data) < expected:
         raise BetonError(
@@ -227,10 +236,12 @@ def _read_allocations(path: Path, data: np.ndarray, header: np.void) -> np.ndarr
 
 
 def _check_samples(
-    path: Path, header: np.void, samples: np.ndarray, allocations: np.ndarray
+    path: Path, header: np.void, images: np.ndarray, samples: np.ndarray, allocations: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and size of every picture (int64 [n]), checked against everything else."""
+    """Offset and size of every image (int64 [n]), checked against everything else."""
     count, end = len(samples), int(header["alloc_table_ptr"])
+    if len(allocations) > count:
+        allocations = _of_images(allocations, images["data_ptr"])
     ids = allocations["sample_id"]
     seen = np.zeros(count, bool)
     seen[ids[ids < count]] = True
@@ -246,13 +257,26 @@ def _check_samples(
     _refuse(path, offsets + sizes > end, "reaches beyond the data pages")
     last = offsets + sizes - np.uint64(1)
     _refuse(path, offsets // page_size != last // page_size, "does not lie inside one page")
-    _check_images(path, samples["image"], offsets, sizes)
-    _refuse(path, samples["label"] < 0, "has a negative label")
+    _check_images(path, images, offsets, sizes)
     order = np.argsort(offsets, kind="stable")
     overlaps = np.zeros(count, bool)
     overlaps[order[1:]] = last[order[:-1]] >= offsets[order[1:]]
     _refuse(path, overlaps, "overlaps another one")
     return offsets.astype(np.int64), sizes.astype(np.int64)
+
+
+def _of_images(allocations: np.ndarray, pointers: np.ndarray) -> np.ndarray:
+    """The rows of the images: those of other fields point elsewhere, or are empty."""
+    ids = allocations["sample_id"]
+    known = (ids < len(pointers)) & (allocations["size"] > 0)
+    known[known] = pointers[ids[known]] == allocations["ptr"][known]
+    return allocations[known]
+
+
+def _check_labels(path: Path, labels: np.ndarray) -> None:
+    _refuse(path, labels < 0, "has a negative label")
+    if labels.max() >= fmt.MAX_CLASSES:
+        raise BetonError(fmt.too_many_classes(path, f"the label {labels.max()}"))
 
 
 def end_of_metadata(header: np.void, samples: np.ndarray) -> int:
@@ -275,8 +299,24 @@ def _refuse(path: Path, is_bad: np.ndarray, what: str) -> None:
         raise _damaged(path, f"sample {int(np.argmax(is_bad))} {what}")
 
 
-def _read_sidecar(path: Path, file: BetonFile) -> dict:
-    """The summary beside the file, {} without one; refused unless it describes this file."""
+def _read_stamp(path: Path, data: np.ndarray, file: BetonFile) -> tuple[dict | None, dict]:
+    """The stamp, and what the header says of the classes, {} where it says nothing."""
+    try:
+        stamp = read_stamp(data, file.data_end)
+        about = stamp or read_class_note(data) or {}
+    except StampError as error:
+        raise _damaged(path, str(error)) from error
+    if about and not file.labels.max() < about["num_classes"] <= fmt.MAX_CLASSES:
+        what = f"{about['num_classes']} classes and the label {file.labels.max()}"
+        raise _damaged(path, f"its header has {what}")
+    return stamp, about
+
+
+def _read_sidecar(path: Path, file: BetonFile, about: dict) -> dict:
+    """The summary beside the file, {} without one; refused unless it describes this file.
+
+    Args: about: what the header says of the classes.
+    """
     sidecar = sidecar_path(path)
     try:
         summary = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -289,15 +329,30 @@ def _read_sidecar(path: Path, file: BetonFile) -> dict:
         raise BetonError(
             f"{sidecar} describes another file than {path}: keep each pair together, or {REMEDY}"
         )
-    classes = summary.get("classes")
+    classes, names = summary.get("classes"), summary.get("class_names")
     if not isinstance(classes, list) or len(classes) <= int(file.labels.max()):
         raise BetonError(f"{sidecar} names fewer classes than {path} has labels: {REMEDY}")
-    if file.stamp and class_digest([str(name) for name in classes]) != file.stamp["classes_sha256"]:
+    if len(classes) > fmt.MAX_CLASSES:
+        raise BetonError(fmt.too_many_classes(sidecar, f"{len(classes):,} classes"))
+    if fault := _fault_of_names(classes, names):
+        raise BetonError(f"{sidecar} {fault}: {REMEDY}")
+    digests = {"classes_sha256": class_digest(classes), "names_sha256": class_digest(names or [])}
+    if any(about.get(key, digest) != digest for key, digest in digests.items()):
         raise BetonError(
             f"{sidecar} names other classes than {path} was written with: keep each pair together,"
             f" or {REMEDY}"
         )
     return summary
+
+
+def _fault_of_names(classes: list, names) -> str | None:
+    """What is wrong with a list of classes and their readable names, or None."""
+    if names is not None and (not isinstance(names, list) or len(names) != len(classes)):
+        return "has not one readable name for each class"
+    if wrong := [name for name in [*classes, *(names or [])] if not isinstance(name, str)]:
+        return f"names a class {wrong[0]!r:.80}, which is not text"
+    twice = next((name for name, count in Counter(classes).items() if count > 1), None)
+    return None if twice is None else f"names the class {twice!r:.80} twice"
 
 
 def _read_block_sums(path: Path, file: BetonFile) -> np.ndarray | None:

@@ -142,6 +142,35 @@ def write_tables(
     file.write(head)
 
 
+def read_class_note(data: np.ndarray) -> dict | None:
+    """What an early file of ours, without checksums, says of its classes; None for other files.
+
+    Raises:
+        StampError: it is damaged.
+    """
+    note = _area_content(data)
+    if not isinstance(note, dict) or set(note) != _NOTE_OF_EARLY_FILES:
+        return None
+    if type(note["num_classes"]) is not int or not isinstance(note["classes_sha256"], str):
+        raise StampError("the note of its classes in the header is damaged")
+    return note
+
+
+def _area_content(data: np.ndarray):
+    """The JSON in the arguments of the first field, an image; None where there is none.
+
+    Raises:
+        StampError: there are other bytes.
+    """
+    first = data[fmt.HEADER.itemsize : fmt.METADATA_START].view(fmt.FIELD)[0]
+    if first["type_id"] != fmt.IMAGE_FIELD or not first["arguments"].any():
+        return None
+    try:
+        return json.loads(data[_AREA_START : _AREA_END - 4].tobytes().rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise StampError("the stamp in its header is unreadable") from error
+
+
 def read_stamp(data: np.ndarray, end: int) -> dict | None:
     """The stamp of a file whose structure is in order, checked against the bytes it covers.
 
@@ -152,19 +181,14 @@ def read_stamp(data: np.ndarray, end: int) -> dict | None:
     Returns:
         None for a file without checksums: FFCV's own, or an early one of ours. Otherwise:
         stamp (version), written_by, num_samples, num_classes, classes_sha256, settings,
-        order_crc32, shard ([number, of how many]), block_bytes, first_block, blocks_crc32.
+        order_crc32, shard ([number, of how many]), block_bytes, first_block, blocks_crc32; of
+        newer files names_sha256, the `class_digest` of the readable names.
 
     Raises:
         StampError: the stamp, header, metadata or allocation table has changed.
     """
-    area = data[_AREA_START:_AREA_END]
-    if not area.any():
-        return None
-    try:
-        stamp = json.loads(area[:-4].tobytes().rstrip(b"\0"))
-    except (ValueError, RecursionError) as error:
-        raise StampError("the stamp in its header is unreadable") from error
-    if isinstance(stamp, dict) and set(stamp) == _NOTE_OF_EARLY_FILES:
+    stamp = _area_content(data)
+    if stamp is None or (isinstance(stamp, dict) and set(stamp) == _NOTE_OF_EARLY_FILES):
         return None
     complete = isinstance(stamp, dict) and set(stamp) >= _KEYS
     if not complete or not all(type(stamp[key]) is int for key in _NUMBERS):
@@ -175,7 +199,7 @@ def read_stamp(data: np.ndarray, end: int) -> dict | None:
         raise StampError("the stamp in its header contradicts the pages")
     crc = zlib.crc32(bytes(4), zlib.crc32(data[:_CRC_START]))
     crc = zlib.crc32(data[end:], zlib.crc32(data[_AREA_END:start], crc))
-    if crc != int.from_bytes(area[-4:].tobytes(), "little"):
+    if crc != int.from_bytes(data[_AREA_END - 4 : _AREA_END].tobytes(), "little"):
         raise StampError("the checksum of its header and tables is wrong")
     if stamp.get("stamp") != STAMP_VERSION:
         raise StampError(f"its stamp has version {stamp.get('stamp')}, not {STAMP_VERSION}")

@@ -32,7 +32,7 @@ def verify(path: str | Path, full: bool = False) -> tuple[list[str], list[str]]:
         return [str(error)], []
     except OSError as error:
         return [f"{path} cannot be read ({error.strerror or error}): {REMEDY}"], []
-    notes = []
+    notes = [f"{path}: {note}"] if (note := file.fields.note()) else []
     if file.stamp is None:
         notes.append(
             f"{path} has no checksums (FFCV or an early version wrote it), so only its structure"

@@ -303,6 +303,7 @@ def _describe(
         "written_by": "fast-imagenet",
         "num_classes": len(source.classes),
         "classes_sha256": class_digest(source.classes),
+        "names_sha256": class_digest(source.class_names or []),
         "settings": asdict(settings),
         "order_crc32": zlib.crc32(source.labels[order].tobytes(), zlib.crc32(order.tobytes())),
         "shard": list(shard),

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from fast_imagenet.beton.format import MAX_CLASSES, too_many_classes
 from fast_imagenet.terminal import readable
 
 WNID = re.compile(r"n\d{8}")
@@ -36,7 +37,6 @@ SYSTEM_FOLDERS = {
 MAX_IMAGE_BYTES = (
     64 << 20
 )  # the largest ImageNet file has 15 MB; a bigger archive member is an accident or an attack
-MAX_CLASSES = 1_000_000  # a larger label is no class: a name for each would fill the memory
 
 
 class ImageError(ValueError):
@@ -508,10 +508,8 @@ def name_classes(
             " a label of -1 marks a test split, otherwise give the names with --source.classes"
         )
     if count > MAX_CLASSES:
-        raise SourceError(
-            f"{where} has the label {labels.max()}, and {MAX_CLASSES:,} classes are allowed: labels"
-            " must count the classes from 0, write them anew"
-        )
+        what = f"{count:,} classes" if names else f"the label {labels.max()}"
+        raise SourceError(too_many_classes(where, what))
     wnids = votes.classes(count)
     if wnids:
         return sort_wnids(labels, wnids, names)
