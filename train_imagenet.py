@@ -69,7 +69,7 @@ Section("model", "the network", SETTINGS).params(
     use_ema=Param(Bool(), "take a checkpoint's EMA weights, where it has them", default=True),
     normalization=Param(
         OneOf("auto", "imagenet", "inception", "clip", "none"),
-        "mean and std of weights of other origin; auto = as their metadata say",
+        "mean and std of the images; auto = as the weights say, else ImageNet's",
         default="auto",
     ),
     zero_init=Param(Bool(), "start residual branches at zero (last norm)", default=True),
@@ -213,7 +213,7 @@ from fast_imagenet.models import (
     warm_up,
     zero_init_residual,
 )
-from fast_imagenet.origin import IMAGENET, Origin, input_norm, origin_of
+from fast_imagenet.origin import IMAGENET, input_norm, new_origin, origin_of
 from fast_imagenet.progress import Progress, peak_memory_gb
 from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
 from fast_imagenet.rng import step_seed
@@ -314,7 +314,7 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
         zero_init_residual(model)
     if cfg.training.loss == "bce":
         start_improbable(model, num_classes)
-    origin, weights = Origin(cfg.training.use_blurpool), None
+    origin, weights = new_origin(cfg), None
     if cfg.model.checkpoint:
         weights, info = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
         origin = origin_of(info, cfg, num_classes)

@@ -404,10 +404,22 @@ def _check_header(path: Path) -> dict:
         said = json.loads(_entry(header, "__metadata__", "info") or "{}")
     except (ValueError, TypeError, RecursionError):
         said = {}
-    card = _entry(_read_info(path.with_name("config.json")), "pretrained_cfg")
-    norm = {key: _entry(card, key) for key in ("mean", "std")}
-    beside = norm if all(norm.values()) else {}
-    return said if isinstance(said, dict) and said else beside
+    if isinstance(said, dict) and said:
+        return said
+    return _read_card(path.with_name("config.json"))
+
+
+def _read_card(path: Path) -> dict:
+    """What timm's config.json says about the network; {} of another config.json."""
+    config = _read_info(path)
+    card = config.get("pretrained_cfg")
+    if not isinstance(card, dict):
+        return {}
+    labels = config.get("label_names") or card.get("label_names")
+    info = {"arch": config.get("architecture"), "label_names": labels}
+    if card.get("mean") and card.get("std"):
+        info |= {"mean": card["mean"], "std": card["std"]}
+    return {key: value for key, value in info.items() if value}
 
 
 def _refuse_beyond_memory(path: Path, size: int) -> None:

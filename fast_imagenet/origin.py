@@ -16,6 +16,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from fast_imagenet.checkpoint import plain_model
+from fast_imagenet.terminal import readable
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, for pixels in 0..1
 NORMALIZATIONS = {
@@ -49,6 +50,12 @@ class Origin:
             print(self.line, flush=True)
 
 
+def new_origin(cfg) -> Origin:
+    """Origin of a network with fresh weights: as the settings say."""
+    norm = NORMALIZATIONS.get(cfg.model.normalization, IMAGENET)
+    return Origin(cfg.training.use_blurpool, *norm)
+
+
 def origin_of(info: dict, cfg, num_classes: int) -> Origin:
     """Origin of the file `cfg.model.checkpoint`.
 
@@ -67,7 +74,7 @@ def origin_of(info: dict, cfg, num_classes: int) -> Origin:
         return _own(info, cfg, weights)
     blurpool, blur_words = _foreign_blurpool(info, cfg)
     (mean, std), norm_words = _foreign_normalization(info, cfg, num_classes)
-    parts = [blur_words, norm_words, "classes in the order of the data (assumed)"]
+    parts = [blur_words, norm_words, _order_words(info.get("label_names"))]
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
         parts.insert(0, f"model.arch={cfg.model.arch}, although the file says {arch}")
@@ -96,8 +103,14 @@ def _own(info: dict, cfg, weights: str) -> Origin:
                 f"training.use_blurpool={blurred}"
             )
         line = f"{name} was trained with use_blurpool={blurred}, and is evaluated so"
-    mean, std = (_triple(info.get(key)) or IMAGENET[i] for i, key in enumerate(("mean", "std")))
-    return Origin(blurred, mean, std, weights, line)
+    norm = tuple(_triple(info.get(key)) or IMAGENET[i] for i, key in enumerate(("mean", "std")))
+    asked = NORMALIZATIONS.get(cfg.model.normalization, norm)
+    if asked != norm:
+        raise ValueError(
+            f"{name} was trained with mean and std {_words(norm)}, not with {_words(asked)}: leave "
+            f"out model.normalization={cfg.model.normalization}"
+        )
+    return Origin(blurred, *norm, weights, line)
 
 
 def _foreign_blurpool(info: dict, cfg) -> tuple[bool, str]:
@@ -131,6 +144,15 @@ def _foreign_normalization(info: dict, cfg, num_classes: int) -> tuple[tuple, st
         return norm, f"mean and std {_words(norm)}, from {source}"
     other = f"; {source} says {_words(norm)}" if norm != IMAGENET else ""
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"
+
+
+def _order_words(labels) -> str:
+    """What is assumed of the classes; `labels` are those of timm's config.json, if it has any."""
+    found = ""
+    if isinstance(labels, list) and labels:
+        more = ", ..." if len(labels) > 5 else ""
+        found = f"; config.json says {readable(', '.join(map(str, labels[:5])))}{more}"
+    return f"classes in the order of the data (assumed{found})"
 
 
 def _metadata(arch: str) -> tuple[tuple, int, str]:

@@ -198,3 +198,28 @@ def test_the_weights_that_chose_best_are_those_evaluated(quick_run, capsys):
             said = capsys.readouterr().out.strip().splitlines()[-1]
             assert f"{words} weights of {folder}/{file}" in said
             assert f" {line[key]:.2f} % 32 px" in said
+
+
+def test_timms_config_names_network_and_classes(evaluated, tmp_path):
+    """Other networks can have equal tensors, and other classes an equal number."""
+    arch = "timm/test_resnet"
+    path = save_as(OTHERS[-1][0], tmp_path / "w.pth", arch, network(arch))
+    labels = [f"class {number}" for number in range(9, -1, -1)]
+    card = {"mean": HALF[0], "std": HALF[1]}
+    config = {"architecture": "test_resnet_b", "label_names": labels, "pretrained_cfg": card}
+    path.with_name("config.json").write_text(json.dumps(config))
+    _, said = evaluated(f"--model.checkpoint={path}", f"--model.arch={arch}")
+    assert "model.arch=timm/test_resnet, although the file says test_resnet_b" in said
+    assert "(assumed; config.json says class 9, class 8, class 7, class 6, class 5, ...)" in said
+
+
+def test_the_normalization_of_a_new_network_is_kept(quick_run):
+    arch = "--model.arch=timm/test_resnet"
+    few = ["--data.backend=torchvision", arch, "--training.max_steps=1"]
+    folder = quick_run(*few, "--model.normalization=inception")
+    path = folder / "weights.safetensors"
+    assert load_weights(path)[1]["mean"] == [0.5, 0.5, 0.5]
+    own = [*EVAL, arch, f"--model.checkpoint={path}"]
+    quick_run(*own, "--model.normalization=inception")
+    with pytest.raises(ValueError, match=r"std \(0.5, .* leave out model.normalization=imagenet"):
+        quick_run(*own, "--model.normalization=imagenet")
