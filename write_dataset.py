@@ -74,6 +74,7 @@ Section("write", "what the files hold", SETTINGS).params(
 )
 # fmt: on
 
+NUMBERED = ("parquet", "webdataset")  # kinds whose labels are numbers without names
 NEEDS_NO_PATH = {"synthetic": "", "imagenette": "data/imagenette"}  # kind -> default path
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
@@ -100,6 +101,11 @@ def find_problems(cfg: SimpleNamespace) -> list[str]:
         )
     elif cfg.source.kind not in NEEDS_NO_PATH and not path.is_dir():
         problems.append(f"the source folder {path} does not exist: give one with --source.path")
+    if cfg.source.classes and cfg.source.kind not in NUMBERED:
+        problems.append(
+            f"--source.classes={cfg.source.classes} orders the classes of {' and '.join(NUMBERED)},"
+            f" and those of {cfg.source.kind} are sorted by name: leave it out"
+        )
     if cfg.source.shard >= cfg.source.shards:
         problems.append(
             f"--source.shard={cfg.source.shard} must be below --source.shards={cfg.source.shards}:"

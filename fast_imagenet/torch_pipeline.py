@@ -112,7 +112,7 @@ class TorchTrainLoader:
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
         self.note = source.fields.note() if isinstance(source, BetonFile) else ""
-        self.content = getattr(source, "content", None)  # a folder has no checksum
+        self.content = source.content  # of a folder: of its names and labels
         self._batch, self._seed = (global_batch, rank, world_size), seed
         if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
             raise ValueError(
@@ -181,7 +181,7 @@ class TorchEvalLoader:
         check_transforms(transforms, device)
         source = open_pictures(path, "val")
         self.num_samples, self.classes = len(source), source.classes
-        self.content = getattr(source, "content", None)
+        self.content = source.content
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
         self.note = source.fields.note() if isinstance(source, BetonFile) else ""
         mine = np.arange(rank, self.num_samples, world_size)

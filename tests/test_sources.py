@@ -767,8 +767,10 @@ def test_what_belongs_to_no_sample_is_counted_and_named(tmp_path):
         assert words in notes
 
 
-def test_two_labels_of_one_sample_are_refused(tmp_path):
-    shard = make.tar_bytes([("1.jpg", b"1"), ("1.cls", b"3"), ("1.json", b'{"label": 4}')])
+@pytest.mark.parametrize("label", ["4", '"4"', "4.0"])
+def test_two_labels_of_one_sample_are_refused(tmp_path, label):
+    about = b'{"label": %s}' % label.encode()
+    shard = make.tar_bytes([("1.jpg", b"1"), ("1.cls", b"3"), ("1.json", about)])
     (tmp_path / "train-0.tar").write_bytes(shard)
     _refused("webdataset", tmp_path, "train", "two labels for the sample '1'", "3", "4")
 

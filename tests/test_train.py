@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 
 import train_imagenet
@@ -666,6 +668,23 @@ def test_resume_refuses_another_validation_file(quick_run, tiny_beton, tmp_path,
     torch.save(state, folder / "last.pt")
     quick_run(*common, "--training.max_steps=4", folder=folder)
     assert load_checkpoint(folder / "last.pt")["step"] == 4
+
+
+@pytest.mark.parametrize("split, key", [("train", "content"), ("val", "val_content")])
+def test_resume_refuses_a_folder_whose_images_changed_class(quick_run, tmp_path, split, key):
+    for place, number in itertools.product(("train", "val"), range(32)):
+        file = tmp_path / f"data/{place}/class{number % 2}/{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 7, 0, 0)).save(file)
+    common = ["--data.backend=torchvision", SMALL, "--training.resume=auto", "--training.epochs=3"]
+    common += [f"--data.{place}_dataset={tmp_path}/data/{place}" for place in ("train", "val")]
+    folder = quick_run(*common, "--training.max_steps=1", folder=tmp_path / "run")
+    quick_run(*common, "--training.max_steps=2", folder=folder)
+    data = tmp_path / "data" / split
+    for old, new in (("class0/0.png", "class1/0.png"), ("class1/1.png", "class0/1.png")):
+        (data / old).rename(data / new)
+    with pytest.raises(ValueError, match=rf"other settings .data.{key}: \w+ -> \w+.; restore"):
+        quick_run(*common, "--training.max_steps=3", folder=folder)
 
 
 def test_the_end_of_a_run_in_another_folder_is_one_sentence(quick_run, tmp_path):

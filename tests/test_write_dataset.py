@@ -287,6 +287,15 @@ def test_wrong_settings_are_told_together(tmp_path, capsys):
         assert words in told
 
 
+def test_a_class_file_that_would_be_ignored_is_refused(folder, tmp_path, capsys):
+    flags = [f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as stopped:
+        call(*flags, "--source.classes=names.txt")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "--source.classes=names.txt" in said and "those of image_folder are sorted" in said
+
+
 def test_missing_source_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         call("--source.path=nowhere", f"--write.folder={tmp_path}")

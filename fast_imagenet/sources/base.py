@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
@@ -187,6 +188,10 @@ class PackedNames:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def checksum(self) -> int:
+        """Of all strings in their order."""
+        return zlib.crc32(self._ends.tobytes(), zlib.crc32(self._blob))
 
     def __getitem__(self, index: int) -> str:
         start = int(self._ends[index - 1]) if index else 0

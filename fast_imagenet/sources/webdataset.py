@@ -10,6 +10,7 @@ to no sample is counted in the summary. Tars are indexed once and then read in p
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -129,10 +130,13 @@ def _label(file, shard: Path, key: str, suffix: str, parts: dict[str, Member]) -
             f"{shard} has no label for the sample {key!r}: it needs a number in {key}.cls, which"
             f" must stand beside {parts[suffix].name}"
         ) from error
-    if isinstance(about.get("label"), int) and about["label"] != label:
+    other = label
+    with suppress(ValueError, TypeError):  # a .json may hold something else under this name
+        other = _number(about.get("label", label))
+    if other != label:
         raise SourceError(
-            f"{shard} has two labels for the sample {key!r}: {label} in .cls, {about['label']} in"
-            " .json; write it again with one"
+            f"{shard} has two labels for the sample {key!r}: {label} in .cls, {other} in .json;"
+            " write it again with one"
         )
     told = next(
         (str(about[word]) for word in ("wnid", "synset", "class_name") if word in about), ""
