@@ -716,6 +716,15 @@ def test_a_val_folder_that_is_train_is_refused(tmp_path):
         _refused("image_folder", tmp_path, split, "are one folder")
 
 
+def test_a_val_class_that_is_one_of_train_is_refused(tmp_path):
+    make.make_image_folder(tmp_path)
+    first = tmp_path / "val" / make.WNIDS[0]
+    first.rename(tmp_path / "old")
+    first.symlink_to(tmp_path / "train" / first.name)
+    for split in ("train", "val"):
+        _refused("image_folder", tmp_path, split, f"val/{first.name} are one folder: each split")
+
+
 @pytest.mark.parametrize(("kind", "suffix"), [("webdataset", "tar"), ("parquet", "parquet")])
 def test_files_of_another_ending_are_counted(kind, suffix, tmp_path):
     _write_any(tmp_path / f"train-0.{suffix}", 0)
@@ -813,6 +822,17 @@ def test_a_class_file_speaks_for_parquet_files_without_names(tmp_path):
     (tmp_path / "classes.txt").write_text("dog\ncat\neel\n")
     with pytest.raises(SourceError, match="in another order"):
         open_source("parquet", tmp_path, "train", **options)
+
+
+@pytest.mark.parametrize("named", ["train", "val"])
+def test_numbers_of_one_split_are_no_names_of_the_other(named, tmp_path):
+    """Names may be numbers, sorted as text."""
+    for split in ("train", "val"):
+        names = ["0", "10", "2"] if split == named else None
+        make.write_parquet(tmp_path / f"{split}-0.parquet", [0, 2], names)
+    train, val = (open_source("parquet", tmp_path, split) for split in ("train", "val"))
+    with pytest.raises(SourceError, match=rf"and {named} has names: give .* --source.classes"):
+        use_classes(val, train)
 
 
 def test_a_class_name_for_two_labels_is_refused(tmp_path):

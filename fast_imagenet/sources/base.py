@@ -78,6 +78,7 @@ class Source:
         class_names: readable names in the same order, or None.
         blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can
             be read at a fair price (parquet row groups); None where any order costs the same.
+        numbered: True where `classes` are the labels themselves, for want of names.
         notes: sentences for the summary about what the user should know.
         draws_pixels: True when `pixels(i)` serves instead of `read(i)`.
     """
@@ -85,6 +86,7 @@ class Source:
     kind = ""
     draws_pixels = False
     blocks: np.ndarray | None = None
+    numbered = False
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -242,11 +244,11 @@ def list_below(root: Path, left_out: LeftOut) -> list[str]:
     names, waiting, seen = [], [""], set()
     while waiting:
         inner = waiting.pop()
-        info = os.stat(root / inner)
-        if (info.st_dev, info.st_ino) in seen:
+        folder = _identity(root / inner)
+        if folder in seen:
             left_out.add("folder reached a second time, through a link", root / inner)
             continue
-        seen.add((info.st_dev, info.st_ino))
+        seen.add(folder)
         with os.scandir(root / inner) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if reason := why_left_out(entry):
@@ -363,6 +365,12 @@ def use_classes(source: Source, train: Source) -> None:
             differently.
     """
     _refuse_contradiction(source, train)
+    if source.numbered != train.numbered:
+        without, other = ("val", "train") if source.numbered else ("train", "val")
+        raise SourceError(
+            f"the {without} split has numbers for its classes and no names, and {other} has names:"
+            " give the names in the order of the numbers with --source.classes"
+        )
     if source.classes == train.classes:
         return
     label_of = _labels_by_name(train.class_names) | _labels_by_name(train.classes)
@@ -591,13 +599,31 @@ def _of_split(
 
 
 def refuse_same_folder(train: Path, val: Path) -> None:
-    """Refuse a val folder that is the train folder by another name.
+    """Refuse a val folder, or a folder in it, that is one of train by another name.
 
     Raises:
         SourceError: it is.
     """
-    if train.is_dir() and val.is_dir() and os.path.samefile(train, val):
-        raise SourceError(f"{train} and {val} are one folder: each split needs its own images")
+    if not (train.is_dir() and val.is_dir()):
+        return
+    of_train = {_identity(folder): folder for folder in (train, *_folders_in(train))}
+    for folder in (val, *_folders_in(val)):
+        if same := of_train.get(_identity(folder)):
+            raise SourceError(
+                f"{same} and {folder} are one folder: each split needs its own images"
+            )
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            Path(entry) for entry in entries if not why_left_out(entry) and is_folder(entry)
+        )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
 
 
 def split_of(file: PurePath, root: Path) -> str | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fast_imagenet.sources.base import (
+    WNID,
     Source,
     SourceError,
     WnidVotes,
@@ -132,6 +133,7 @@ def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSourc
     stored = np.concatenate(labels) if labels else np.zeros(0, np.int64)
     found = name_classes(stored, votes, given or names, f"{path} ({split})")
     source = ParquetSource(paths, np.reshape(pieces, (-1, 4)), *found)
+    source.numbered = not (given or names or WNID.fullmatch(source.classes[0]))
     source.notes = (
         *left_out.notes(),
         *votes.notes(),
