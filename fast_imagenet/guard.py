@@ -37,6 +37,7 @@ AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank look
 FINITE_STEPS = 50  # reading the losses waits for the device
 ANOTHER = "a signal to another rank"
 CALM = "lower lr.lr or set training.clip_grad"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on a disk
 CLOSE_SECONDS = 10  # from the failure of a program to its end, whatever does not close
 
 _is_program = False  # not tests, not a notebook: `stop_at_once` was called
@@ -97,11 +98,12 @@ def _end_by_force(error: BaseException) -> None:
 class _Outliving:
     """A stream whose control characters are escaped, for they come from data.
 
-    Once nobody reads it any more, what is written is dropped.
+    Once nobody reads it any more, what is written is dropped; as long as the disk of its file is
+    full, too.
     """
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self._was_full = stream, False
 
     def write(self, text: str) -> int:
         self._try(self._stream.write, on_terminal(text))
@@ -114,11 +116,19 @@ class _Outliving:
         try:
             call(*values)
         except OSError as error:
+            if error.errno in FULL:
+                self._tell_full(error)
+                return
             if error.errno not in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
             os.close(nowhere)
+
+    def _tell_full(self, error: OSError) -> None:
+        if not self._was_full and self is not sys.stderr:
+            print(f"note: the output is incomplete: {error.strerror}", file=sys.stderr)
+        self._was_full = True
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -127,8 +137,8 @@ class _Outliving:
 def outlive_reader() -> None:
     """Let no work end because of what reads its output or its errors.
 
-    It may have ended (`| head`, `tee`), never have been there (`>&-`), or not know a letter (a
-    terminal that is not UTF-8): that letter is written as its code. To be called before anything
+    It may have ended (`| head`, `tee`), never have been there (`>&-`), be a file on a full disk,
+    or not know a letter (a terminal that is not UTF-8): that letter is written as its code. To be called before anything
     else is opened, which would get the number of a closed stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -341,8 +351,7 @@ def lacking(error: BaseException) -> str | None:
         return f"{text or 'out of memory'}\nLower {lower}"
     if "WorkerError" in kinds:
         return text
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError) and error.errno in full:
+    if isinstance(error, OSError) and error.errno in FULL:
         return (
             f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room or move "
             f"the run's folder. last.pt is whole: go on with --training.resume=auto"

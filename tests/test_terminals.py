@@ -76,3 +76,24 @@ def test_records_and_the_doctor(tmp_path, environment, name):
         "d.CHECKS = (lambda: iter([d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]),); d.main()"
     )
     assert "1 GB in /gr\\xf6\\xdfe" in call(environment, "-c", code)[0]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["-m", "fast_imagenet.beton", "verify"], ["train_imagenet.py"]])
+def test_output_into_a_file_on_a_full_disk_ends_no_program(tiny_beton, tmp_path, words):
+    small = ["--config=tests/smoke.yaml", "--model.arch=timm/test_resnet", "--lr.lr_peak_epoch=0"]
+    small += ["--training.epochs=1", *flags_of(tiny_beton), f"--logging.folder={tmp_path / 'run'}"]
+    words = words + (small if "train_imagenet.py" in words else [tiny_beton / "val.beton"])
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert "the output is incomplete: No space left on device" in done.stderr
+    assert "train_imagenet.py" not in words or (tmp_path / "run" / "weights.safetensors").exists()
