@@ -49,10 +49,10 @@ from fast_imagenet.guard import (
     lacking,
     lock_folder,
     mean_losses,
-    outlive_reader,
     stop_at_once,
 )
 from fast_imagenet.schedules import SCHEDULES
+from fast_imagenet.terminal import outlive_reader
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings: one YAML key each; every default is a working value                                  │

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fast_imagenet.terminal import outlive_reader
+
 HERE = Path(__file__).resolve().parents[1]
 GB = 1e9
 PROBE_SECONDS = 180
@@ -39,7 +41,7 @@ class Finding:
 
 def main() -> int:
     """Print every finding; 1 when something required is missing."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold what it cannot show
+    outlive_reader()  # paths may hold what it cannot show
     findings = [finding for check in CHECKS for finding in guarded(check)]
     for finding in findings:
         print(f"{finding.state:8}{finding.name:20}{finding.found}")

@@ -6,7 +6,6 @@ step, and `--training.resume=auto` goes on with the very next.
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import fcntl
 import math
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fast_imagenet.config import told
-from fast_imagenet.terminal import on_terminal
+from fast_imagenet.terminal import FULL
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +36,6 @@ AGREE_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank look
 FINITE_STEPS = 50  # reading the losses waits for the device
 ANOTHER = "a signal to another rank"
 CALM = "lower lr.lr or set training.clip_grad"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on a disk
 CLOSE_SECONDS = 10  # from the failure of a program to its end, whatever does not close
 
 _is_program = False  # not tests, not a notebook: `stop_at_once` was called
@@ -95,64 +93,6 @@ def _end_by_force(error: BaseException) -> None:
     _end_process(STOPPED if isinstance(error, Stopped) else 1)
 
 
-class _Outliving:
-    """A stream whose control characters are escaped, for they come from data.
-
-    Once nobody reads it any more, what is written is dropped; as long as the disk of its file is
-    full, too.
-    """
-
-    def __init__(self, stream):
-        self._stream, self._was_full = stream, False
-
-    def write(self, text: str) -> int:
-        self._try(self._stream.write, on_terminal(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, call, *values) -> None:
-        try:
-            call(*values)
-        except OSError as error:
-            if error.errno in FULL:
-                self._tell_full(error)
-                return
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
-                raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
-            os.close(nowhere)
-
-    def _tell_full(self, error: OSError) -> None:
-        if not self._was_full and self is not sys.stderr:
-            print(f"note: the output is incomplete: {error.strerror}", file=sys.stderr)
-        self._was_full = True
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-
-def outlive_reader() -> None:
-    """Let no work end because of what reads its output or its errors.
-
-    It may have ended (`| head`, `tee`), never have been there (`>&-`), be a file on a full disk,
-    or not know a letter (a terminal that is not UTF-8): that letter is written as its code. To be called before anything
-    else is opened, which would get the number of a closed stream.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed; the lowest free number is its own
-            stream = open(os.devnull, mode)  # noqa: SIM115  for as long as the program lives
-            os.set_inheritable(stream.fileno(), True)  # else it is closed for all children
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _Outliving(sys.stdout), _Outliving(sys.stderr)
-
-
 def start_resource_tracker() -> None:
     """Start multiprocessing's helper so that a hang-up of the terminal does not end it.
 
@@ -176,13 +116,14 @@ class Guard:
         with status STALLED, since a thread that hangs in C cannot be ended otherwise. Time in which
         the process is stopped or the machine asleep does not count.
         obeys: notes signals; False: leaves them alone, nothing is to be saved.
+        at_stall: called before the process ends so, to remove what must not stay.
     Attributes: signal: name of the first signal that came, or ''.
 
     The first of SIGNALS is noted; a second SIGINT raises KeyboardInterrupt.
     """
 
-    def __init__(self, seconds: float = 300, obeys: bool = True) -> None:
-        self.seconds, self.signal, self._obeys = seconds, "", obeys
+    def __init__(self, seconds: float = 300, obeys: bool = True, at_stall=None) -> None:
+        self.seconds, self.signal, self._obeys, self._at_stall = seconds, "", obeys, at_stall
         self._wait, self._waits = 0, count(1)  # number of the wait under way; 0: none is
         self._end = threading.Event()
 
@@ -231,6 +172,9 @@ class Guard:
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
+        if self._at_stall:
+            with suppress(OSError):
+                self._at_stall()
         os._exit(STALLED)
 
     def watch(self, batches: Iterable, agreement: Agreement | None = None, asked=0) -> Iterator:

@@ -33,9 +33,9 @@ from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.checkpoint import write_atomically
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Int, Str, extended, read_config, told
-from fast_imagenet.guard import outlive_reader
 from fast_imagenet.order import epoch_order
 from fast_imagenet.schedules import resolution_at
+from fast_imagenet.terminal import outlive_reader
 
 SEARCHED_EPOCHS = 200  # to find one in which a stage of small probability does something
 # Settings of a run that a sheet does not need: what is wrong with them does not matter here.

@@ -26,7 +26,7 @@ from pathlib import Path
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.checkpoint import write_json
 from fast_imagenet.config import interpreter, read_config, to_dict
-from fast_imagenet.guard import HANG_UP, STOPPED, outlive_reader
+from fast_imagenet.guard import HANG_UP, STOPPED
 from fast_imagenet.report.add import add_run
 from fast_imagenet.report.errors import RecordError
 from fast_imagenet.report.records import (
@@ -36,6 +36,7 @@ from fast_imagenet.report.records import (
     settings_that_differ,
 )
 from fast_imagenet.report.studies import FILE, Study, read_study
+from fast_imagenet.terminal import outlive_reader
 
 ROOT = Path(__file__).resolve().parent.parent
 

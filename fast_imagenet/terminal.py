@@ -1,6 +1,17 @@
-"""Text from data, made safe to show: others decide what a class name or a file name holds."""
+"""What a program writes, for whoever reads it, or does not.
 
+Text from data is made safe to show: others decide what a class name or a file name holds. Only the
+standard library is imported here, for the doctor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
 import re
+import sys
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on a disk
 
 # C0, DEL, C1; marks that turn the direction of text; separators of lines
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -28,3 +39,61 @@ def on_terminal(text: str) -> str:
 
 def _escaped(character: str, keep: str) -> str:
     return character if character in keep else character.encode("unicode_escape").decode("ascii")
+
+
+class _Outliving:
+    """A stream whose control characters are escaped, for they come from data.
+
+    Once nobody reads it any more, what is written is dropped; as long as the disk of its file is
+    full, too.
+    """
+
+    def __init__(self, stream):
+        self._stream, self._was_full = stream, False
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, on_terminal(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call, *values) -> None:
+        try:
+            call(*values)
+        except OSError as error:
+            if error.errno in FULL:
+                self._tell_full(error)
+                return
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
+            os.close(nowhere)
+
+    def _tell_full(self, error: OSError) -> None:
+        if not self._was_full and self is not sys.stderr:
+            print(f"note: the output is incomplete: {error.strerror}", file=sys.stderr)
+        self._was_full = True
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def outlive_reader() -> None:
+    """Let no work end because of what reads its output or its errors.
+
+    It may have ended (`| head`, `tee`), never have been there (`>&-`), be a file on a full disk,
+    or not know a letter (a terminal that is not UTF-8): that letter is written as its code. To be
+    called before anything else is opened, which would get the number of a closed stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; the lowest free number is its own
+            stream = open(os.devnull, mode)  # noqa: SIM115  for as long as the program lives
+            os.set_inheritable(stream.fileno(), True)  # else it is closed for all children
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = _Outliving(sys.stdout), _Outliving(sys.stderr)

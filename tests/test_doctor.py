@@ -10,6 +10,7 @@ import pytest
 
 from fast_imagenet import doctor
 from fast_imagenet.doctor import Finding
+from tests.conftest import ROOT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GB = 10**9
@@ -190,3 +191,15 @@ def test_it_runs_where_nothing_is_installed(tmp_path):
     assert "missing FFCV                ModuleNotFoundError: No module named 'ffcv'" in done.stdout
     assert "No module named 'torch'" in done.stdout
     assert "mend: run `make setup`" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["closed", "/dev/full"])
+def test_it_needs_nobody_who_reads_its_output(tmp_path, place):
+    code = "from fast_imagenet import doctor as d; d.CHECKS = ();"
+    code += "import sys; open(sys.argv[1], 'w').write(str(d.main()))"
+    out = ">&-" if place == "closed" else f">{place}"
+    shell = ["sh", "-c", f'exec "$@" {out}', "sh"]
+    command = [*shell, sys.executable, "-c", code, tmp_path / "status"]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, (tmp_path / "status").read_text()) == (0, "0"), done.stderr
+    assert "Traceback" not in done.stderr

@@ -225,7 +225,8 @@ def test_a_run_outlives_its_terminal(tiny_beton, tmp_path):
 def test_a_signal_is_answered_when_nobody_reads_the_errors():
     program = """
 import signal, time
-from fast_imagenet.guard import outlive_reader, stop_at_once
+from fast_imagenet.guard import stop_at_once
+from fast_imagenet.terminal import outlive_reader
 stop_at_once()
 outlive_reader()
 signal.raise_signal(signal.SIGTERM)

@@ -1,6 +1,7 @@
 """python -m fast_imagenet.plan: the arithmetic is that of a run; a small one says everything."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import train_imagenet
+from fast_imagenet.guard import STALLED
 from fast_imagenet.plan import __main__ as plan_command
 from fast_imagenet.plan import measure, report, storage
 from fast_imagenet.plan.forecast import (
@@ -479,4 +481,28 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert told.endswith("plan: interrupted, nothing is left behind\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loader_that_hangs_ends_the_plan_and_leaves_nothing_behind(tiny_beton, tmp_path):
+    code = """
+import runpy, sys, time
+from fast_imagenet.torch_pipeline import TorchTrainLoader
+TorchTrainLoader.epoch = lambda *_: iter(lambda: time.sleep(600), 0)
+sys.argv = ["plan", *sys.argv[1:]]
+runpy.run_module("fast_imagenet.plan", run_name="__main__")
+"""
+    flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet"]
+    flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
+    flags += ["--data.backend=torchvision", "--data.timeout=4", f"--logging.folder={tmp_path}/run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == STALLED, done.stderr
+    assert "no batch came for 4 s" in done.stderr and "start the command again" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,7 @@ import sys
 
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.config import told
-from fast_imagenet.guard import outlive_reader
-from fast_imagenet.terminal import readable
+from fast_imagenet.terminal import outlive_reader, readable
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +29,8 @@ from fastargs import Param
 
 from fast_imagenet.checks import impossible, unwritable
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
-from fast_imagenet.guard import HANG_UP, lacking, outlive_reader
+from fast_imagenet.guard import HANG_UP, Guard, lacking
+from fast_imagenet.terminal import outlive_reader
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -96,12 +99,15 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
         run, cold = measured_settings(cfg, folder), (disk["resident"] or 0.0) < 0.999
-        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock, room)
+        guard = Guard(cfg.data.timeout, obeys=False, at_stall=partial(shutil.rmtree, folder))
+        watch = guard.watch
+        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock, room, watch)
         start = imports + session.build()
         whole = session.steps
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
         sides = [script.resolution_at(epoch, **vars(cfg.resolution)) for epoch in range(len(steps))]
-        times, costs = measure.measure_all(session, sides, start, ready)
+        with guard:
+            times, costs = measure.measure_all(session, sides, start, ready)
     peak, capacity = session.memory()
     data = forecast.Storage(room=max(0, room - session.own_peak * ranks.ranks_on_node), **disk)
     minutes, every = cfg.training.checkpoint_minutes, cfg.validation.every

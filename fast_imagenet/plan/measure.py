@@ -73,6 +73,7 @@ class Session:
     cold: bool = True
     clock: Callable[[], float] = time.perf_counter
     room: int = 0  # bytes of main memory that were available at the start; 0 = not asked for
+    watch: Callable = iter  # guard.Guard.watch: no batch is waited for without a limit
     own_peak: int = 0  # bytes of this process
     per_image: float = 0.0  # bytes that an image of a forward pass takes; 0 = not known
     fewest: int = FEWEST  # steps, or batches, of one timing
@@ -193,7 +194,7 @@ class Session:
 
     def _stamped(self, batches, arrived: list[float]) -> Iterator:
         """The batches; notes when each came."""
-        for batch in batches:
+        for batch in self.watch(batches):
             arrived.append(self.clock())
             yield batch
 
@@ -298,7 +299,7 @@ class Session:
     def _batch(self, epoch: int, side: int) -> tuple:
         """A copy: the loader uses the memory of its batches again."""
         with closing(self.loader.epoch(epoch, side, len(self.loader) - 1)) as batches:
-            images_bhwc, labels_b, samples_b = next(iter(batches))
+            images_bhwc, labels_b, samples_b = next(self.watch(batches))
             return images_bhwc.clone(), labels_b.clone(), np.array(samples_b)
 
     def _times(self, side: int, passes: dict[str, list[Pass]]) -> SideTimes:
@@ -339,7 +340,7 @@ class Session:
         def limited(*view) -> Iterator:
             begin, seen, arrived = self.now(), 0, 0.0
             with closing(self.val_loader.batches(*view)) as all_batches:
-                for batch in islice(all_batches, batches):
+                for batch in islice(self.watch(all_batches), batches):
                     arrived = arrived or self.now()
                     seen += len(batch[1])
                     yield batch

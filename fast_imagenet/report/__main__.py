@@ -14,11 +14,11 @@ from pathlib import Path
 
 from fast_imagenet.checkpoint import write_atomically
 from fast_imagenet.config import interpreter
-from fast_imagenet.guard import outlive_reader
 from fast_imagenet.report.plots import draw, is_current, plot_data
 from fast_imagenet.report.records import RecordError, read_records
 from fast_imagenet.report.reported import read_reported
 from fast_imagenet.report.tables import Book, render_readme, render_results
+from fast_imagenet.terminal import outlive_reader
 
 
 def open_book(folder: Path) -> Book:
