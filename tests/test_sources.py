@@ -1139,6 +1139,14 @@ def test_the_advice_for_other_names_of_folders_works(tmp_path):
     assert _holds(open_source("image_folder", tmp_path, "val"))
 
 
+def test_two_files_of_one_kaggle_image_are_refused(tmp_path):
+    make.make_kaggle(tmp_path)
+    name = "ILSVRC2012_val_00000001"
+    image = tmp_path / "ILSVRC/Data/CLS-LOC/val" / f"{name}.JPEG"
+    shutil.copy(image, image.with_suffix(".png"))
+    _refused("kaggle", tmp_path, "val", f"val has two entries for '{name}', '{name}.JPEG' and")
+
+
 def test_kaggle_with_files_of_windows_or_sorted_into_classes(tmp_path):
     make.make_kaggle(tmp_path)
     val = tmp_path / "ILSVRC/Data/CLS-LOC/val"

@@ -85,6 +85,7 @@ def _labelled_val(
     names = keep_images(folder, _val_files(path, folder, left_out), left_out)
     if not names:
         raise SourceError(f"{folder} is empty: unpack the val pictures there")
+    map_once(((Path(name).stem, name) for name in names), str(folder))
     solution = read_solution(path / SOLUTION)
     labels = []
     for name in names:
