@@ -131,6 +131,11 @@ class TrainLoader:
         self.content = self._file.content
         self._batch = (global_batch, rank, world_size)
         self._seed = seed
+        if len(self) == 0:
+            raise ValueError(
+                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
+                f"lower training.batch_size"
+            )
         file = self._file
         self._pages = None if in_memory else file.offsets // file.page_size
         self._operations = image_operations(augment, 224, seed)
@@ -146,11 +151,6 @@ class TrainLoader:
             device=device,
             in_memory=in_memory,
         )
-        if len(self) == 0:
-            raise ValueError(
-                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
-                f"lower training.batch_size"
-            )
 
     def __len__(self) -> int:
         """Optimizer steps of an epoch; the last, incomplete batch is left out."""

@@ -312,6 +312,12 @@ def test_numba_still_writes_to_one_dimensional_bytes(one_rank):
     assert bytes_1d.tolist() == [7, 7, 7]
 
 
+def test_too_few_images_are_refused_before_anything_is_compiled(path, monkeypatch):
+    monkeypatch.setattr(loader, "is_compiled", lambda kernel: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="holds 45 images, fewer than one batch of 64"):
+        train_loader(path, global_batch=64)
+
+
 def test_bad_requests_are_refused_with_the_fix(path, tmp_path):
     with pytest.raises(ValueError, match="holds 45 images, fewer than one batch of 64.*lower"):
         train_loader(path, global_batch=64)
