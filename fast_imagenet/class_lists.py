@@ -41,7 +41,7 @@ def unequal(train, val) -> str | None:
 
 
 def notes(loaders: dict) -> list[str]:
-    """What a user should know of the data: fields that were chosen, classes that are unknown.
+    """What a user should know of the data: chosen fields, parts, classes that are unknown.
 
     Args:
         loaders: file -> loader.

@@ -127,7 +127,7 @@ class TrainLoader:
         self.num_samples = self._file.num_samples
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
         self.class_digest = self._file.class_digest
-        self.note = self._file.fields.note()
+        self.note = self._file.note
         self.content = self._file.content
         self._batch = (global_batch, rank, world_size)
         self._seed = seed
@@ -206,7 +206,7 @@ class EvalLoader:
         self.num_classes, self.classes = self._file.num_classes, self._file.classes
         self.content = self._file.content
         self.class_digest = self._file.class_digest
-        self.note = self._file.fields.note()
+        self.note = self._file.note
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
         if check_pages:
             self._decoder.before_batch = _page_checker(self._file)

@@ -111,7 +111,7 @@ class TorchTrainLoader:
         source = open_pictures(path, "train")
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
-        self.note = source.fields.note() if isinstance(source, BetonFile) else ""
+        self.note = source.note if isinstance(source, BetonFile) else ""
         self.content = source.content  # of a folder: of its names and labels
         self._batch, self._seed = (global_batch, rank, world_size), seed
         if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
@@ -183,7 +183,7 @@ class TorchEvalLoader:
         self.num_samples, self.classes = len(source), source.classes
         self.content = source.content
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
-        self.note = source.fields.note() if isinstance(source, BetonFile) else ""
+        self.note = source.note if isinstance(source, BetonFile) else ""
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
         checks = page_checks(source, check_pages)

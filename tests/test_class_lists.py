@@ -53,6 +53,17 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_a_part_that_was_never_merged_is_told(quick_run, tmp_path, backend, capsys):
+    part = tmp_path / "val.part-0001-of-0002.beton"
+    source = open_source("synthetic", "", "val", size=20)
+    write_beton(part, source, EncodeSettings(mode="raw", max_side=40), shard=(1, 2))
+    flags = ["--model.arch=timm/test_resnet", "--training.max_steps=1"]
+    quick_run(*flags, f"--data.backend={backend}", f"--data.val_dataset={part}")
+    said = capsys.readouterr().out
+    assert f"note: {part}: one of the 2 parts of a data set; `python -m fast_imagenet.b" in said
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_other_classes_are_refused_without_a_summary(quick_run, tmp_path, swapped, backend):
     flags = [f"--data.backend={backend}", f"--data.val_dataset={swapped}"]
     with pytest.raises(ValueError, match=r"have different classes \(the checksums"):

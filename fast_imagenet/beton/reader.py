@@ -97,6 +97,14 @@ class BetonFile:
             return None
         return f"{self.stamp['blocks_crc32']:08x}{zlib.crc32(self.labels.tobytes()):08x}"
 
+    @property
+    def note(self) -> str:
+        """What a user should know of it: which fields are read, and that it is a part; or ''."""
+        parts = self.stamp["shard"][1] if self.stamp else 1
+        merge = "`python -m fast_imagenet.beton merge` joins them"
+        told = [self.fields.note(), f"one of the {parts} parts of a data set; {merge}"]
+        return "; ".join(filter(None, told if parts > 1 else told[:1]))
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_bytes": None}
 
