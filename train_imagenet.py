@@ -201,7 +201,7 @@ from torch import nn
 from fast_imagenet.batch_transforms import BatchTransforms, normalize
 from fast_imagenet.blurpool import apply_blurpool
 from fast_imagenet.checkpoint import load_into, load_weights, save_weights
-from fast_imagenet.class_lists import class_list, difference, notes, unequal
+from fast_imagenet.class_lists import class_list, difference, notes, same_names, unequal
 from fast_imagenet.ema import WeightAverage
 from fast_imagenet.metrics import Score
 from fast_imagenet.models import (
@@ -282,7 +282,10 @@ def check_classes(checkpoint: str, dataset: str, loader) -> None:
 
     Raises: ValueError: with the first class that differs.
     """
-    classes = load_weights(checkpoint)[1].get("classes")
+    info = load_weights(checkpoint)[1]
+    classes, others = info.get("classes"), info.get("label_names")  # ours, timm's
+    if classes is None and loader.classes and same_names(others, loader.classes):
+        classes = others  # names of the same kind as the data's: their order counts
     if not isinstance(classes, list):
         return
     if wrong := [name for name in classes if not isinstance(name, str)]:

@@ -136,6 +136,11 @@ def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
             f"change one of them",
         ),
         (
+            cfg.data.backend == "torchvision" and not cfg.data.in_memory,
+            "data.in_memory=false needs data.backend=ffcv: with torchvision the order is fully "
+            "random; leave it out, or change the backend",
+        ),
+        (
             cfg.training.eval_only and not cfg.model.checkpoint,
             "training.eval_only has nothing to evaluate: set model.checkpoint to a file",
         ),

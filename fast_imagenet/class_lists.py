@@ -31,6 +31,11 @@ def difference(one, other) -> str | None:
     return None
 
 
+def same_names(one, other: list[str]) -> bool:
+    """Whether `one`, of any type, is a list of the names in `other`, in whatever order."""
+    return isinstance(one, list) and sorted(map(str, one)) == sorted(other)
+
+
 def unequal(train, val) -> str | None:
     """Why a validation set does not belong to a training set, in words; None: it may."""
     if found := difference(train, val):

@@ -66,7 +66,7 @@ def origin_of(info: dict, cfg, num_classes: int) -> Origin:
 
     Raises:
         ValueError: the file is another network's, or its BlurPool is not the settings'; or the
-            settings must say whether a network to train has it.
+            settings must say whether a network to train has it; or its mean and std are no such.
     """
     kinds = {True: "EMA weights", False: "raw weights"}
     weights = kinds.get(info.get("ema"), "weights")
@@ -103,7 +103,7 @@ def _own(info: dict, cfg, weights: str) -> Origin:
                 f"training.use_blurpool={blurred}"
             )
         line = f"{name} was trained with use_blurpool={blurred}, and is evaluated so"
-    norm = tuple(_triple(info.get(key)) or IMAGENET[i] for i, key in enumerate(("mean", "std")))
+    norm = _norm_of(info, name) or IMAGENET
     asked = NORMALIZATIONS.get(cfg.model.normalization, norm)
     if asked != norm:
         raise ValueError(
@@ -135,8 +135,7 @@ def _foreign_normalization(info: dict, cfg, num_classes: int) -> tuple[tuple, st
     if cfg.model.normalization != "auto":
         norm = NORMALIZATIONS[cfg.model.normalization]
         return norm, f"mean and std {_words(norm)}, as model.normalization asks for"
-    norm = _triple(info.get("mean")), _triple(info.get("std"))
-    if all(norm):
+    if norm := _norm_of(info, cfg.model.checkpoint):
         return norm, f"mean and std {_words(norm)}, which are in the file or beside it"
     norm, classes, source = _metadata(cfg.model.arch)
     tagged = "." in _name(cfg.model.arch)
@@ -144,6 +143,24 @@ def _foreign_normalization(info: dict, cfg, num_classes: int) -> tuple[tuple, st
         return norm, f"mean and std {_words(norm)}, from {source}"
     other = f"; {source} says {_words(norm)}" if norm != IMAGENET else ""
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"
+
+
+def _norm_of(info: dict, name: str) -> tuple[tuple, tuple] | None:
+    """(mean, std) of a file that says them, or None.
+
+    Raises:
+        ValueError: they cannot be a mean and a std.
+    """
+    said = info.get("mean"), info.get("std")
+    if said == (None, None):
+        return None
+    mean, std = map(_triple, said)
+    if not mean or not std or min(std) <= 0:
+        raise ValueError(
+            f"{name} says mean={said[0]!r:.60} and std={said[1]!r:.60}: give three finite numbers "
+            f"each, std above 0, in the file or beside it"
+        )
+    return mean, std
 
 
 def _order_words(labels) -> str:
@@ -191,8 +208,8 @@ def _words(norm: tuple) -> str:
 
 
 def _triple(value) -> tuple | None:
-    """Three numbers as a tuple; None for anything else."""
+    """Three finite numbers as a tuple; None for anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return None
-    numbers = all(type(x) in (int, float) for x in value)
+    numbers = all(type(x) in (int, float) and abs(x) < 1e6 for x in value)
     return tuple(map(float, value)) if numbers else None

@@ -14,6 +14,10 @@ from tests.test_shipped_configs import ROOT, SHIPPED
 BAD_MIXES = ("mixup=1e-320", "cutmix=1e-308", "mixup=-1", "cutmix=1e308", "mixup=nan")
 # flags, and what the sentence must name
 CASES = [
+    (
+        ["--data.in_memory=false", "--data.backend=torchvision"],
+        "data.in_memory=false needs data.backend=ffcv",
+    ),
     (["--resolution.min_res=128"], "resolution.min_res=128 is never used while"),
     (["--resolution.max_res=224"], "set it to resolution.max_res=224 too, or set the ramp"),
     *((["--augment." + mix], f"augment.{mix.split('=')[0]}") for mix in BAD_MIXES),

@@ -223,3 +223,29 @@ def test_the_normalization_of_a_new_network_is_kept(quick_run):
     quick_run(*own, "--model.normalization=inception")
     with pytest.raises(ValueError, match=r"std \(0.5, .* leave out model.normalization=imagenet"):
         quick_run(*own, "--model.normalization=imagenet")
+
+
+def test_timms_config_with_the_classes_in_another_order_is_refused(evaluated, tiny_beton, tmp_path):
+    """Names of the data's own kind: in another order every answer would mean another class."""
+    arch = "timm/test_resnet"
+    path = save_as(OTHERS[-1][0], tmp_path / "w.pth", arch, network(arch))
+    classes = TorchEvalLoader(tiny_beton / "val.beton", batch_size=16).classes
+    card = {"architecture": "test_resnet", "pretrained_cfg": {"mean": HALF[0], "std": HALF[1]}}
+    for order in (1, -1):
+        config = card | {"label_names": classes[::order]}
+        path.with_name("config.json").write_text(json.dumps(config))
+        if order == 1:
+            evaluated(f"--model.checkpoint={path}", f"--model.arch={arch}")
+            continue
+        with pytest.raises(ValueError, match="trained on other classes than .* class 0 is"):
+            evaluated(f"--model.checkpoint={path}", f"--model.arch={arch}")
+
+
+@pytest.mark.parametrize("std", [[0, 0, 0], [1, 1], "1", [0.2, -0.2, 0.2], [float("nan")] * 3])
+def test_mean_and_std_that_cannot_be_are_refused(evaluated, tmp_path, std):
+    arch = "timm/test_resnet"
+    path = save_as(OTHERS[-1][0], tmp_path / "w.pth", arch, network(arch))
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"mean": HALF[0], "std": std}}
+    path.with_name("config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="says mean=.* give three finite numbers each, std above"):
+        evaluated(f"--model.checkpoint={path}", f"--model.arch={arch}")
