@@ -421,6 +421,18 @@ def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
     assert order == ["batch before, late", "decode", step, "transforms", "step"]
 
 
+def test_a_worker_whose_server_is_gone_already_ends():
+    """In a process of its own, since it asks the system to be killed with its parent."""
+    code = """
+import os
+from fast_imagenet import torch_pipeline
+os.getppid = lambda: 1
+torch_pipeline._end_with_the_run(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("transforms", ["cpu", "gpu"])
 def test_batches_stay_whole_on_a_busy_gpu(root, transforms):
