@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -306,6 +307,7 @@ def save_run(
 
     Raises:
         CheckpointError: a file cannot be written; the previous one stays.
+        FileNotFoundError: the folder has been removed.
         NotFinite: a weight is not finite; nothing is written.
     """
     buffers = dict(model.named_buffers())
@@ -315,6 +317,8 @@ def save_run(
     refuse_wild_weights(model, training, state)
     if not ranks.is_main:
         return
+    if not Path(folder).is_dir():  # made anew, it would hold no settings and no log of the run
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
     parts = {part: getattr(training, part).state_dict() for part in PARTS}
     info = run_info(config, data, model)
     whole = {"model": model.state_dict(), **parts, "config": config, "data": data, "info": info}
