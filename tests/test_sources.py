@@ -784,6 +784,15 @@ def test_two_labels_of_one_sample_are_refused(tmp_path, label):
     _refused("webdataset", tmp_path, "train", "two labels for the sample '1'", "3", "4")
 
 
+def test_a_copy_of_a_shard_is_a_warning(tmp_path):
+    make.write_shard(tmp_path / "train-0.tar", ["a.jpg", "a.cls", "b.jpg", "b.cls"])
+    make.write_shard(tmp_path / "train-1.tar", ["c.jpg", "c.cls"], start=2)
+    assert not open_source("webdataset", tmp_path, "train").notes
+    shutil.copy(tmp_path / "train-0.tar", tmp_path / "train-0 (1).tar")
+    (note,) = open_source("webdataset", tmp_path, "train").notes
+    assert "train-0.tar has the names, sizes and labels of" in note and "count twice" in note
+
+
 # ------------------------------------------------------------------------------------------------
 # Class names of parquet files, and names that map twice
 # ------------------------------------------------------------------------------------------------

@@ -46,19 +46,40 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     shards, left_out = split_files(path, ".tar", split, beside=[CLASS_FILE])
     class_file = Path(classes) if classes else path / CLASS_FILE
     names = read_class_file(class_file) if classes or class_file.is_file() else None
-    votes, files, found, labels = WnidVotes(), [], [], []
+    votes, files, found, labels, ends = WnidVotes(), [], [], [], []
     for number, shard in enumerate(shards):
         for image, label, hint in _samples(shard, left_out):
             votes.add(label, hint)
             files.append(number)
             found.append(image)
             labels.append(label)
+        ends.append(len(found))
     result = name_classes(np.array(labels, np.int64), votes, names, f"{path} ({split})")
     offsets, sizes = [one.offset for one in found], [one.size for one in found]
     member_names = [one.name for one in found]
     source = TarSource("webdataset", shards, files, offsets, sizes, member_names, *result)
-    source.notes = (*left_out.notes(), *votes.notes())
+    copies = _copies(shards, ends, member_names, sizes, labels)
+    source.notes = (*left_out.notes(), *votes.notes(), *copies)
     return source
+
+
+def _copies(shards: list[Path], ends: list[int], *columns: list) -> list[str]:
+    """Warnings of shards that look like copies: their samples would count twice.
+
+    Args:
+        ends: number of samples up to the end of each shard.
+        columns: names, sizes and labels of all samples.
+    """
+    seen, warnings = {}, []
+    for shard, start, end in zip(shards, [0, *ends], ends, strict=False):
+        content = hash(tuple(tuple(column[start:end]) for column in columns))
+        first = seen.setdefault(content, shard)
+        if end > start and first != shard:
+            warnings.append(
+                f"warning: {shard} has the names, sizes and labels of {first}: if one is a copy,"
+                " remove it, since its samples count twice"
+            )
+    return warnings
 
 
 def _samples(shard: Path, left_out: LeftOut) -> Iterator[tuple[Member, int, str]]:
