@@ -14,7 +14,6 @@ labels_b int64; samples_b numpy int64, index of each picture in the file.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import os
@@ -34,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
+from fast_imagenet import fork_server
 from fast_imagenet.augment import CROP_AND_FLIP, Augment
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.stamp import class_digest
@@ -48,7 +48,6 @@ from fast_imagenet.torch_augment import KeyedTransforms, keyed_generator
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
 PREFETCH = 2  # batches per worker that wait in /dev/shm: 38 MB each at 256 x 224 px
 CLOSE_SECONDS = 3  # for workers to end in good order, before they are killed
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 RESUME = "resume with --training.resume=auto"
 
 
@@ -112,7 +111,7 @@ class TorchTrainLoader:
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
         self.note = source.note if isinstance(source, BetonFile) else ""
-        self.content = source.content  # of a folder: of its names and labels
+        self.content = source.content  # of a folder: of its names, labels and file sizes
         self._batch, self._seed = (global_batch, rank, world_size), seed
         if rank_batches(np.arange(self.num_samples), *self._batch).size == 0:
             raise ValueError(
@@ -624,14 +623,10 @@ def _start_method():
     process group, they are the training process's to answer, which still needs its workers.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([fork_server.__name__, __name__])
     # started by the server otherwise, and then it takes SIGINT and SIGTERM out of the mask first
     start_resource_tracker()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    fork_server.start_server(SIGNALS)
     return context
 
 
@@ -642,9 +637,7 @@ def _end_with_the_run(worker: int) -> None:
     that is the training process's end alone. The system kills this worker as the server ends, even
     where it hangs or is stopped.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    fork_server.end_with_parent()
     if os.getppid() == 1:  # the server ended before the system was asked: nobody would end this one
         os._exit(1)
     server = forkserver._forkserver

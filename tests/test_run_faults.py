@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -237,14 +238,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert nothing_is_left(process)
 
 
-@pytest.mark.parametrize("stopped", [0, 2])
+@pytest.mark.parametrize("stopped", ["nothing", "workers", "server"])
 def test_nothing_outlives_a_killed_run(start_torchvision, tmp_path, stopped):
     """Fork server, resource tracker and workers, even those that are stopped themselves."""
     process = start_torchvision()
     workers = wait_for_workers(process, tmp_path)
     assert len(session(process.pid)) == 5
-    for worker in workers[:stopped]:
-        os.kill(worker, signal.SIGSTOP)
+    server = [psutil.Process(workers[0]).ppid()]
+    for number in {"nothing": [], "workers": workers, "server": server}[stopped]:
+        os.kill(number, signal.SIGSTOP)
     process.kill()
     assert nothing_is_left(process), session(process.pid)
 

@@ -670,8 +670,18 @@ def test_resume_refuses_another_validation_file(quick_run, tiny_beton, tmp_path,
     assert load_checkpoint(folder / "last.pt")["step"] == 4
 
 
+def change_class(data):
+    for old, new in (("class0/0.png", "class1/0.png"), ("class1/1.png", "class0/1.png")):
+        (data / old).rename(data / new)
+
+
+def replace_image(data):
+    Image.new("L", (9, 9), 7).save(data / "class0/2.png")
+
+
 @pytest.mark.parametrize("split, key", [("train", "content"), ("val", "val_content")])
-def test_resume_refuses_a_folder_whose_images_changed_class(quick_run, tmp_path, split, key):
+@pytest.mark.parametrize("change", [change_class, replace_image])
+def test_resume_refuses_a_folder_whose_images_changed(quick_run, tmp_path, split, key, change):
     for place, number in itertools.product(("train", "val"), range(32)):
         file = tmp_path / f"data/{place}/class{number % 2}/{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -680,9 +690,7 @@ def test_resume_refuses_a_folder_whose_images_changed_class(quick_run, tmp_path,
     common += [f"--data.{place}_dataset={tmp_path}/data/{place}" for place in ("train", "val")]
     folder = quick_run(*common, "--training.max_steps=1", folder=tmp_path / "run")
     quick_run(*common, "--training.max_steps=2", folder=folder)
-    data = tmp_path / "data" / split
-    for old, new in (("class0/0.png", "class1/0.png"), ("class1/1.png", "class0/1.png")):
-        (data / old).rename(data / new)
+    change(tmp_path / "data" / split)
     with pytest.raises(ValueError, match=rf"other settings .data.{key}: \w+ -> \w+.; restore"):
         quick_run(*common, "--training.max_steps=3", folder=folder)
 
