@@ -26,7 +26,7 @@ torture: setup  ## kill, cut, flip and fill, under 20 minutes; the counts go to 
 	$(PY) -m tests.torture
 
 doctor:  ## what is missing or odd on this machine, and how to mend it
-	@if [ -x $(PY) ]; then $(PY) -m fast_imagenet.doctor; else $(PYTHON) -m fast_imagenet.doctor; fi
+	@if [ -x $(PY) ]; then $(PY) -m tools.doctor; else $(PYTHON) -m tools.doctor; fi
 
 clean:  ## removes .venv and caches; data/ and runs/ stay
 	rm -rf .venv .ruff_cache .pytest_cache

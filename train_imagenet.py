@@ -4,9 +4,9 @@
     torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same global batch
     python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
 
-To change the recipe, edit a YAML (budget), STAGES in fast_imagenet/augment.py (the table of
-augmentations), fast_imagenet/schedules.py (shape of a schedule) or the step in `train_epoch`.
-What the recipes reach is in README.md, one row per config.
+To change the recipe, edit a YAML (budget), STAGES in fast_imagenet/data/augmentation.py (the table
+of augmentations), fast_imagenet/engine/schedules.py (shape of a schedule) or the step in
+`train_epoch`. What the recipes reach is in README.md, one row per config.
 
 Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64;
 samples_b int64, the pictures' places in the file, which key everything drawn.
@@ -26,8 +26,6 @@ except ModuleNotFoundError as missing:
         f"then run .venv/bin/python train_imagenet.py"
     )
 
-from fast_imagenet.augment import MIX_ALPHAS, POLICIES, Augment
-from fast_imagenet.checks import impossible
 from fast_imagenet.config import (
     Bool,
     Int,
@@ -39,7 +37,8 @@ from fast_imagenet.config import (
     read_config,
     to_dict,
 )
-from fast_imagenet.guard import (
+from fast_imagenet.data.augmentation import MIX_ALPHAS, POLICIES, Augment
+from fast_imagenet.engine.guard import (
     STOPPED,
     Agreement,
     Guard,
@@ -51,8 +50,9 @@ from fast_imagenet.guard import (
     mean_losses,
     stop_at_once,
 )
-from fast_imagenet.schedules import SCHEDULES
+from fast_imagenet.engine.schedules import SCHEDULES
 from fast_imagenet.terminal import outlive_reader
+from fast_imagenet.validation import impossible
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings: one YAML key each; every default is a working value                                  │
@@ -198,27 +198,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fast_imagenet.batch_transforms import BatchTransforms, normalize
-from fast_imagenet.blurpool import apply_blurpool
-from fast_imagenet.checkpoint import load_into, load_weights, save_weights
-from fast_imagenet.class_lists import class_list, difference, notes, same_names, unequal
-from fast_imagenet.ema import WeightAverage
-from fast_imagenet.metrics import Score
-from fast_imagenet.models import (
-    create_model,
-    distribute,
-    start_improbable,
-    try_evaluation,
-    try_network,
-    warm_up,
-    zero_init_residual,
-)
-from fast_imagenet.origin import IMAGENET, input_norm, new_origin, origin_of
-from fast_imagenet.progress import Progress, peak_memory_gb
-from fast_imagenet.ranks import Ranks, choose_precision, start_ranks
-from fast_imagenet.rng import step_seed
-from fast_imagenet.runlog import RunLog, epoch_line, shareable
-from fast_imagenet.runstate import (
+from fast_imagenet.data.class_lists import class_list, difference, notes, same_names, unequal
+from fast_imagenet.data.device_transforms import BatchTransforms, normalize
+from fast_imagenet.engine.checkpoint import load_into, load_weights, save_weights
+from fast_imagenet.engine.distributed import Ranks, choose_precision, start_ranks
+from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.logger import RunLog, epoch_line, shareable
+from fast_imagenet.engine.metrics import Score
+from fast_imagenet.engine.progress import Progress, peak_memory_gb
+from fast_imagenet.engine.run_state import (
     FRESH,
     catch_up_best,
     data_identity,
@@ -229,8 +217,20 @@ from fast_imagenet.runstate import (
     run_info,
     save_run,
 )
-from fast_imagenet.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
-from fast_imagenet.small_maps import use_small_maps
+from fast_imagenet.engine.schedules import ema_decay_at, is_evaluated, lr_at, resolution_at
+from fast_imagenet.models.blurpool import apply_blurpool
+from fast_imagenet.models.factory import (
+    create_model,
+    distribute,
+    start_improbable,
+    try_evaluation,
+    try_network,
+    warm_up,
+    zero_init_residual,
+)
+from fast_imagenet.models.origin import IMAGENET, input_norm, new_origin, origin_of
+from fast_imagenet.models.small_maps import use_small_maps
+from fast_imagenet.rng import step_seed
 
 MEAN, STD = IMAGENET
 
@@ -242,12 +242,12 @@ MEAN, STD = IMAGENET
 def build_loaders(cfg, ranks: Ranks):
     """Training loader (None when only evaluating) and validation loader of the chosen backend."""
     if cfg.data.backend == "ffcv":
-        from fast_imagenet.loader import EvalLoader, TrainLoader
+        from fast_imagenet.data.ffcv_loader import EvalLoader, TrainLoader
 
         extra = {"in_memory": cfg.data.in_memory}
     else:
-        from fast_imagenet.torch_pipeline import TorchEvalLoader as EvalLoader
-        from fast_imagenet.torch_pipeline import TorchTrainLoader as TrainLoader
+        from fast_imagenet.data.torch_loader import TorchEvalLoader as EvalLoader
+        from fast_imagenet.data.torch_loader import TorchTrainLoader as TrainLoader
 
         extra = {"transforms": cfg.data.transforms}
     place = dict(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device, **extra)

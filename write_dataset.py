@@ -33,7 +33,7 @@ except ModuleNotFoundError as missing:
 
 from fast_imagenet.beton.target import find_target_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told
-from fast_imagenet.guard import HANG_UP
+from fast_imagenet.processes import HANG_UP
 from fast_imagenet.sources import KINDS, SPLITS
 from fast_imagenet.sources.official import MD5_CHOICES
 from fast_imagenet.terminal import outlive_reader, readable

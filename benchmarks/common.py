@@ -147,7 +147,7 @@ def build_training(cfg, classes: int, device: str):
     import torch
 
     import train_imagenet as recipe
-    from fast_imagenet.ranks import Ranks
+    from fast_imagenet.engine.distributed import Ranks
 
     ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
     model = recipe.build_model(cfg, classes, ranks.device)

@@ -7,7 +7,7 @@ import numpy as np
 from ffcv.fields import IntField, RGBImageField, rgb_image
 from ffcv.writer import DatasetWriter
 
-from fast_imagenet.jpeg import encode_jpeg
+from fast_imagenet.beton.jpeg import encode_jpeg
 
 QUALITY = 90
 ENDINGS = {".jpeg", ".jpg", ".png"}

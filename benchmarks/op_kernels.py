@@ -265,7 +265,7 @@ def ours_translate(shift: int):
 
 
 def mixup_ours(images_bhwc):
-    from fast_imagenet.batch_transforms import Mixing, normalize_and_mix
+    from fast_imagenet.data.device_transforms import Mixing, normalize_and_mix
 
     return normalize_and_mix(images_bhwc, MEAN, STD, Mixing(lam=0.7, box=None))
 

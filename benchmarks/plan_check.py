@@ -1,4 +1,4 @@
-"""Is the plan right? Predicts a run with fast_imagenet.plan, then does the run, round after round.
+"""Is the plan right? Predicts a run with tools.plan, then does the run, round after round.
 
     python benchmarks/plan_check.py --json out.json -- --config X.yaml --training.epochs=4
 
@@ -60,7 +60,7 @@ def plan_and_run(arguments) -> dict:
         settings = [*arguments.settings, f"--logging.folder={folder}/run"]
         page, load = Path(folder, "plan.json"), os.getloadavg()[0]
         options = [f"--json={page}", f"--seconds={arguments.seconds}", f"--clock={arguments.clock}"]
-        planning = call(["-m", "fast_imagenet.plan", *settings, *options], arguments.clock)
+        planning = call(["-m", "tools.plan", *settings, *options], arguments.clock)
         plan = json.loads(page.read_text())
         script = ["-c", ON_CPU_CLOCK] if arguments.clock == "cpu" else ["train_imagenet.py"]
         seen = call([*script, *settings], arguments.clock)

@@ -58,7 +58,7 @@ def build_peer(arguments, images_bhwc):
     import torch
 
     import train_imagenet as recipe
-    from fast_imagenet.batch_transforms import normalize
+    from fast_imagenet.data.device_transforms import normalize
 
     half = arguments.device == "cuda"
     precision = "fp16" if half else "fp32"
@@ -85,7 +85,7 @@ class LoaderFed:
     """Rounds of steps on the loader's batches, each round an epoch of its own."""
 
     def __init__(self, t, path: str, arguments):
-        from fast_imagenet.loader import TrainLoader
+        from fast_imagenet.data.ffcv_loader import TrainLoader
 
         self.t, self.arguments, self.epochs = t, arguments, itertools.count()
         self.loader = TrainLoader(

@@ -31,7 +31,7 @@ check_python() {
 
 wanted_stamp() {
     "$python" --version
-    cat requirements.txt scripts/setup.sh fast_imagenet/recode/*.[chp]* | sha256sum
+    cat requirements.txt scripts/setup.sh fast_imagenet/native/*.[chp]* | sha256sum
 }
 
 # Names of the Debian packages whose contents are not there.
@@ -108,6 +108,6 @@ make_venv
 install_python_packages
 echo "setup: compiling the operations for this processor (a minute or two)"
 quietly "$venv/bin/python" -m fast_imagenet.ops.compile
-quietly "$venv/bin/python" -m fast_imagenet.recode
+quietly "$venv/bin/python" -m fast_imagenet.native
 wanted_stamp >"$stamp"
 echo "setup: ready"

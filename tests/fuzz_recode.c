@@ -1,5 +1,5 @@
 /* Feeds files from standard input (8 bytes of size, then the file, ...) to the writer's C code, in
- * blocks of memory that end where they must: tests/test_recode.py compiles it with sanitizers.
+ * blocks of memory that end where they must: tests/native/test_recode.py compiles it with sanitizers.
  * Prints how many files were read, kept and shrunk.
  */
 #include <stdio.h>

@@ -75,7 +75,7 @@ def launch(work):
 
 
 def install(monkeypatch, loader_module, copy_seconds: float = 0.0) -> SimpleNamespace:
-    """Simulate a GPU below `loader_module` (fast_imagenet.loader).
+    """Simulate a GPU below `loader_module` (fast_imagenet.data.ffcv_loader).
 
     Args: copy_seconds: how long a copy of a batch's images takes at least.
     Returns: `main`, the stream of the training step; `launched` and `copied`, one entry per copy.

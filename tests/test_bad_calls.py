@@ -6,7 +6,8 @@ import numba
 import numpy as np
 import pytest
 
-from fast_imagenet import jpeg, ops
+from fast_imagenet import ops
+from fast_imagenet.beton import jpeg
 from tests import ops_data
 
 CHANGES = [

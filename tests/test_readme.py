@@ -17,7 +17,7 @@ ROWS = [
     for line in RESULTS.splitlines()
     if line.startswith("| [")
 ]
-# What benchmarks/table.py and fast_imagenet/report write, each held to its source by its own test
+# What benchmarks/table.py and tools/report write, each held to its source by its own test
 WRITTEN = [
     r"<!-- results: written by.*?<!-- end of results -->",
     r"<!-- performance: written by.*?<!-- end of performance -->",

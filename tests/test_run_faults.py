@@ -18,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_imagenet import guard, models
-from fast_imagenet.checkpoint import CheckpointError, load_checkpoint
-from fast_imagenet.guard import SIGNALS, STALLED, STOPPED, Agreement, Guard, Stopped
-from fast_imagenet.runlog import RunLog
+from fast_imagenet.engine import guard
+from fast_imagenet.engine.checkpoint import CheckpointError, load_checkpoint
+from fast_imagenet.engine.guard import STALLED, STOPPED, Agreement, Guard, Stopped
+from fast_imagenet.engine.logger import RunLog
+from fast_imagenet.models import factory as models
+from fast_imagenet.processes import SIGNALS
 from tests.agents import free_port, wait_until
 from tests.conftest import ROOT, SMOKE
 from tests.faults import CannotInject, name_space, session
@@ -226,7 +228,7 @@ def test_a_run_ends_with_its_workers_when_one_is_killed(start_torchvision, tmp_p
 def test_a_run_ends_with_its_workers_when_its_evaluation_fails(start_torchvision, tmp_path):
     code = """
 import sys, runpy
-from fast_imagenet.metrics import Score
+from fast_imagenet.engine.metrics import Score
 def fail(*_): raise RuntimeError("of the test")
 Score.add = fail
 sys.argv = sys.argv[2:]  # without the interpreter

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fast_imagenet.doctor import judge_pair, read_pins
+from tools.doctor import judge_pair, read_pins
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -211,7 +211,7 @@ def test_setup_does_nothing_the_second_time():
         ("demo", "python write_dataset.py --source.kind=synthetic --write.folder=data/demo"),
         ("test", "python -m pytest"),
         ("lint", "ruff check ."),
-        ("doctor", "python -m fast_imagenet.doctor"),
+        ("doctor", "python -m tools.doctor"),
         ("clean", "rm -rf .venv"),
     ],
 )

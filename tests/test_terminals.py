@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_report import make_run
+from tests.tools.test_report import make_run
 
 # variables, and a name for folders; a locale whose file names are ASCII refuses other paths
 ENVIRONMENTS = [
@@ -44,7 +44,7 @@ def test_a_run_and_its_page(tiny_beton, tmp_path, environment, name):
         environment, "train_imagenet.py", *small, *flags_of(folder), f"--logging.folder={run}"
     )
     assert "top-1" in out and "pictures of 10 classes" in out
-    words = ["-m", "fast_imagenet.report", "page", run, f"--val={folder / 'val.beton'}"]
+    words = ["-m", "tools.report", "page", run, f"--val={folder / 'val.beton'}"]
     assert "page.html" in call(environment, *words)[0]
 
 
@@ -58,7 +58,7 @@ def test_data_is_written_checked_and_shown(tiny_beton, tmp_path, environment, na
     found = call(environment, "-m", "fast_imagenet.beton", "verify", out / "val.beton")[0]
     assert "no fault found" in found
     words = ["--config=tests/smoke.yaml", f"--out={out / 'a.png'}", *flags_of(tiny_beton)]
-    assert "px" in call(environment, "-m", "fast_imagenet.preview", *words)[0]
+    assert "px" in call(environment, "-m", "tools.preview", *words)[0]
 
 
 @pytest.mark.parametrize(("environment", "name"), ENVIRONMENTS)
@@ -69,9 +69,9 @@ def test_records_and_the_doctor(tmp_path, environment, name):
         (ROOT / "records" / "reported.yaml").read_bytes()
     )
     place = ["--folder", tmp_path / "records", "--label", "better"]
-    add = call(environment, "-m", "fast_imagenet.report", "add", run, *place)[0]
+    add = call(environment, "-m", "tools.report", "add", run, *place)[0]
     assert "added" in add
-    code = "from fast_imagenet import doctor as d;"
+    code = "from tools import doctor as d;"
     code += (
         "d.CHECKS = (lambda: iter([d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]),); d.main()"
     )

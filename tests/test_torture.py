@@ -36,7 +36,7 @@ def test_a_killed_writer_leaves_nothing():
 
 
 def test_errors_of_the_loader_surface():
-    pytest.importorskip("fast_imagenet.loader")
+    pytest.importorskip("fast_imagenet.data.ffcv_loader")
     found = training.loader_errors(2)
     assert found["surfaced_within_2_s"] == found["with_its_traceback"] == 2
 

@@ -24,17 +24,17 @@ from torch import nn
 import train_imagenet
 from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
-from fast_imagenet.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from fast_imagenet.models import (
+from fast_imagenet.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from fast_imagenet.engine.distributed import choose_precision
+from fast_imagenet.models.factory import (
     classification_layer,
     create_model,
     try_network,
     zero_init_residual,
 )
-from fast_imagenet.ranks import choose_precision
 from tests.conftest import ROOT, SMOKE, write_tiny
+from tests.data.test_class_lists import STAMP_START
 from tests.faults import Faulty
-from tests.test_class_lists import STAMP_START
 from tests.torture.training import differences
 
 SMALL = "--model.arch=timm/test_resnet"
@@ -125,7 +125,7 @@ def test_decay_touches_weights_of_convolution_and_linear_layers_only():
 
 
 def test_decay_groups_survive_blurpool():
-    from fast_imagenet.blurpool import apply_blurpool
+    from fast_imagenet.models.blurpool import apply_blurpool
 
     model = create_model("resnet18", 10)
     before = len(train_imagenet.decay_groups(model, 1e-4)[0]["params"])
@@ -302,7 +302,7 @@ def test_a_run_cut_by_max_steps_is_called_a_trial(quick_run, capsys, tmp_path):
 
 
 def test_final_weights_load_into_the_plain_network(quick_run, tiny_beton):
-    from fast_imagenet.blurpool import apply_blurpool
+    from fast_imagenet.models.blurpool import apply_blurpool
 
     folder = quick_run("--training.max_steps=3")
     state, info = load_weights(folder / "weights.safetensors")
@@ -737,7 +737,8 @@ def test_an_evaluation_that_fails_loses_no_epoch(quick_run, tmp_path, monkeypatc
 def test_best_follows_the_log_wherever_a_run_is_killed(quick_run, tmp_path, monkeypatch, killed_at):
     """The second evaluation is the better one: killed in the writes after it, it still becomes
     best.pt."""
-    from fast_imagenet import runlog, runstate
+    from fast_imagenet.engine import logger as runlog
+    from fast_imagenet.engine import run_state as runstate
 
     flags = ["--training.epochs=2", "--lr.lr_peak_epoch=1", "--training.max_steps=0", SMALL]
     scores = iter([10.0, 20.0, 20.0, 20.0])

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from fast_imagenet import ops, rng
-from fast_imagenet.augment import Augment
-from fast_imagenet.batch_transforms import BatchTransforms
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.loader import image_operations
-from fast_imagenet.preview import Stored
+from fast_imagenet.data.augmentation import Augment
+from fast_imagenet.data.device_transforms import BatchTransforms
+from fast_imagenet.data.ffcv_loader import image_operations
 from tests import ops_data
 from tests.conftest import ROOT
+from tools.preview import Stored
 
 DOCS = (ROOT / "docs/operations.md").read_text()
 (PROGRAM,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
@@ -46,7 +46,8 @@ loader.next_epoch = EPOCHS - 1
 batches = [(images.clone(), labels.clone()) for images, labels in loader]
 images, labels = (np.concatenate([batch[k].numpy() for batch in batches]) for k in (0, 1))
 np.savez("seen.npz", images=images, labels=labels, last=last.numpy())
-print(fast_imagenet.__file__, {"train_imagenet", "fast_imagenet.loader"} & sys.modules.keys())
+loaded = {"train_imagenet", "fast_imagenet.data.ffcv_loader"} & sys.modules.keys()
+print(fast_imagenet.__file__, loaded)
 """
 
 

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from PIL import ImageFile
 
-from fast_imagenet import recode
+from fast_imagenet import native as recode
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
-from fast_imagenet.jpeg import encode_jpeg, rewrite_jpeg
+from fast_imagenet.beton.jpeg import encode_jpeg, rewrite_jpeg
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
 from fast_imagenet.sources.decode import (
     ImageError,

@@ -29,7 +29,7 @@ from fast_imagenet.beton.encode import (
 )
 from fast_imagenet.beton.needs import LOCK_BYTES, SHM, check_shm, free_bytes, shm_sentence
 from fast_imagenet.beton.target import is_other_process
-from fast_imagenet.guard import start_resource_tracker
+from fast_imagenet.processes import start_resource_tracker
 from fast_imagenet.sources.base import Source
 
 CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fast_imagenet import recode
+from fast_imagenet import native as recode
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
 from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file, fill_holes

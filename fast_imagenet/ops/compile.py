@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 
-from .. import jpeg, ops
+from .. import ops
+from ..beton import jpeg
 
 SIDE = 48  # pixels of the picture that is tried: three MCUs, so that markers are written
 

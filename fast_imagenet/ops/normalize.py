@@ -3,7 +3,7 @@
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25), ToTensor(), ToTorchImage()]
 
 Where a GPU trains, leave the pictures uint8 and let it normalise: a quarter of the bytes cross the
-bus, and Mixup is fused with it (fast_imagenet/batch_transforms.py).
+bus, and Mixup is fused with it (fast_imagenet/data/device_transforms.py).
 
 Axes: b batch, h height, w width, c channel (RGB).
 """

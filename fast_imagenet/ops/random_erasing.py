@@ -2,8 +2,8 @@
 
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25, mode="pixel"), ToTensor(), ...]
 
-Boxes and noise are those of fast_imagenet/batch_transforms.py, which erases on the device: the two
-give the same pictures, within float rounding of the noise.
+Boxes and noise are those of data/device_transforms.py, which erases on the device: the two give the
+same images, within float rounding of the noise.
 
 Axes: b batch, h height, w width, c channel (RGB).
 """
@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from .. import rng
-from ..batch_transforms import (
+from ..erasing import (
     ERASING_AREA,
     ERASING_ASPECT,
     ERASING_MODES,

@@ -210,8 +210,8 @@ def _hard_value(old: bytes, generator: np.random.Generator) -> bytes:
 
 def open_fuzzed(path: Path, seed: int, first: int, end_at: int) -> None:
     """Open fuzzed files as the trainer does, one line of JSON a file; in a process of its own."""
-    from fast_imagenet import loader
     from fast_imagenet.beton.reader import BetonError
+    from fast_imagenet.data import ffcv_loader as loader
 
     whole, reads = path.read_bytes(), loader.Loader
     altered = path.with_name(f"fuzzed-{first}.beton")

@@ -5,6 +5,6 @@ import matplotlib.figure  # noqa: F401
 import torch
 
 import train_imagenet  # noqa: F401
-from fast_imagenet import loader  # noqa: F401
+from fast_imagenet.data import ffcv_loader as loader  # noqa: F401
 
 assert torch.get_num_threads() == 1, "a thread that is not forked would be waited for"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from fast_imagenet.guard import STOPPED
+from fast_imagenet.engine.guard import STOPPED
 from tests.torture.common import (
     PATIENCE,
     end,
@@ -110,7 +110,7 @@ def training_signals(moments: int, photos: Path | None, seed: int = 0) -> dict:
 
 def steps_done(folder: Path) -> int:
     """Steps behind the run in `folder`, by its last checkpoint; 0 without one."""
-    from fast_imagenet.checkpoint import load_checkpoint
+    from fast_imagenet.engine.checkpoint import load_checkpoint
 
     if not (folder / "last.pt").exists():
         return 0
@@ -160,8 +160,8 @@ def _lives(moments: int, photos: Path | None, life) -> list[dict]:
 
 def differences(folder: Path, whole: Path) -> list[str]:
     """What differs between two finished runs: weights, average, optimizer state, losses, log."""
-    from fast_imagenet.checkpoint import load_checkpoint
-    from fast_imagenet.runlog import read_jsonl
+    from fast_imagenet.engine.checkpoint import load_checkpoint
+    from fast_imagenet.engine.logger import read_jsonl
 
     states = [load_checkpoint(path / "last.pt") for path in (folder, whole)]
     found = [key for key in ("model", "ema", "optimizer") if not _same(*(s[key] for s in states))]
@@ -200,7 +200,7 @@ def _untimed(line: dict) -> dict:
 
 def loader_errors(times: int, seed: int = 0) -> dict:
     """An exception in the loader's thread, at a random batch: seconds until the loop has it."""
-    from fast_imagenet.loader import TrainLoader
+    from fast_imagenet.data.ffcv_loader import TrainLoader
 
     draw, waits, traced = random.Random(seed), [], 0
     with tempfile.TemporaryDirectory() as name:

@@ -86,7 +86,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _train(arguments: list[str], environment: dict[str, str], said: str, ready) -> None:
-    from fast_imagenet.guard import SIGNALS, stop_at_once
+    from fast_imagenet.engine.guard import stop_at_once
+    from fast_imagenet.processes import SIGNALS
 
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the workers' server blocks them

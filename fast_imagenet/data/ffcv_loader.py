@@ -1,0 +1,381 @@
+"""The only file that touches ffcv.Loader: seeded order, ranks, resolution changes, errors surfaced.
+
+Pictures are read and changed by the operations of fast_imagenet.ops alone: what a training picture
+becomes is a function of (seed, epoch, its index in the file).
+
+What FFCV 1.0.2 does otherwise, and what is done about it here:
+
+- an exception in its loader thread blocks the training loop for ever: `_Epoch` hands it over;
+- leaving an epoch early leaks its thread: `_Epoch.close` ends and joins it;
+- it decodes into host memory whose copy to the GPU may still be waiting, several steps later, and
+  copies into device memory that an earlier step may still read: `_Epoch` waits for both;
+- its distributed order repeats samples and depends on the number of ranks: order.py decides;
+- importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
+  torch's number is put back, and `_set_numba_threads` leaves it alone;
+- its page-cache reader marks numba's shared uint8[::1] type read-only, for all code of the process:
+  `_compile_reader` does not;
+- numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
+
+Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the places in the
+file.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from queue import Empty, Full
+
+import numba
+import numpy as np
+import torch
+
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "omp"
+_TORCH_THREADS = torch.get_num_threads()
+
+from ffcv.fields.basics import IntDecoder  # noqa: E402  (numba's threads are chosen first)
+from ffcv.loader import Loader, OrderOption  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
+
+from fast_imagenet import ops  # noqa: E402
+from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
+from fast_imagenet.beton.verify import PageChecks  # noqa: E402
+from fast_imagenet.data.augmentation import CROP_AND_FLIP, STAGES, Augment  # noqa: E402
+from fast_imagenet.data.sampler import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
+from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
+from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
+
+CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
+RESIZE = "area"  # as FFCV's own decoders, which the recipe's numbers were reached with
+PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
+
+
+def worker_count(asked: int, ranks_on_node: int = 1) -> int:
+    """Loader threads for one rank: `asked`, or with 0 this rank's share of the usable cores.
+
+    Usable means the process's affinity mask, not the machine's core count: in a container or under
+    SLURM the two differ, and numba refuses more threads than the mask holds.
+
+    Raises:
+        ValueError: `asked` is more than the usable cores.
+    """
+    usable = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    if asked > usable:
+        raise ValueError(
+            f"data.num_workers={asked} but this process may use {usable} cores; "
+            f"lower it, or use 0 for a fair share of what there is"
+        )
+    return asked or max(1, usable // ranks_on_node)
+
+
+def image_operations(augment: Augment, resolution: int, seed: int) -> list:
+    """What happens to a training image between the file and its uint8 batch, in this order.
+
+    The list itself is STAGES in fast_imagenet/data/augmentation.py. Erasing and mixing come after
+    normalisation, on the device: fast_imagenet/data/device_transforms.py.
+    """
+    crop = ops.CropDecode(
+        resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
+    )
+    wanted = [stage for stage in STAGES if stage.wanted(augment)]
+    return [crop, *(stage.operation(ops, augment, seed) for stage in wanted)]
+
+
+class TrainLoader:
+    """Augmented batches of a .beton file; order and draws are set by (seed, epoch, sample) alone.
+
+    Args:
+        path: .beton file; beton/fields.py says which of its fields are read.
+        global_batch: images per optimizer step over all ranks; must divide by `world_size`.
+        rank, world_size: which slice of every global batch this process gets.
+        num_workers: FFCV threads, 0 = the usable cores.
+        seed: of the order and of every draw.
+        device: where the batches end up.
+        in_memory: True: uniformly random order, the file stays in the page cache. False: random
+            within windows of PAGES_IN_MEMORY pages, for files larger than memory.
+        check_pages: check the checksum of each page of the file as it is first read, where the file
+            has them: 0.3 ms of processor time a MB, once.
+        augment: the random changes; those of the batch (erasing, mixup, cutmix) are not done here.
+
+    Raises:
+        BetonError: the file is missing, damaged or unfinished.
+        ValueError: fewer images than one batch, the batch does not divide, a setting of `augment`
+            out of range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        in_memory: bool = True,
+        check_pages: bool = True,
+        augment: Augment = CROP_AND_FLIP,
+    ) -> None:
+        self._file = BetonFile(path)
+        self.num_samples = self._file.num_samples
+        self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self.class_digest = self._file.class_digest
+        self.note = self._file.note
+        self.content = self._file.content
+        self._batch = (global_batch, rank, world_size)
+        self._seed = seed
+        if len(self) == 0:
+            raise ValueError(
+                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
+                f"lower training.batch_size"
+            )
+        file = self._file
+        self._pages = None if in_memory else file.offsets // file.page_size
+        self._operations = image_operations(augment, 224, seed)
+        if check_pages:
+            self._operations[0].before_batch = _page_checker(file)
+        if rank == 0 and not is_compiled(apply_crops):
+            print("compiling the operations, once on this machine: about a minute", flush=True)
+        self._loader = _make_loader(
+            self._file,
+            self._operations,
+            batch_size=global_batch // world_size,
+            num_workers=num_workers,
+            device=device,
+            in_memory=in_memory,
+        )
+
+    def __len__(self) -> int:
+        """Optimizer steps of an epoch; the last, incomplete batch is left out."""
+        return self.num_samples // self._batch[0]
+
+    def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
+
+        Args:
+            epoch: chooses order and draws together with the seed, >= 0.
+            resolution: side r in pixels.
+            start_step: steps to leave out at the beginning.
+
+        A batch is valid until the next one is asked for: its memory is used again.
+        """
+        if self._pages is None:
+            order = epoch_order(self.num_samples, self._seed, epoch)
+        else:
+            order = paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
+        mine = rank_batches(order, *self._batch)[start_step:]
+        self._operations[0].output_size = resolution
+        for operation in self._operations:
+            operation.set_epoch(epoch)
+        return _train_batches(self._loader, mine)
+
+    def close(self) -> None:
+        """Nothing stays open between epochs."""
+
+
+class EvalLoader:
+    """Centre crops of a .beton file; over all ranks every image comes exactly once.
+
+    Args:
+        path: .beton file; beton/fields.py says which of its fields are read.
+        batch_size: images per batch and rank; the last batch may be smaller.
+        rank, world_size, num_workers, device, in_memory, check_pages: as TrainLoader.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        in_memory: bool = True,
+        check_pages: bool = True,
+    ) -> None:
+        self._file = BetonFile(path)
+        self.num_samples = self._file.num_samples
+        self.num_classes, self.classes = self._file.num_classes, self._file.classes
+        self.content = self._file.content
+        self.class_digest = self._file.class_digest
+        self.note = self._file.note
+        self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
+        if check_pages:
+            self._decoder.before_batch = _page_checker(self._file)
+        self._mine = np.arange(rank, self.num_samples, world_size)
+        self._loader = _make_loader(
+            self._file,
+            [self._decoder],
+            batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
+            num_workers=num_workers,
+            device=device,
+            in_memory=in_memory,
+        )
+
+    def batches(self, resolution: int, crop_ratio: float) -> Iterator:
+        """Batches (images_bhwc uint8, labels_b int64) in file order.
+
+        Args:
+            resolution: side in pixels.
+            crop_ratio: side of the central square as a share of the picture's shorter side;
+                0.875 is torchvision's Resize(256), CenterCrop(224).
+        """
+        self._decoder.ratio, self._decoder.output_size = crop_ratio, resolution
+        return _batches(self._loader, self._mine)
+
+    def close(self) -> None:
+        """Nothing stays open between epochs."""
+
+
+def _page_checker(file: BetonFile):
+    """A function that checks the pages of a batch of samples; nothing where there are no sums."""
+    checks, pages = PageChecks(file), file.offsets // file.page_size
+    return None if checks.why_not else lambda samples: checks.check(pages[samples])
+
+
+def _make_loader(
+    file: BetonFile,
+    image_operations: list,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device | str,
+    in_memory: bool,
+) -> Loader:
+    to_device = [ToTensor()]
+    if torch.device(device).type != "cpu":
+        to_device.append(ToDevice(torch.device(device), non_blocking=True))
+    fields = file.fields
+    loader = Loader(
+        str(file.path),
+        batch_size=batch_size,
+        num_workers=worker_count(num_workers),
+        order=OrderOption.SEQUENTIAL,  # a placeholder: every epoch brings its own order
+        os_cache=in_memory,
+        drop_last=False,
+        seed=0,
+        pipelines={
+            fields.image: [*image_operations, *to_device],
+            fields.label: [IntDecoder(), *(type(op)(*_arguments(op)) for op in to_device)],
+            **dict.fromkeys(fields.unused),
+        },
+    )
+    places = loader.memory_manager
+    filled = places.sizes > 0  # an empty field has the place of the next one
+    places.ptrs, places.sizes = places.ptrs[filled], places.sizes[filled]
+    loader.label_first = fields.label_first
+    return loader
+
+
+def _arguments(operation) -> tuple:
+    # an FFCV operation belongs to one pipeline: the label's needs objects of its own
+    return (operation.device, operation.non_blocking) if isinstance(operation, ToDevice) else ()
+
+
+def _batches(loader: Loader, order: np.ndarray) -> Iterator:
+    epoch = _Epoch(loader, order.astype(np.uint64))
+    try:
+        for batch in epoch:
+            images_bhwc, labels_b1 = reversed(batch) if loader.label_first else batch
+            yield images_bhwc, labels_b1.reshape(-1)
+    finally:
+        epoch.close()
+
+
+def _train_batches(loader: Loader, samples_nb: np.ndarray) -> Iterator:
+    with closing(_batches(loader, samples_nb.reshape(-1))) as batches:
+        for samples_b, (images_bhwc, labels_b) in zip(samples_nb, batches, strict=True):
+            yield images_bhwc, labels_b, samples_b
+
+
+class _ClosedError(Exception):
+    """Ends the loader thread of an epoch that nobody wants any more."""
+
+
+class _Epoch(EpochIterator):
+    """FFCV's loader thread, whose error reaches the caller and which ends when it is closed."""
+
+    # class attributes: the thread starts inside __init__, which may fail before it has made streams
+    error: BaseException | None = None
+    cuda_streams = ()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except _ClosedError:
+            return
+        except BaseException as error:  # whatever it is, the caller must not wait for ever
+            self.error = error
+            self._offer_end()
+
+    def run_pipeline(self, number, samples, slot, event):
+        # FFCV looks only while the queue is full: it would decode the rest of the epoch
+        if self.terminate_event.is_set():
+            raise _ClosedError
+        if (stream := self.cuda_streams[slot]) is not None:
+            stream.synchronize()  # the copy of what the slot's host memory held before
+            if event is None:  # first use: a step of before may still read the device memory
+                stream.wait_stream(self.current_stream)
+        return super().run_pipeline(number, samples, slot, event)
+
+    def _offer_end(self) -> None:
+        while not self.terminate_event.is_set():
+            try:
+                self.output_queue.put(None, timeout=0.5)
+                return
+            except Full:  # the caller has not fetched a batch yet
+                continue
+
+    def __next__(self):
+        try:
+            return super().__next__()
+        except StopIteration:
+            if isinstance(self.error, BetonError):
+                raise self.error from None
+            if isinstance(self.error, ops.DecodeError):  # a sentence, not a defect of the program
+                raise BetonError(str(self.error)) from self.error
+            if self.error is not None:
+                raise RuntimeError(f"the data loader failed: {self.error}") from self.error
+            raise
+
+    def close(self) -> None:
+        """End the thread and free its buffers, wherever the epoch stands."""
+        if self.closed:
+            return
+        self.terminate_event.set()
+        limit = time.monotonic() + CLOSE_SECONDS
+        while self.is_alive() and time.monotonic() < limit:
+            with suppress(Empty):  # it may wait for a place in the queue
+                self.output_queue.get(timeout=0.1)
+            self.join(timeout=0.1)
+        for stream in filter(None, self.cuda_streams):
+            stream.synchronize()  # copies under way still read and write the buffers
+        super().close()  # gives up the file's memory: not before the thread has left it
+        self.closed = True
+        self.memory_allocations = None
+
+
+def _set_numba_threads(cls, count: int) -> None:
+    cls.num_threads = count
+    numba.set_num_threads(count)
+
+
+def _compile_reader(self):
+    def read(address, state):
+        file_bytes, starts, sizes = state
+        return file_bytes[address : address + sizes[np.searchsorted(starts, address)]]
+
+    return Compiler.compile(read)
+
+
+Compiler.set_num_threads = classmethod(_set_numba_threads)
+OSCacheManager.compile_reader = _compile_reader
+torch.set_num_threads(_TORCH_THREADS)

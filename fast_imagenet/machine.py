@@ -1,0 +1,47 @@
+"""What the container leaves of the machine: cores and memory. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def cpu_quota(cgroup: Path) -> float | None:
+    """Cores' worth of time that a container may take, None when it is not limited."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def memory_limit(cgroup: Path) -> int | None:
+    """Bytes that a container may use, None when it is not limited."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        return None if text == "max" or int(text) > 2**60 else int(text)
+    return None
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this process and the page cache can have: of the machine, or of the container."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), re.MULTILINE))
+    free, limit = int(fields["MemAvailable"]) * 1024, memory_limit(cgroup)
+    if limit is None:
+        return free
+    stat = _first_text(cgroup / "memory.stat", cgroup / "memory/memory.stat")
+    taken = re.search(r"^(?:total_rss|anon) (\d+)$", stat, re.MULTILINE)
+    return min(free, limit - (int(taken[1]) if taken else 0))
+
+
+def _first_text(*paths: Path) -> str:
+    return next((path.read_text() for path in paths if path.exists()), "")

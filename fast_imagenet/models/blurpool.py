@@ -1,0 +1,78 @@
+"""BlurPool: blur before every strided convolution, without changing the network's weight names.
+
+Source: Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv 1904.11486), in the
+"blur first" order and with the channel limit of ffcv-imagenet and Composer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fast_imagenet.models.layers import replace_layers
+
+MIN_CHANNELS = (
+    16  # the stem reads 3 channels at full resolution: blurring there costs most, gains least
+)
+
+
+class BlurPoolConv2d(nn.Conv2d):
+    """A strided convolution that first blurs each channel with [1 2 1] x [1 2 1] / 16.
+
+    Its parameters are those of nn.Conv2d under the same names, so that a checkpoint loads into the
+    plain network and back. Input and output shapes are those of the convolution that it replaces.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device="meta",  # the weights of `conv` are taken over below; none are drawn here
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        line = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device) / 4
+        blur = (line[:, None] * line)[None, None].repeat(conv.in_channels, 1, 1, 1)
+        self.register_buffer("blur", blur, persistent=False)
+        # A 1x1 convolution reads only the pixels that its stride keeps: blur just those.
+        self._blur_strided = conv.kernel_size == (1, 1) and conv.padding == (0, 0)
+
+    def forward(self, images_bchw: torch.Tensor) -> torch.Tensor:
+        """Blur, then convolve. Shape: (B, C, H, W) -> as nn.Conv2d; any float dtype."""
+        stride = self.stride if self._blur_strided else (1, 1)
+        blurred = F.conv2d(
+            images_bchw,
+            self.blur.to(images_bchw.dtype),
+            stride=stride,
+            padding=1,
+            groups=self.in_channels,
+        )
+        if self._blur_strided:
+            return F.conv2d(blurred, self.weight, self.bias, groups=self.groups)
+        return self._conv_forward(blurred, self.weight, self.bias)
+
+
+def apply_blurpool(model: nn.Module) -> int:
+    """Replace every strided nn.Conv2d with at least 16 input channels, in place.
+
+    Args:
+        model: a network before compilation and before it is wrapped for several ranks.
+
+    Returns:
+        How many convolutions were replaced; 0 for a network that has none.
+    """
+    return replace_layers(model, _wants_blur, BlurPoolConv2d)
+
+
+def _wants_blur(module: nn.Module) -> bool:
+    # type(...) is: a subclass has a forward of its own that must not be thrown away
+    return (
+        type(module) is nn.Conv2d and max(module.stride) > 1 and module.in_channels >= MIN_CHANNELS
+    )

@@ -1,0 +1,63 @@
+"""Order of an epoch: a function of (seed, epoch) alone, and the same batches for any world size."""
+
+import numpy as np
+import pytest
+
+from fast_imagenet.data.sampler import epoch_order, rank_batches
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 1000])
+def test_is_a_permutation(n):
+    order = epoch_order(n, seed=3, epoch=5)
+    assert order.dtype == np.int64
+    assert np.array_equal(np.sort(order), np.arange(n))
+
+
+def test_depends_on_seed_and_epoch_and_nothing_else():
+    base = epoch_order(200, seed=0, epoch=0)
+    np.random.seed(123)  # the global generator must play no part
+    assert np.array_equal(base, epoch_order(200, seed=0, epoch=0))
+    assert not np.array_equal(base, epoch_order(200, seed=1, epoch=0))
+    assert not np.array_equal(base, epoch_order(200, seed=0, epoch=1))
+    assert not np.array_equal(epoch_order(200, seed=1, epoch=0), epoch_order(200, seed=0, epoch=1))
+
+
+def test_values_are_pinned():
+    """A change here would make resumed runs see other batches."""
+    assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert epoch_order(8, seed=2**63, epoch=7).tolist() == [6, 0, 4, 2, 3, 7, 5, 1]
+
+
+def test_every_position_is_equally_likely():
+    """Mean position of sample 0 over 400 epochs: (n - 1) / 2, within 4 standard errors."""
+    n, epochs = 50, 400
+    where = [int(np.flatnonzero(epoch_order(n, 0, epoch) == 0)[0]) for epoch in range(epochs)]
+    assert abs(np.mean(where) - (n - 1) / 2) < 4 * np.sqrt((n * n - 1) / 12 / epochs)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_side_by_side_are_the_global_batches(world_size):
+    order = epoch_order(103, seed=1, epoch=2)
+    parts = [rank_batches(order, 20, rank, world_size) for rank in range(world_size)]
+    assert all(part.shape == (5, 20 // world_size) for part in parts)
+    assert np.array_equal(np.concatenate(parts, axis=1), order[:100].reshape(5, 20))
+
+
+def test_fewer_samples_than_a_batch_is_no_step():
+    assert rank_batches(np.arange(7), 8, 0, 2).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: epoch_order(-1, 0, 0), "n = -1"),
+        (lambda: epoch_order(4, -1, 0), "seed = -1"),
+        (lambda: epoch_order(4, 0, 2**64), "epoch = "),
+        (lambda: rank_batches(np.arange(9), 9, 0, 2), "multiple of 2"),
+        (lambda: rank_batches(np.arange(9), 0, 0, 1), "training.batch_size"),
+        (lambda: rank_batches(np.arange(9), 2, 2, 2), "rank 2 of 2"),
+    ],
+)
+def test_errors_name_value_and_fix(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

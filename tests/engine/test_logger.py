@@ -1,0 +1,361 @@
+"""The record of a run: the same keys every line, torn lines, resuming, and nothing private."""
+
+import getpass
+import json
+import socket
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fast_imagenet.engine import logger as runlog
+from fast_imagenet.engine.logger import (
+    LOG_KEYS,
+    REPOSITORY,
+    RunLog,
+    RunLogError,
+    plot_curves,
+    read_jsonl,
+    shareable,
+)
+
+
+def record(epoch, **changes):
+    values = {key: float(i) + 0.5 for i, key in enumerate(LOG_KEYS)}
+    return values | {"epoch": epoch, "resolution": 160, "total_seconds": 60.0 * epoch} | changes
+
+
+def open_log(folder, **options):
+    defaults = {"tensorboard": False, "config": {"training": {"epochs": 3}}}
+    return RunLog(folder, **defaults | options)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    log = open_log(tmp_path / "runs" / "a")
+    for epoch in (1, 2):
+        log.write(**record(epoch))
+    log.finish({"top1": 71.5})
+    folder = tmp_path / "runs" / "a"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "curves.png",
+        "environment.json",
+        "log.jsonl",
+        "paths.json",
+        "summary.json",
+    ]
+    assert lines_of(folder) == [record(1), record(2)]
+    assert json.loads((folder / "config.json").read_text()) == {"training": {"epochs": 3}}
+    assert json.loads((folder / "summary.json").read_text()) == {"top1": 71.5}
+
+
+def test_each_line_is_on_disk_at_once(tmp_path, monkeypatch):
+    log, synced = open_log(tmp_path), []
+    real = runlog.os.fsync
+    monkeypatch.setattr(runlog.os, "fsync", lambda fd: synced.append(real(fd)))
+    log.write(**record(1))
+    assert synced
+    assert lines_of(tmp_path) == [record(1)]
+
+
+def test_numbers_of_numpy_and_torch_become_plain(tmp_path):
+    log = open_log(tmp_path)
+    log.write(**record(np.int64(1), lr=np.float32(0.5), top1=np.float64(3.25), note="x"))
+    assert lines_of(tmp_path)[0] == record(1, lr=0.5, top1=3.25, note="x")
+
+
+@pytest.mark.parametrize(
+    "bad", [None, float("nan"), float("inf"), np.float32("nan"), torch.ones(1), [1]]
+)
+def test_values_that_are_no_finite_number_are_refused_by_name(tmp_path, bad):
+    log = open_log(tmp_path)
+    with pytest.raises(RunLogError, match="log key val_loss is"):
+        log.write(**record(1, val_loss=bad))
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_every_line_has_the_same_keys(tmp_path):
+    log = open_log(tmp_path)
+    with pytest.raises(RunLogError, match="lacks lr, resolution"):
+        log.write(**{k: v for k, v in record(1).items() if k not in ("lr", "resolution")})
+    log.write(**record(1, extra=1))
+    with pytest.raises(RunLogError, match="lacks extra and has the new other"):
+        log.write(**record(2, other=1))
+    again = open_log(tmp_path, resume=True)
+    with pytest.raises(RunLogError, match="lacks extra"):
+        again.write(**record(2))
+    again.write(**record(2, extra=2))
+    assert [list(line) for line in lines_of(tmp_path)] == [list(record(1, extra=1))] * 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Resuming
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_refused_unless_resumed(tmp_path):
+    open_log(tmp_path).write(**record(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunLogError, match=r"already holds a run.*training.resume=auto.*folder"):
+        open_log(tmp_path, config={})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    open_log(tmp_path, resume=True).write(**record(2))
+    assert lines_of(tmp_path) == [record(1), record(2)]
+
+
+def test_resuming_nothing_is_a_fresh_start(tmp_path):
+    log = open_log(tmp_path / "new", resume=True)
+    log.truncate_after(0)
+    log.write(**record(1))
+    assert lines_of(tmp_path / "new") == [record(1)]
+
+
+def test_epochs_done_again_lose_their_old_lines(tmp_path):
+    log = open_log(tmp_path)
+    for epoch in (1, 2, 3):
+        log.write(**record(epoch))
+    log = open_log(tmp_path, resume=True)
+    log.truncate_after(1)
+    log.write(**record(2, top1=99.0))
+    assert lines_of(tmp_path) == [record(1), record(2, top1=99.0)]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 300])
+def test_a_torn_last_line_is_dropped_with_a_warning(tmp_path, cut):
+    log = open_log(tmp_path)
+    log.write(**record(1))
+    log.write(**record(2))
+    content = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(content[:-cut])
+    with pytest.warns(UserWarning, match=r"last line of .*log.jsonl is incomplete"):
+        log = open_log(tmp_path, resume=True)
+    log.write(**record(2, lr=7.0))
+    assert lines_of(tmp_path) == [record(1), record(2, lr=7.0)]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
+    log = open_log(tmp_path)
+    log.write(**record(1))
+    (tmp_path / "log.jsonl").write_text("{oops\n" + (tmp_path / "log.jsonl").read_text())
+    with pytest.raises(RunLogError, match=r"line 1 of .*log.jsonl is damaged"):
+        open_log(tmp_path, resume=True).truncate_after(0)
+
+
+def test_losses_of_steps_replace_those_done_again(tmp_path):
+    log = open_log(tmp_path)
+    log.write_steps(0, [1.0, 2.0, 3.0])
+    log.write_steps(3, [4.0, 5.0, 6.0])
+    written = read_jsonl(tmp_path / "steps.jsonl")
+    assert [line["losses"] for line in written] == [[1, 2, 3], [4, 5, 6]]
+    log = open_log(tmp_path, resume=True)
+    log.write_steps(4, [50.0, 60.0, 70.0])
+    series = [
+        (line["first_step"] + i, loss)
+        for line in read_jsonl(tmp_path / "steps.jsonl")
+        for i, loss in enumerate(line["losses"])
+    ]
+    assert series == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 50), (5, 60), (6, 70)]
+    with pytest.raises(RunLogError, match="loss of step 8 is nan"):
+        log.write_steps(7, [1.0, float("nan")])
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    log = RunLog(tmp_path / "a", enabled=False, wandb_project="x")
+    log.write(**record(1))
+    log.write_steps(0, [1.0])
+    log.truncate_after(0)
+    log.finish({})
+    assert not (tmp_path / "a").exists()
+
+
+# ------------------------------------------------------------------------------------------------
+# Where it ran
+# ------------------------------------------------------------------------------------------------
+
+
+def test_environment_has_what_is_needed_and_nothing_private(tmp_path):
+    open_log(tmp_path)
+    text = (tmp_path / "environment.json").read_text()
+    where = json.loads(text)
+    assert where["torch"]
+    assert where["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert where["cores"] >= 1
+    assert where["ram_gb"] > 0
+    assert where["device"]
+    assert None not in where.values()
+    words = set(text.replace('"', " ").replace(",", " ").split())
+    assert not {socket.gethostname(), getpass.getuser()} & words
+    assert "/" not in text
+
+
+def test_commit_and_dirty_flag_are_gits(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", tmp_path, *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(runlog, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runlog.environment()["commit"] == "unknown"
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("1")
+    git("add", "a.py")
+    git("commit", "-q", "-m", "a")
+    where = runlog.environment()
+    assert where["commit"] == git("rev-parse", "HEAD")
+    assert where["dirty"] is False
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "summary.json").write_text("{}")
+    assert runlog.environment()["dirty"] is False  # a study's earlier runs are no code
+    (tmp_path / "records.py").write_text("1")
+    assert runlog.environment()["dirty"] is True
+    (tmp_path / "records.py").unlink()
+    (tmp_path / "a.py").write_text("2")
+    assert runlog.environment()["dirty"] is True
+
+
+def test_a_run_resumed_elsewhere_keeps_both_environments(tmp_path, monkeypatch):
+    for device in ("one", "one", "two", "three"):
+        monkeypatch.setattr(runlog, "_device_name", lambda device=device: device)
+        open_log(tmp_path, resume=True)
+    where = json.loads((tmp_path / "environment.json").read_text())
+    assert where["device"] == "three"
+    assert [old["device"] for old in where["earlier"]] == ["one", "two"]
+
+
+def test_settings_are_written_without_private_folders(tmp_path):
+    config = {
+        "data": {"train": str(REPOSITORY / "data" / "a.beton"), "val": "/home/someone/b.beton"},
+        "list": ["~/c.pt", "data/d.pt", 3, None],
+    }
+    open_log(tmp_path, config=config)
+    expected = {
+        "data": {"train": "data/a.beton", "val": ".../b.beton"},
+        "list": [".../c.pt", "data/d.pt", 3, None],
+    }
+    assert json.loads((tmp_path / "config.json").read_text()) == expected == shareable(config)
+
+
+# ------------------------------------------------------------------------------------------------
+# TensorBoard, W&B, curves
+# ------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = open_log(tmp_path, tensorboard=True)
+    for epoch in (1, 2, 3):
+        log.write(**record(epoch, top1=epoch * 10.0))
+    log.close()
+    log = open_log(tmp_path, tensorboard=True, resume=True)
+    log.truncate_after(2)
+    log.write(**record(3, top1=77.0))
+    log.finish({})
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == set(LOG_KEYS) - {"epoch"}
+    assert [(e.step, e.value) for e in events.Scalars("top1")] == [(1, 10), (2, 20), (3, 77)]
+
+
+def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = open_log(tmp_path, tensorboard=True)
+    log.write(**record(1))
+    assert not list(tmp_path.glob("events*"))
+
+
+def test_wandb_absent_is_said_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RunLogError, match=r"logging.wandb=imagenet needs the package wandb"):
+        open_log(tmp_path, wandb_project="imagenet")
+
+
+def test_wandb_gets_the_record_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    starts, logged = [], []
+
+    def init(**options):
+        starts.append(options)
+        return types.SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)), finish=lambda: None
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for epoch in (1, 2):
+        log = open_log(tmp_path, wandb_project="p", resume=True)
+        log.write(**record(epoch))
+        log.close()
+    assert [start["project"] for start in starts] == ["p", "p"]
+    assert starts[0]["id"] == starts[1]["id"]
+    assert starts[0]["id"]
+    assert [step for step, _ in logged] == [1, 2]
+    assert logged[1][1]["top1"] == record(2)["top1"]
+
+
+@pytest.mark.parametrize(("epochs", "ema"), [(1, False), (40, True)])
+def test_curves_are_drawn(tmp_path, epochs, ema):
+    log = open_log(tmp_path)
+    for epoch in range(1, epochs + 1):
+        values = record(epoch)
+        same = {f"ema_{key}": values[key] for key in ("top1", "top5", "plain_top1", "plain_top5")}
+        same["val_loss_ema"] = values["val_loss"]
+        log.write(**(values if ema else values | same))
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width > 1000
+        assert picture.height > 1000
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert {(31, 95, 168), (217, 100, 30), (47, 143, 91)} <= colors
+
+
+def test_curves_of_nothing(tmp_path):
+    with pytest.raises(RunLogError, match="is empty"):
+        plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}\n", b"[1]\n", b"nope\n"])
+@pytest.mark.parametrize("name", ["log.jsonl", "steps.jsonl", "environment.json"])
+def test_a_file_edited_by_hand_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunLogError, match=rf"{name} is damaged .*; restore it or delete it"):  # noqa: PT012
+        log = RunLog(tmp_path, resume=True, tensorboard=False)
+        log.truncate_after(0)
+        log.write_steps(0, [1.0])
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("log.jsonl", b"{}\n"),
+        ("log.jsonl", b'{"epoch": "one"}\n'),
+        ("log.jsonl", b"[" * 100_000 + b"\n"),
+        ("steps.jsonl", b'{"first_step": "0", "losses": []}\n'),
+        ("steps.jsonl", b'{"first_step": 0, "losses": 5}\n'),
+    ],
+)
+def test_a_log_of_other_things_is_refused_before_the_run(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunLogError, match=rf"line 1 of .*{name} is damaged .*; restore it or"):
+        RunLog(tmp_path, resume=True, tensorboard=False)
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_lost_log_has_no_last_line(tmp_path):
+    with pytest.raises(RunLogError, match=r"log\.jsonl has lost its lines; restore it"):
+        RunLog(tmp_path, resume=True, tensorboard=False).last()
+
+
+def test_equal_curves_of_accuracy_are_drawn_once_under_both_names():
+    from matplotlib.figure import Figure
+
+    log = {key: [10.0, 20.0] for key in LOG_KEYS} | {"epoch": [1, 2]}
+    axes = Figure().subplots()
+    runlog._draw_accuracy(axes, log, log["epoch"], "epoch")
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["plain and as configured: 20.00 %"]

@@ -1,0 +1,716 @@
+"""python -m tools.report: tables are those of the records, and only runs become records."""
+
+import io
+import json
+import math
+import re
+import shutil
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import train_imagenet
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.engine.logger import LOG_KEYS
+from tests.conftest import ROOT, SMOKE
+from tools.report import __main__ as report
+from tools.report.add import add_run
+from tools.report.mistakes import Mistakes, Picture, find_mistakes
+from tools.report.page import render_page
+from tools.report.plots import COLORS, PLOTS, draw, is_current, plot_data
+from tools.report.records import RecordError, read_entry, read_run, spread, unfinished
+from tools.report.reported import read_reported
+from tools.report.tables import BEGIN, END, render_readme, render_results
+
+RECORDS = ROOT / "records"
+README = f"""# Title
+
+{BEGIN}
+{END}
+
+Both reach <!-- record small/2030-01-01_machine plain -->?<!-- end of record -->.
+"""
+REPORTED = """
+data:
+  ImageNet: {images: 1000, note: Many.}
+readme: [rn50_16_epochs]
+blocks:
+  - by: others
+    source: their page
+    data: ImageNet
+    network: ResNet-50
+    protocol: 256 px + flip
+    view: configured
+    results: [{config: rn50_16_epochs, epochs: 16, top1: 73.8, spread: 0.2}]
+"""
+
+
+def make_run(folder: Path, top1=50.0, seed=0, epochs=3, **settings) -> Path:
+    """A folder as train_imagenet.py leaves it; `settings`: 'section__key' -> value."""
+    config = {
+        "model": {"arch": "resnet18"},
+        "data": {"train_dataset": "/home/somebody/train.beton", "num_workers": 2},
+        "training": {"epochs": epochs, "seed": seed, "max_steps": 0},
+        "ema": {"decay": 0.0},
+        "validation": {"resolution": 96, "lr_tta": True, "plain_resolution": 64},
+        "logging": {"folder": "runs/small"},
+    }
+    for name, value in settings.items():
+        section, _, key = name.partition("__")
+        config[section][key] = value
+    lines = []
+    for epoch in range(1, epochs + 1):
+        line = dict.fromkeys(LOG_KEYS, 0.25) | {"epoch": epoch, "seconds": 10.0}
+        line |= {"images_per_second": 100.0, "total_seconds": 12.0 * epoch}
+        line |= {"plain_top1": top1 - epochs + epoch, "top1": top1 + 1, "ema_plain_top1": top1 + 2}
+        lines.append(line | {"ema_top1": top1 + 3, "lr": 0.1 / epoch, "train_loss": 2.0 / epoch})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.json").write_text(json.dumps(config))
+    environment = {"commit": "0123456789", "dirty": False, "device": "Some CPU", "cores": 2}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    return folder
+
+
+def make_place(root: Path) -> Path:
+    """A repository with one record of two seeds."""
+    for seed, top1 in enumerate((50.0, 51.0)):
+        make_run(root / f"records/small/2030-01-01_machine/seed{seed}", top1, seed)
+    (root / "records/reported.yaml").write_text(REPORTED)
+    (root / "README.md").write_text(README)
+    (root / "docs").mkdir()
+    return root
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Root of a repository whose tables are not written yet."""
+    return make_place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The same with its tables: to be copied, not changed."""
+    root = make_place(tmp_path_factory.mktemp("built"))
+    assert run(root) == 0
+    return root
+
+
+def run(place: Path, *words: str) -> int:
+    return report.main([*words, f"--folder={place / 'records'}"])
+
+
+# ---- this repository -----------------------------------------------------------------------------
+
+
+def test_what_is_committed_is_what_the_records_say(capsys):
+    status = report.main(["--check", f"--folder={RECORDS}"])
+    assert status == 0, capsys.readouterr().err
+
+
+def test_spreads_of_the_records_are_those_of_their_logs():
+    book = report.open_book(RECORDS)
+    groups = [group for entry in book.entries for group in entry.groups]
+    assert len(groups) >= 3
+    text = (ROOT / "docs/results.md").read_text()
+    for group in groups:
+        logs = [group.folder / "log.jsonl", *sorted(group.folder.glob("seed*/log.jsonl"))]
+        last = [json.loads(p.read_text().splitlines()[-1]) for p in logs if p.is_file()]
+        key = "ema_plain_top1" if group.runs[0].averaged else "plain_top1"
+        tops = [line[key] for line in last]
+        cell = f"{statistics.mean(tops):.2f}"
+        cell += f" ± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
+        assert cell in text
+        assert len(tops) == len(group.runs)
+
+
+def test_reported_numbers_stand_in_the_headers_of_their_configs():
+    reported = read_reported(RECORDS / "reported.yaml")
+    named = [one for one in reported.reports if one.config and one.view != "other"]
+    assert len(named) >= 20
+    for one in named:
+        (path,) = ROOT.glob(f"*_configs/{one.config}.yaml")
+        header = path.read_text().split("\n\n")[0]
+        for value in (one.top1, one.top5, one.minutes):
+            if value is None or (one.by.startswith("reference") and value == one.minutes):
+                continue
+            assert re.search(rf"\b{re.escape(f'{value:g}')}0?\b", header), (one.config, value)
+
+
+def test_records_name_no_folder_and_no_machine_of_their_owner():
+    for path in RECORDS.rglob("*.json*"):
+        assert not re.search(r'"(/|~)', path.read_text()), path
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def test_build_check_and_a_new_seed(built, place, capsys):
+    assert run(place, "--check") == 1
+    assert capsys.readouterr().err.count(" is not what records/ says") == 2 + len(PLOTS)
+    readme = (built / "README.md").read_text()
+    assert "| small, own data | ResNet-18 | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
+    assert "**51.5 ± 0.7** at 96 px + flip (2 seeds)" in readme
+    assert "plain -->50.5 ± 0.7<!-- end" in readme
+    shutil.copytree(built, place, dirs_exist_ok=True)
+    assert run(place, "--check") == 0
+    make_run(place / "records/small/2030-01-01_machine/seed2", 54.0, 2)
+    assert run(place, "--check") == 1
+    assert run(place) == 0
+    assert "51.7 ± 2.1" in (place / "README.md").read_text()
+    assert run(place, "--check") == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", *PLOTS])
+def test_an_edit_by_hand_is_seen(built, tmp_path, name, capsys):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / name
+    if path.suffix == ".png":
+        path.write_bytes(path.read_bytes().replace(b"Data-Digest", b"Data-Diges?"))
+    else:
+        path.write_text(path.read_text().replace("50.5", "60.5").replace("73.8", "79.8"))
+    assert run(tmp_path, "--check") == 1
+    stale = [line for line in capsys.readouterr().err.splitlines() if "is not what" in line]
+    assert stale == [f"{name} is not what records/ says"]
+
+
+def test_reported_and_measured_stand_apart(place):
+    (place / "rn50_configs").mkdir()
+    (place / "rn50_configs/rn50_16_epochs.yaml").write_text("")
+    book = report.open_book(place / "records")
+    row = (
+        "| ResNet-50 | not measured here | not measured here | 73.8 ± 0.2 | 256 px + flip | others"
+    )
+    assert row in render_readme(README, book)
+    results = render_results(book)
+    assert "[rn50_16_epochs](../rn50_configs/rn50_16_epochs.yaml)" in results
+    assert "## own data" in results and "not reported" in results
+    make_run(place / "records/rn50_16_epochs/2030-01-01_machine", 70.0)
+    results = render_results(report.open_book(place / "records"))
+    assert "others | **70.00** at 64 px (ResNet-18, 1 seed)" in results
+
+
+def test_averaged_weights_are_the_result_where_there_is_an_average(place):
+    folder = make_run(place / "other", 60.0, ema__decay=0.99)
+    numbers = read_run(folder).numbers
+    assert (numbers["plain"], numbers["configured"]) == (62.0, 63.0)
+    assert numbers["images"] == 3 * 1000 / 1000 and numbers["minutes"] == pytest.approx(0.6)
+    assert numbers["data_wait"] == pytest.approx(25)
+
+
+def test_groups_beside_each_other(place):
+    second = place / "records/small/2030-01-02_ours"
+    make_run(second, 58.0)
+    with pytest.raises(RecordError, match='write "main": true'):
+        read_entry(place / "records/small")
+    (second / "group.json").write_text('{"label": "ours <&|", "main": true}')
+    entry = read_entry(place / "records/small")
+    assert [group.label for group in entry.groups] == ["ours <&|", "2030-01-01_machine"]
+    readme = render_readme(README, report.open_book(place / "records"))
+    assert "| small, ours &lt;&amp;\\|, own data | ResNet-18 | **58.0** at 64 px (1 seed)" in readme
+    assert readme.count("| small") == 1
+    (place / "records/small/2030-01-01_machine/group.json").write_text('{"readme": true}')
+    assert render_readme(README, report.open_book(place / "records")).count("| small") == 2
+
+
+def test_times_of_a_busy_machine_are_not_shown(place):
+    group = place / "records/small/2030-01-01_machine"
+    (group / "group.json").write_text('{"timed": false}')
+    book = report.open_book(place / "records")
+    results = render_results(book)
+    assert "| 0.6 |" not in results and results.count("not timed") == 1 + 3 * 3
+    plots = plot_data(book)
+    assert plots["docs/results_throughput.png"] == []
+    assert [one["minutes"] for one in plots["docs/results_accuracy.png"]] == [[]]
+    old = place / "docs/results_throughput.png"
+    old.write_bytes(b"as it was")
+    report.build(book)
+    assert not old.exists() and report.stale(book) == []
+    assert old.name not in results and "No plot of throughput: no row was measured" in results
+
+
+def test_what_a_killed_copy_left_is_no_record(place):
+    make_run(place / "records/small/2030-01-01_machine/.seed2.partial", seed=2)
+    make_run(place / "records/.small/2030-01-01_machine")
+    (entry,) = report.open_book(place / "records").entries
+    assert [len(group.runs) for group in entry.groups] == [2]
+
+
+def test_a_study_compares_its_groups(place):
+    for top1, name in ((50.0, "plain"), (53.0, "mixup")):
+        for seed in (0, 1):
+            folder = place / f"records/parts/2030-01-01_machine/{name}/seed{seed}"
+            make_run(folder, top1 + seed, seed, training__label_smoothing=top1 / 100)
+    (place / "records/parts/2030-01-01_machine/plain/group.json").write_text('{"main": true}')
+    (place / "records/parts/study.yaml").write_text("title: What each is worth")
+    book = report.open_book(place / "records")
+    results = render_results(book)
+    error = math.sqrt(2 * 0.5 / 2)
+    what = "training.label\\_smoothing 0.53"
+    assert f"| mixup | {what} | 53.50 ± 0.71 | +3.00 ± {error:.2f} |" in results
+    assert "| plain | | 50.50 ± 0.71 | |" in results
+    assert "## What each is worth" in results
+    assert "parts" not in render_readme(README, book)
+    asked = f"{README}\n<!-- study parts -->\nold words\n<!-- end of study -->\nthe end\n"
+    written = render_readme(asked, book)
+    assert f"| mixup | 53.50 ± 0.71 | +3.00 ± {error:.2f} | " in written
+    assert "old words" not in written and "\n<!-- end of study -->\nthe end\n" in written
+    assert render_readme(written, book) == written
+    with pytest.raises(RecordError, match="shows the study bits; those with records: parts"):
+        render_readme(asked.replace("study parts", "study bits"), book)
+
+
+def test_the_demo_is_no_row_of_imagenette(place):
+    (place / "imagenette_configs").mkdir()
+    (place / "imagenette_configs/demo.yaml").write_text("")
+    make_run(place / "records/demo/2030-01-01_machine", 70.0)
+    results = render_results(report.open_book(place / "records"))
+    readme = render_readme(README, report.open_book(place / "records"))
+    assert "| [demo](imagenette_configs/demo.yaml), drawn pictures |" in readme
+    assert "| small, own data |" in readme
+    assert "| [demo]" in results.split("## drawn pictures")[1] and "## Imagenette" not in results
+    about = place / "records/demo/2030-01-01_machine/group.json"
+    about.write_text('{"data": "mine"}')
+    assert "## mine" in render_results(report.open_book(place / "records"))
+
+
+def test_a_study_names_all_its_machines_and_commits(place):
+    for seed, device, commit in (
+        (0, "GPU one", "a" * 40),
+        (1, "GPU one", "a" * 40),
+        (2, "two", "b"),
+    ):
+        make_run(place / f"records/parts/plain/seed{seed}", seed=seed)
+        path = place / f"records/parts/plain/seed{seed}/environment.json"
+        about = {"device": device, "devices_on_node": int(seed < 2), "cores": 8, "torch": "2.0"}
+        path.write_text(json.dumps(about | {"commit": commit, "dirty": seed == 2}))
+    (place / "records/parts/study.yaml").write_text("title: What each is worth")
+    results = render_results(report.open_book(place / "records"))
+    assert "; 2 on GPU one, 1 GPU; torch 2.0 and 1 on two, 8 cores; torch 2.0; " in results
+    assert "; commit aaaaaaa, b and uncommitted changes." in results
+
+
+def test_numbers_in_prose_that_no_record_has_are_refused(place):
+    book = report.open_book(place / "records")
+    for old, new in (("machine plain", "machine speed"), ("small/2030", "large/2030")):
+        with pytest.raises(RecordError, match="README.md shows"):
+            render_readme(README.replace(old, new), book)
+    with pytest.raises(RecordError, match="needs one line"):
+        render_readme(README.replace(END, ""), book)
+
+
+def test_spread_is_the_sample_deviation():
+    assert spread([1.0, 2.0, 4.0]).text(3) == "2.333 ± 1.528"
+    assert spread([1.25]).text() == "1.2"
+    assert spread([59.35, 60.60, 59.90]).text() == "60.0 ± 0.6"
+
+
+# ---- plots ---------------------------------------------------------------------------------------
+
+
+def test_plots_are_the_same_bytes_and_know_their_numbers(built):
+    plots = plot_data(report.open_book(built / "records"))
+    assert list(plots) == list(PLOTS)
+    for name, series in plots.items():
+        png = (built / name).read_bytes()
+        assert draw(name, series) == png and len(png) < 100_000
+        assert is_current(built / name, series)
+        assert not is_current(built / name, [*series, 1])
+
+
+def pixels(png: bytes, height: float, color: str) -> int:
+    """How many pixels of the upper part have about this colour."""
+    with Image.open(io.BytesIO(png)) as image:
+        rgb = np.asarray(image.convert("RGB"), int)[: int(image.height * height)]
+    return int((abs(rgb - [int(color[i : i + 2], 16) for i in (1, 3, 5)]).sum(2) < 60).sum())
+
+
+CURVE = {"epochs": [1, 2, 3, 4], "seeds": 3, "top1": [30.0, 50.0, 60.0, 70.0]}
+CURVE |= {"deviation": [1.0, 1.0, 1.0, 1.0], "minutes": []}
+ONE_POINT = {"epochs": [4], "seeds": 3, "top1": [70.0], "deviation": [0.1], "minutes": []}
+
+
+def test_no_series_of_accuracy_is_hidden_and_no_panel_is_empty():
+    shapes = [ONE_POINT, CURVE, CURVE, ONE_POINT]
+    series = [{"title": f"row {k}"} | shape for k, shape in enumerate(shapes)]
+    png = draw("docs/results_accuracy.png", series)
+    counts = [pixels(png, 0.6, COLORS[k]) for k in range(len(series))]
+    assert min(counts) > 10, counts
+    with Image.open(io.BytesIO(png)) as image:  # one panel: its curve spans the page
+        rgb = np.asarray(image.convert("RGB"), int)[: int(image.height * 0.6)]
+    blue = np.flatnonzero((abs(rgb - [0x1F, 0x5F, 0xA8]).sum(2) < 60).any(0))
+    assert blue.max() > 0.8 * rgb.shape[1]
+    timed = [one | {"minutes": one["epochs"]} for one in series]
+    counts = [pixels(draw("docs/results_accuracy.png", timed), 0.6, COLORS[k]) for k in range(4)]
+    assert min(counts) > 20, counts
+
+
+def test_no_point_of_images_seen_is_hidden():
+    points = {"data": "ImageNet", "measured": True, "points": [(0.15, 78.0, 0.0)]}
+    series = [{"title": f"row {k}"} | points for k in range(4)]
+    series.append({"title": "line"} | points | {"points": [(0.15, 78.0, 0.0), (2.0, 70.0, 0.0)]})
+    apart = [one | {"points": [(10.0 ** (j - 1), 60.0, 0.0)]} for j, one in enumerate(series)]
+    name = "docs/results_images_seen.png"
+    for color in COLORS[:4]:  # a mark among the others is as large as alone
+        whole = pixels(draw(name, apart), 0.6, color)
+        assert pixels(draw(name, series), 0.6, color) > 0.8 * whole > 20
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (dict(epochs=3, training__epochs=4), "finished 3 of 4 epochs"),
+        (dict(training__max_steps=9), "max_steps=9 cut it short"),
+        (dict(seed=0), "has seed 0, as another"),
+        (dict(validation__resolution=128), "differ in validation.resolution"),
+        (dict(model__arch="resnet50"), "differ in model.arch"),
+    ],
+)
+def test_a_seed_that_does_not_fit_is_refused(place, damage, sentence):
+    make_run(place / "records/small/2030-01-01_machine/seed2", **{"seed": 2} | damage)
+    with pytest.raises(RecordError, match=sentence):
+        report.open_book(place / "records")
+
+
+def test_workers_paths_and_logging_may_differ(place):
+    free = dict(data__num_workers=7, data__train_dataset="x.beton", logging__folder="runs/b")
+    make_run(place / "records/small/2030-01-01_machine/seed2", seed=2, **free)
+    assert len(read_entry(place / "records/small").main.runs) == 3
+
+
+def test_another_number_of_pictures_is_refused(place):
+    log = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2) / "log.jsonl"
+    log.write_text(log.read_text().replace('"seconds": 10.0', '"seconds": 11.0'))
+    with pytest.raises(RecordError, match="saw 1,100 pictures an epoch"):
+        report.open_book(place / "records")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epoch", 10**30), ("epoch", 1.5), ("epoch", 0), ("lr", 1e300)]
+)
+def test_a_number_that_cannot_be_is_refused_at_once(place, key, value):
+    """A hundred thousand epochs at most: all of them are counted through."""
+    log = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2) / "log.jsonl"
+    lines = [json.loads(line) | {key: value} for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match=f"line 1 of .* has {key}={value}".replace("+", r"\+")):
+        report.open_book(place / "records")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"training": 5}, {"validation": {"every": 0}}, {"validation": {"crop_ratio": "y"}}]
+)
+def test_settings_of_another_kind_are_refused(place, changed):
+    run = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2)
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | changed))
+    with pytest.raises(RecordError, match="config.json has .*; restore it"):
+        report.open_book(place / "records")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is empty"),
+        ("{", "line 1 of .* is damaged"),
+        ('{"epoch": 1}', "line 1 of .* has no number for train_loss"),
+    ],
+)
+def test_a_damaged_log_is_refused(place, content, sentence):
+    (make_run(place / "run") / "log.jsonl").write_text(content)
+    with pytest.raises(RecordError, match=sentence):
+        read_run(place / "run")
+
+
+def test_a_gap_in_the_log_is_seen(place):
+    log = make_run(place / "run") / "log.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], lines[2]]) + "\n")
+    assert "gaps or repeats" in unfinished(read_run(place / "run"))
+
+
+def test_a_run_with_rare_evaluations_is_whole(place):
+    folder = make_run(place / "run", epochs=5, validation__every=3)
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    for kept, words in (
+        ([3, 5], ""),
+        ([2, 3, 5], ""),  # it was cut once, and gone on with
+        ([5], "gaps or repeats"),
+        ([3, 3, 5], "gaps or repeats"),
+        ([3], "has finished 3 of 5"),
+    ):
+        (folder / "log.jsonl").write_text("".join(lines[n - 1] + "\n" for n in kept))
+        said = unfinished(read_run(folder))
+        assert words in said and bool(words) == bool(said)
+
+
+def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
+    group = place / "records/small/2030-01-01_machine/group.json"
+    for content in ('{"lable": "x"}', '{"main": 1}', "[]", "{"):
+        group.write_text(content)
+        with pytest.raises(RecordError, match="group.json"):
+            report.open_book(place / "records")
+    group.unlink()
+    path = place / "records/reported.yaml"
+    for old, new in (
+        ("by: others", "buy: others"),
+        ("view: configured", "view: best"),
+        ("top1: 73.8", "top1: high"),
+        ("config: rn50_16_epochs", "top5: 90"),
+        ("readme:", "read_me:"),
+        ("blocks:", "blocks: ["),
+    ):
+        path.write_text(REPORTED.replace(old, new))
+        with pytest.raises(RecordError, match=r"reported\.yaml"):
+            report.open_book(place / "records")
+
+
+# ---- add -----------------------------------------------------------------------------------------
+
+
+def test_add_makes_a_row_and_copies_no_weights_and_no_paths(place, capsys):
+    source = make_run(place / "runs/mine", 57.0, seed=4)
+    for name in ("weights.safetensors", "last.pt", "events.out.tfevents.1.host"):
+        (source / name).write_bytes(b"0")
+    (source / "steps.jsonl").write_text('{"first_step": 0, "losses": [1.0]}\n')
+    (source / "summary.json").write_text('{"out": "/home/somebody/x"}')
+    assert run(place, "add", str(source), "--name=mine", "--label=all new") == 0
+    shown = capsys.readouterr().out
+    assert "| 4 | 57.00 |" in shown and "all new" in shown
+    (seed,) = (place / "records/mine").glob("*/seed4")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d_2-core-some-cpu", seed.parent.name)
+    assert sorted(path.name for path in seed.iterdir()) == [
+        *("config.json", "environment.json", "log.jsonl", "steps.jsonl", "summary.json")
+    ]
+    text = "".join(path.read_text() for path in seed.iterdir())
+    assert "somebody" not in text and ".../train.beton" in text
+    readme = render_readme(README, report.open_book(place / "records"))
+    assert "| mine, all new, own data | ResNet-18 | **57.0**" in readme
+
+
+def test_add_puts_seeds_together_and_a_second_group_aside(place):
+    for seed in (0, 1):
+        source = make_run(place / f"runs/{seed}", 60.0 + seed, seed, logging__folder="runs/small")
+        assert run(place, "add", str(source), "--group=2030-02-02_ours", "--label=ours") == 0
+    about = json.loads((place / "records/small/2030-02-02_ours/group.json").read_text())
+    assert about == {"main": False, "label": "ours"}
+    entry = read_entry(place / "records/small")
+    assert [len(group.runs) for group in entry.groups] == [2, 2]
+    assert entry.main.folder.name == "2030-01-01_machine"
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "sentence"),
+    [
+        ([], dict(training__epochs=9), "finished 3 of 9 epochs; --unfinished takes it"),
+        (["--name=../x"], {}, "is no name of a folder"),
+        ([], dict(logging__folder=""), "--name="),
+        (["--group=2030-01-01_machine"], dict(seed=1), "seed1 is there already"),
+        (
+            ["--group=2030-01-01_machine"],
+            dict(seed=2, model__arch="x"),
+            "differ in model.arch",
+        ),
+        (["--group=b", "--main"], {}, None),
+    ],
+)
+def test_add_refuses_what_is_no_record_and_leaves_nothing(place, words, settings, sentence, capsys):
+    source = make_run(place / "runs/small", **settings)
+    before = sorted(place.rglob("*"))
+    status = run(place, "add", str(source), *words)
+    if sentence is None:
+        assert status == 0
+        return
+    assert status == 1 and sentence in capsys.readouterr().err
+    assert sorted(place.rglob("*")) == before
+
+
+def test_add_takes_an_unfinished_run_when_told_and_the_row_says_so(place):
+    source = make_run(place / "runs/cut", training__epochs=9)
+    assert run(place, "add", str(source), "--name=cut", "--unfinished") == 0
+    text = render_readme(README, report.open_book(place / "records"))
+    assert "(1 seed; it has finished 3 of 9 epochs)" in text
+
+
+def test_add_takes_a_log_alone_with_its_settings(place, capsys):
+    log = make_run(place / "runs/lost", 88.0, epochs=5) / "log.jsonl"
+    (log.parent / "config.json").unlink()
+    assert run(place, "add", str(log), "--name=lost") == 1
+    assert "there is no config.json" in capsys.readouterr().err
+    words = ["--config=rn50_128px_5_epochs.yaml", "--data=a <b>"]
+    assert run(place, "add", str(log), *words) == 0
+    (seed,) = (place / "records/rn50_128px_5_epochs").glob("*/seed0")
+    assert json.loads((seed / "config.json").read_text())["lr"]["lr_schedule_type"] == "cosine"
+    assert "ResNet-50 | 5 | not reported" in render_results(report.open_book(place / "records"))
+    assert "## a &lt;b&gt;" in render_results(report.open_book(place / "records"))
+
+
+def test_a_folder_without_records_is_refused(tmp_path, capsys):
+    assert report.main([f"--folder={tmp_path}"]) == 1
+    assert "run this in the repository's folder" in capsys.readouterr().err
+
+
+def test_the_documented_keys_are_those_of_the_code():
+    from tools.report.records import GROUP_KEYS
+
+    text = (RECORDS / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == list(GROUP_KEYS)
+    example = re.search(r'^    (\{"label.*\})$', text, re.M)[1]
+    assert set(yaml.safe_load(example)) <= set(GROUP_KEYS)
+
+
+# ---- page ----------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Tags that are open, every attribute, and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open, self.attributes, self.tags, self.text = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "img", "br", "line", "polyline", "!doctype"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "polyline"):  # <line/>
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_beton, tmp_path_factory):
+    """A finished run on the tiny data; its evaluation has eight batches."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", f"--logging.folder={folder}"]
+    words += [f"--data.{s}_dataset={tiny_beton / f'{s}.beton'}" for s in ("train", "val")]
+    words += ["--training.max_steps=0", "--training.epochs=1", "--lr.lr_peak_epoch=0"]
+    words += ["--training.batch_size=40", "--validation.batch_size=4"]
+    train_imagenet.main(train_imagenet.read_settings(words))
+    return folder
+
+
+def test_the_page_shows_the_mistakes_of_the_weights(trained, tiny_beton, capsys):
+    words = ["page", str(trained), f"--val={tiny_beton / 'val.beton'}", "--worst=5"]
+    assert report.main(words) == 0
+    assert f"{trained / 'page.html'}: 0." in capsys.readouterr().out
+    text = (trained / "page.html").read_text()
+    page, last = Reader(text), read_run(trained).log[-1]
+    assert page.open == [] and "script" not in page.tags
+    assert f"plain 32 px: top-1 {last['plain_top1']:.2f} % of 30." in page.text
+    assert "not the number of the log" not in page.text
+    assert page.tags.count("figure") == 5
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(value.startswith("data:image/") for value in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text).replace("http-equiv", "")
+    cells = re.findall(r'<td style="[^"]*">(\d*)</td>', text)
+    assert len(cells) == 100 and sum(int(cell or 0) for cell in cells) == 30
+    right = sum(int(cell or 0) for cell in cells[::11])
+    assert 100 * right / 30 == pytest.approx(last["plain_top1"])
+
+
+def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
+    trained, tiny_beton, tmp_path, capsys
+):
+    out = tmp_path / "page.html"
+    assert report.main(["page", str(trained), f"--out={out}"]) == 0  # the data is in no repository
+    assert "not shown" not in capsys.readouterr().out
+    assert " % of 30." in Reader(out.read_text()).text
+    (tmp_path / "records").mkdir()
+    add_run(trained, tmp_path / "records", name="a", group="b")
+    for file in (path for path in (tmp_path / "records").rglob("*") if path.is_file()):
+        assert str(tiny_beton.parent) not in file.read_text(), file
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "records")
+    paths = json.loads((moved / "paths.json").read_text())
+    paths["data.val_dataset"] = "/somebody/elsewhere/val.beton"
+    (moved / "paths.json").write_text(json.dumps(paths))
+    assert report.main(["page", str(moved), f"--out={out}"]) == 0
+    told, page = capsys.readouterr().out, Reader(out.read_text()).text
+    why = "the validation data, val.beton, is not where the run had it; name it with --val."
+    assert f"the network's mistakes are not shown, they were not looked for: {why}" in told
+    assert "the run had it at /somebody/elsewhere/val.beton" in told
+    assert f"Not shown, as they were not looked for: {why}" in page and "/somebody" not in page
+
+
+def test_a_network_without_a_mistake_is_said_to_have_none(trained):
+    run, perfect = read_run(trained), Mistakes(["a", "b"], np.diag([3, 4]), [], "weights on val")
+    assert "No mistake: all 7 are right." in render_page(run, perfect, "", {})
+
+
+def test_mistakes_are_those_of_every_sample_alone(trained, tiny_beton):
+    """Against a picture at a time: the square of the thumbnail is the one that was tested."""
+    run, val = read_run(trained), tiny_beton / "val.beton"
+    found = find_mistakes(train_imagenet, run, trained / "weights.safetensors", val, 30)
+    file, wrong = BetonFile(val), 30 - np.trace(found.counts_kk)
+    assert len(found.worst) == wrong > 5
+    shares = [picture.label_share for picture in found.worst]
+    assert shares == sorted(shares)
+    for picture in found.worst:
+        assert file.labels[picture.sample] == picture.label != picture.guess
+        assert picture.guess_share >= picture.label_share
+        stored, shown = file.image(picture.sample), Image.open(io.BytesIO(picture.jpeg))
+        side = int(0.875 * min(stored.shape[:2]))
+        top, left = ((length - side) // 2 for length in stored.shape[:2])
+        cut = Image.fromarray(stored[top : top + side, left : left + side])
+        cut.thumbnail((176, 176))
+        assert np.abs(np.asarray(cut, int) - np.asarray(shown, int)).mean() < 15  # JPEG of noise
+    assert sum(n for _, _, n in found.confused()) == wrong
+    assert [n for _, _, n in found.confused()] == sorted(
+        (n for _, _, n in found.confused()), reverse=True
+    )
+
+
+def test_nothing_of_a_run_becomes_markup(place):
+    evil = "\"><script>alert(1)</script><b a='"
+    source = make_run(place / "run", model__arch=evil, logging__folder=f"runs/{evil[2:]}")
+    (source / "environment.json").write_text(json.dumps({"device": evil, "commit": evil}))
+    picture = Picture(7, 0, 1, 0.001, 0.9, b"jpeg")
+    found = Mistakes([evil, "b"], np.array([[3, 2], [1, 4]]), [picture], evil)
+    text = render_page(read_run(source), found, "", {"model.arch": evil[::-1]})
+    page = Reader(text)
+    assert page.open == [] and not {"script", "b a"} & set(page.tags)
+    assert not {name for name, _ in page.attributes} & {"a", "onload", "onerror"}
+    assert page.text.count("alert(1)") >= 6
+    assert "taken for" in page.text and "top-1 70.00 % of 10. The log says 50.00 %" in page.text
+
+
+def test_a_page_without_weights_says_so_and_a_running_run_has_one(place, capsys):
+    source = make_run(place / "run", training__epochs=9)
+    (source / "steps.jsonl").write_text('{"first_step": 0, "losses": [3.0, 2.0, 1.0]}\n')
+    out = place / "a.html"
+    assert report.main(["page", str(source), f"--out={out}"]) == 0
+    assert "weights.safetensors is not in the folder of the run" in capsys.readouterr().out
+    page = Reader(out.read_text())
+    assert "Not finished: it has finished 3 of 9 epochs." in page.text
+    assert "Bound by data: 25 % of training time" in page.text
+    assert "training loss of 3 steps" in page.text and "50.0,20.0 567.5,110.0" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--val=nowhere.beton"], "--val=nowhere.beton does not exist"),
+        (["--weights=nowhere.pt"], "--weights=nowhere.pt does not exist"),
+        (["--out=page.png"], "does not end in .html"),
+    ],
+)
+def test_a_page_of_files_that_are_not_there_is_refused(place, words, sentence, capsys):
+    source = make_run(place / "run")
+    assert report.main(["page", str(source), *words]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (source / "page.html").exists()

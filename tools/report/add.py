@@ -1,0 +1,142 @@
+"""A run becomes a record: what a reader needs to trace its numbers, and nothing of its owner."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+from fast_imagenet.engine.logger import read_jsonl, shareable
+from fast_imagenet.files import write_json
+from tools.report.records import (
+    Group,
+    RecordError,
+    Run,
+    check_alike,
+    choose_main,
+    read_entry,
+    read_object,
+    read_run,
+    unfinished,
+)
+from tools.report.studies import NAME
+from tools.report.tables import Book, entry_section
+
+
+def add_run(
+    source: Path,
+    records: Path,
+    *,
+    name: str | None = None,
+    group: str | None = None,
+    config: str | None = None,
+    about: dict | None = None,
+) -> Path:
+    """Copy a run into `records`/name/group/seedN.
+
+    Weights, checkpoints and TensorBoard's files (they name the host) stay where they are; so does
+    curves.png, which the log gives back. Absolute paths are cut to their last part.
+
+    Args:
+        source: folder of a run, or a log.jsonl; config.json beside it is used.
+        records: the folder of records.
+        name: of the row; default: last part of the run's logging.folder.
+        group: of runs that differ in their seed; default: date and machine.
+        config: YAML with the settings of a run whose config.json is lost.
+        about: for group.json, over what it holds; 'unfinished': True takes a run cut short.
+    Returns:
+        The new folder.
+    Raises:
+        RecordError: the run is unfinished or damaged, its place is taken, or its settings are not
+            those of its group. Nothing is written then.
+    """
+    run = _with_settings(read_run(source), config)
+    about = about or {}
+    if (reason := unfinished(run)) and not about.get("unfinished"):
+        raise RecordError(f"{source} is no finished run: {reason}; --unfinished takes it as it is")
+    name = _checked(name or Path(run.setting("logging.folder", "")).name, "--name")
+    group = _checked(group or _default_group(run), "--group")
+    folder = records / name / group
+    place = folder / f"seed{run.seed}"
+    if place.exists() or (folder / "log.jsonl").exists():
+        taken = place if place.exists() else folder
+        raise RecordError(f"{taken} is there already; choose another --group, or remove it")
+    entry = read_entry(records / name) if (records / name).is_dir() else None
+    about = _group_file(folder, entry, run, about)
+    _write(run, source, place)
+    if about:
+        write_json(folder / "group.json", about)
+    return place
+
+
+def _group_file(folder: Path, entry, run: Run, about: dict) -> dict:
+    """Content of the group's group.json, once the run is known to fit in."""
+    groups = list(entry.groups) if entry else []
+    old = next((one for one in groups if one.folder == folder), None)
+    if old:
+        check_alike((*old.runs, run))
+        about = old.about | about
+        groups.remove(old)
+    elif groups and entry.study is None:  # a second group is not in README.md unless it says so
+        about = {"main": False} | about
+    if not (entry and entry.study and entry.study.groups):  # a plan has its own order
+        choose_main([*groups, Group(folder.parent.name, folder, (run,), about)], folder.parent)
+    return about
+
+
+def _with_settings(run: Run, config: str | None) -> Run:
+    """The run with the settings of a YAML file, where config.json is not there."""
+    if run.settings or not config:
+        return run
+    import train_imagenet as script
+    from fast_imagenet.config import read_config, to_dict
+
+    words = dict(search=script.CONFIG_FOLDERS, prog="report add", description="")
+    cfg = read_config(script.SETTINGS, [f"--config={config}"], **words)
+    return replace(run, settings=to_dict(cfg))
+
+
+def _default_group(run: Run) -> str:
+    """'2026-11-22_2-core-amd-epyc': the day the log was last written, and the machine."""
+    day = date.fromtimestamp((run.folder / "log.jsonl").stat().st_mtime)
+    device = re.sub(r"[^a-z0-9]+", "-", run.environment.get("device", "unknown").lower())
+    gpus, cores = run.environment.get("devices_on_node", 0), run.environment.get("cores")
+    count = f"{gpus}x-" if gpus > 1 else f"{cores}-core-" if cores and not gpus else ""
+    return f"{day}_{count}{device.strip('-')[:40]}"
+
+
+def _checked(name: str, flag: str) -> str:
+    if not NAME.fullmatch(name):
+        raise RecordError(f"{flag}={name} is no name of a folder: letters, digits, _ . + - only")
+    return name
+
+
+def _write(run: Run, source: Path, place: Path) -> None:
+    """All files at once: a copy that fails leaves nothing."""
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if run.settings:
+        write_json(partial / "config.json", shareable(run.settings))
+    for name in ("environment", "summary"):
+        if content := read_object(run.folder / f"{name}.json"):
+            write_json(partial / f"{name}.json", shareable(content))
+    log = source if source.is_file() else source / "log.jsonl"
+    for path, lines in ((log, run.log), (log.parent / "steps.jsonl", None)):
+        lines = lines or read_jsonl(path)
+        text = "".join(json.dumps(shareable(line)) + "\n" for line in lines)
+        if text:
+            (partial / ("log.jsonl" if path == log else path.name)).write_text(
+                text, encoding="utf-8"
+            )
+    partial.rename(place)
+
+
+def show(book: Book, place: Path) -> str:
+    """The rows of the group that a record is in."""
+    place = place.absolute()
+    entries = [e for e in book.entries for g in e.groups if place.is_relative_to(g.folder)]
+    return "\n".join(entry_section(book, entries[0])).rstrip()
