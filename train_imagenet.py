@@ -9,7 +9,7 @@ of augmentations), fast_imagenet/engine/schedules.py (shape of a schedule) or th
 `train_epoch`. What the recipes reach is in README.md, one row per config.
 
 Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels last; labels_b int64;
-samples_b int64, the pictures' places in the file, which key everything drawn.
+samples_b int64, the images' places in the file, which key everything drawn.
 """
 
 import faulthandler
@@ -43,16 +43,16 @@ from fast_imagenet.engine.guard import (
     Agreement,
     Guard,
     NotFinite,
-    Pauses,
+    StepMonitor,
     Stopped,
-    lacking,
     lock_folder,
     mean_losses,
+    resource_hint,
     stop_at_once,
 )
 from fast_imagenet.engine.schedules import SCHEDULES
-from fast_imagenet.terminal import outlive_reader
-from fast_imagenet.validation import impossible
+from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.validation import validate
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings: one YAML key each; every default is a working value                                  │
@@ -75,7 +75,7 @@ Section("model", "the network", SETTINGS).params(
     zero_init=Param(Bool(), "start residual branches at zero (last norm)", default=True),
     drop_path=Param(Number(0, 0.9), "stochastic depth, where the network has it", default=0.0),
 )
-Section("data", "where pictures come from", SETTINGS).params(
+Section("data", "where images come from", SETTINGS).params(
     train_dataset=Param(Str(), ".beton (torchvision: or a folder)", default="data/train.beton"),
     val_dataset=Param(Str(), ".beton (torchvision: or a folder)", default="data/val.beton"),
     num_workers=Param(Int(0), "loader workers a rank; 0 = its share of the cores", default=0),
@@ -121,12 +121,12 @@ Section("training", "optimisation", SETTINGS).params(
     checkpoint_minutes=Param(Number(0), "between checkpoints in an epoch; 0 = none", default=10.0),
     max_steps=Param(Int(0), "for trials: end the run early; 0 = no limit", default=0),
 )
-Section("augment", "random changes to training pictures", SETTINGS).params(
-    crop_min_area=Param(Number(0.001, 1), "smallest crop, share of the picture", default=0.08),
-    crop_max_area=Param(Number(0.001, 1), "largest crop, share of the picture", default=1.0),
+Section("augment", "random changes to training images", SETTINGS).params(
+    crop_min_area=Param(Number(0.001, 1), "smallest crop, share of the image", default=0.08),
+    crop_max_area=Param(Number(0.001, 1), "largest crop, share of the image", default=1.0),
     flip=Param(Number(0, 1), "probability of a horizontal flip", default=0.5),
     policy=Param(OneOf(*POLICIES), "drawn operations; lite: fast ones", default="none"),
-    policy_ops=Param(Int(1, 14), "rand_augment: operations a picture", default=2),
+    policy_ops=Param(Int(1, 14), "rand_augment: operations an image", default=2),
     policy_magnitude=Param(Number(0, 30), "their strength, of 30; timm: of 10", default=9.0),
     policy_mstd=Param(Number(0, 10), "standard deviation of the strength", default=0.0),
     brightness=Param(Number(0, 10), "jitter: factor 1 - x to 1 + x; 0 = off", default=0.0),
@@ -138,7 +138,7 @@ Section("augment", "random changes to training pictures", SETTINGS).params(
     blur=Param(Number(0, 1), "probability of a blur, radius 0.1 to 2 px", default=0.0),
     erasing=Param(Number(0, 1), "probability of erased boxes", default=0.0),
     erasing_mode=Param(OneOf("const", "rand", "pixel"), "mean colour or noise", default="const"),
-    erasing_count=Param(Int(1, 100), "most boxes a picture", default=1),
+    erasing_count=Param(Int(1, 100), "most boxes an image", default=1),
     mixup=Param(OffOr(*MIX_ALPHAS), "alpha of Mixup; 0 = off", default=0.0),
     cutmix=Param(OffOr(*MIX_ALPHAS), "alpha of CutMix; 0 = off", default=0.0),
 )
@@ -150,7 +150,7 @@ Section("validation", "two protocols, each time both", SETTINGS).params(
     every=Param(Int(1), "epochs between evaluations; the last always has one", default=1),
     resolution=Param(Int(16, 1024), "configured: side in pixels", default=224),
     crop_ratio=Param(Number(0.1, 1), "configured: crop / shorter side", default=0.875),
-    lr_tta=Param(Bool(), "configured: average with the mirrored picture", default=False),
+    lr_tta=Param(Bool(), "configured: average with the mirrored image", default=False),
     plain_resolution=Param(Int(16, 1024), "plain (one crop, no flip): side", default=224),
     plain_crop_ratio=Param(Number(0.1, 1), "plain: crop / shorter side", default=0.875),
     batch_size=Param(Int(1, 1_000_000), "images per forward pass and rank", default=256),
@@ -170,7 +170,7 @@ def read_settings(argv: list[str] | None = None):
         SETTINGS,
         argv,
         search=CONFIG_FOLDERS,
-        check=impossible,
+        check=validate,
         prog="train_imagenet.py",
         description="Train a classifier on ImageNet from .beton files.",
     )
@@ -182,7 +182,7 @@ def defaults() -> dict:
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
 
@@ -203,7 +203,7 @@ from fast_imagenet.data.device_transforms import BatchTransforms, normalize
 from fast_imagenet.engine.checkpoint import load_into, load_weights, save_weights
 from fast_imagenet.engine.distributed import Ranks, choose_precision, start_ranks
 from fast_imagenet.engine.ema import WeightAverage
-from fast_imagenet.engine.logger import RunLog, epoch_line, shareable
+from fast_imagenet.engine.logger import RunLog, epoch_line, redact_paths
 from fast_imagenet.engine.metrics import Score
 from fast_imagenet.engine.progress import Progress, peak_memory_gb
 from fast_imagenet.engine.run_state import (
@@ -617,7 +617,7 @@ def run_epoch(run: Run) -> dict:
 
     last = min(steps, (cfg.training.max_steps or sys.maxsize) - epoch * steps)
     batches = islice(run.loader.epoch(epoch, resolution, done), last - done) if done < last else ()
-    pause = Pauses(run.guard, ranks, cfg.training.checkpoint_minutes, pause_saves)
+    pause = StepMonitor(run.guard, ranks, cfg.training.checkpoint_minutes, pause_saves)
     first = epoch * steps + done
     watched = run.guard.watch(batches)
     losses, waited, _ = train_epoch(t, watched, first, steps, show, pause)
@@ -741,7 +741,7 @@ def opening_line(cfg, model, loader, val_loader, state: dict, device) -> str:
     weights = sum(p.numel() for p in model.parameters()) / 1e6
     line = (
         f"{cfg.model.arch}, {weights:.1f} million weights, on {device.type}: "
-        f"{loader.num_samples:,} pictures of {loader.num_classes:,} classes, "
+        f"{loader.num_samples:,} images of {loader.num_classes:,} classes, "
         f"{val_loader.num_samples:,} to evaluate; "
         f"{cfg.training.epochs} epochs of {len(loader):,} steps; {cfg.logging.folder}"
     )
@@ -771,7 +771,7 @@ def finish(cfg, log: RunLog, t: Training, loader, record: dict) -> None:
     data = {"classes": loader.classes, "num_classes": loader.num_classes}
     info = run_info(to_dict(cfg), data, t.model) | {
         "weights": "moving average" if cfg.ema.decay else "raw",
-        "config": shareable(to_dict(cfg)),
+        "config": redact_paths(to_dict(cfg)),
         "record": record,
     }
     save_weights(Path(cfg.logging.folder, "weights.safetensors"), t.ema.state_dict(), info)
@@ -803,7 +803,7 @@ def data_wait_line(share: float, steps: int, workers: int) -> str:
     more = "raise data.num_workers, " if 0 < workers < len(os.sched_getaffinity(0)) else ""
     return (
         f"{share:.0%} of the last epoch was waiting for data: {more}write "
-        f"smaller pictures (write.max_side) or lighten section augment\n"
+        f"smaller images (write.max_side) or lighten section augment\n"
     )
 
 
@@ -875,7 +875,7 @@ if __name__ == "__main__":
         )
         sys.exit(STOPPED)
     except (RuntimeError, MemoryError, OSError) as error:
-        if (said := lacking(error)) is None:
+        if (said := resource_hint(error)) is None:
             raise
         sys.exit(f"train_imagenet.py: {said}")
     except KeyboardInterrupt:

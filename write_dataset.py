@@ -1,11 +1,11 @@
 """Turn ImageNet, however it is kept, into train.beton and val.beton for train_imagenet.py.
 
     IMAGENET_DIR=/path/to/imagenet python write_dataset.py        data/train.beton, data/val.beton
-    python write_dataset.py --source.kind=synthetic               drawn pictures: nothing needed
+    python write_dataset.py --source.kind=synthetic               drawn images: nothing needed
     python write_dataset.py --source.kind=parquet --source.path=FOLDER --source.split=val
     python write_dataset.py --help                                every setting, rule and default
 
-Pictures become RGB exactly as torchvision reads them, are shrunk to --write.max_side and stored as
+Images become RGB exactly as torchvision reads them, are shrunk to --write.max_side and stored as
 JPEG or raw pixels. The file is FFCV's own format, equal for any number of workers, and has its
 final name only when it is complete. Its summary lies beside it: train.beton.json.
 
@@ -13,7 +13,7 @@ Large data, on many machines: --source.shards=16 --source.shard=0 to 15, each an
 time, then python -m fast_imagenet.beton merge data/train.beton data/train.part-*.beton: the result
 is that of a single conversion.
 
-Exit status: 0 done, 1 a picture or the disk failed, 2 wrong settings or data, 130 interrupted.
+Exit status: 0 done, 1 an image or the disk failed, 2 wrong settings or data, 130 interrupted.
 """
 
 import os
@@ -31,12 +31,12 @@ except ModuleNotFoundError as missing:
         f"then run .venv/bin/python write_dataset.py"
     )
 
-from fast_imagenet.beton.target import find_target_problem
-from fast_imagenet.config import Bool, Int, Number, OneOf, Str, read_config, told
+from fast_imagenet.beton.output_lock import find_target_problem
+from fast_imagenet.config import Bool, Int, Number, OneOf, Str, format_error, read_config
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.sources import KINDS, SPLITS
 from fast_imagenet.sources.official import MD5_CHOICES
-from fast_imagenet.terminal import outlive_reader, readable
+from fast_imagenet.terminal import ignore_broken_pipe, readable
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -45,16 +45,16 @@ from fast_imagenet.terminal import outlive_reader, readable
 SETTINGS = Config()
 
 # fmt: off
-Section("source", "where the pictures come from", SETTINGS).params(
+Section("source", "where the images come from", SETTINGS).params(
     kind=Param(OneOf(*KINDS), "how they are kept", default="image_folder"),
     path=Param(Str(), "their folder; empty: $IMAGENET_DIR", default=""),
     split=Param(OneOf(*SPLITS, "all"), "which part to write", default="all"),
-    on_error=Param(OneOf("fail", "skip"), "a damaged picture: stop, or list it", default="fail"),
+    on_error=Param(OneOf("fail", "skip"), "a damaged image: stop, or list it", default="fail"),
     classes=Param(Str(), "parquet, webdataset: file of class names, one a line", default=""),
     md5=Param(OneOf(*MD5_CHOICES), "ilsvrc_tar: compare md5; all reads 155 GB", default="devkit"),
     imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
-    synthetic_train=Param(Int(1), "pictures to draw for train", default=4000),
-    synthetic_val=Param(Int(1), "pictures to draw for val", default=1000),
+    synthetic_train=Param(Int(1), "images to draw for train", default=4000),
+    synthetic_val=Param(Int(1), "images to draw for val", default=1000),
     holdout=Param(Number(0, 0.9), "val: this share of train, for choosing; 0 = off", default=0.0),
     shards=Param(Int(1, 9999), "parts to convert one by one and merge later", default=1),
     shard=Param(Int(0, 9998), "which part, from 0; one that is complete is kept", default=0),
@@ -67,8 +67,8 @@ Section("write", "what the files hold", SETTINGS).params(
     smart_bytes=Param(Int(0), "smart: raw up to so many bytes of pixels", default=196_608),
     quality=Param(Int(1, 100), "of the JPEGs", default=90),
     workers=Param(Int(0, 1024), "processes; 0 = one for each core", default=0),
-    limit=Param(Int(0), "pictures a split, evenly over the classes; 0 = all", default=0),
-    seed=Param(Int(0), "of the order, of limit, and of drawn pictures", default=0),
+    limit=Param(Int(0), "images a split, evenly over the classes; 0 = all", default=0),
+    seed=Param(Int(0), "of the order, of limit, and of drawn images", default=0),
     overwrite=Param(Bool(), "replace files that exist", default=False),
     check_space=Param(Bool(), "refuse when disk or /dev/shm look too small", default=True),
 )
@@ -97,7 +97,7 @@ def find_problems(cfg: SimpleNamespace) -> list[str]:
     if path is None:
         problems.append(
             "no ImageNet given: set the environment variable IMAGENET_DIR or --source.path to the"
-            " folder that holds it, or draw pictures with --source.kind=synthetic"
+            " folder that holds it, or draw images with --source.kind=synthetic"
         )
     elif cfg.source.kind not in NEEDS_NO_PATH and not path.is_dir():
         problems.append(f"the source folder {path} does not exist: give one with --source.path")
@@ -178,7 +178,7 @@ def open_sources(cfg: SimpleNamespace) -> dict:
 
 
 def open_split(cfg: SimpleNamespace, split: str):
-    """All pictures of a split: a Source.
+    """All images of a split: a Source.
 
     Raises:
         SourceError: the data does not look as its kind says.
@@ -200,7 +200,7 @@ def open_split(cfg: SimpleNamespace, split: str):
 
 
 def encode_settings(cfg: SimpleNamespace):
-    """How pictures are stored, as write_beton takes it."""
+    """How images are stored, as write_beton takes it."""
     from fast_imagenet.beton.encode import EncodeSettings
 
     write = cfg.write
@@ -219,7 +219,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
     """Write one split behind a progress bar and print its summary; a complete part is kept.
 
     Args:
-        later: pictures that go to the same folder after it.
+        later: images that go to the same folder after it.
     """
     from tqdm import tqdm
 
@@ -234,7 +234,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
     ):
         print(f"{path}: complete, kept", flush=True)
         return
-    total = len(shard_of(range(pictures_of(cfg, source)), number, shards))
+    total = len(shard_of(range(images_of(cfg, source)), number, shards))
     often = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line every 10 s
     with tqdm(total=total, desc=path.name, unit=" images", mininterval=often) as bar:
         written = 0
@@ -262,8 +262,8 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
     print("\n".join(map(readable, report(split, path, summary, is_part))), flush=True)
 
 
-def pictures_of(cfg: SimpleNamespace, source) -> int:
-    """Pictures of a split that all its parts together will hold."""
+def images_of(cfg: SimpleNamespace, source) -> int:
+    """Images of a split that all its parts together will hold."""
     return min(cfg.write.limit or len(source), len(source))
 
 
@@ -279,22 +279,22 @@ def report(split: str, path: Path, summary: dict, is_part: bool) -> list[str]:
     size = f"{summary['max_width']} x {summary['max_height']} px"
     odd = [f"{found['count']:,} {kind}" for kind, found in summary["odd"].items()]
     lines = [
-        f"{path}: {summary['num_samples']:,} pictures of {summary['num_classes']:,} classes,"
+        f"{path}: {summary['num_samples']:,} images of {summary['num_classes']:,} classes,"
         f" {megabytes:,.1f} MB in {summary['seconds']:.1f} s"
         f" ({summary['images_per_second']:,.0f} images/s)",
-        f"  stored   {modes}; at most {size}; pictures {summary['image_bytes'] / 1e6:,.1f} MB",
-        f"  classes  {min(counts):,} to {max(counts):,} pictures each{class_counts(summary)}",
+        f"  stored   {modes}; at most {size}; images {summary['image_bytes'] / 1e6:,.1f} MB",
+        f"  classes  {min(counts):,} to {max(counts):,} images each{class_counts(summary)}",
         f"  odd      {', '.join(odd) or 'none'}",
         f"  skipped  {len(summary['skipped']):,}",
     ]
     lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
     expected = IMAGENET_COUNTS[split]
     if summary["num_classes"] == 1000 and not is_part and summary["num_samples"] != expected:
-        lines.append(f"  note     all of ImageNet-1k has {expected:,} pictures in {split}")
+        lines.append(f"  note     all of ImageNet-1k has {expected:,} images in {split}")
     empty = [wnid for wnid, count in zip(summary["classes"], counts, strict=True) if not count]
     if empty:
         lines.append(
-            f"  note     classes without pictures here: {len(empty):,}, {', '.join(empty[:5])}"
+            f"  note     classes without images here: {len(empty):,}, {', '.join(empty[:5])}"
         )
     lines += [f"  note     {note}" for note in summary["notes"]]
     return [*lines, f"  more     {path}.json"]
@@ -323,14 +323,14 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         sources = open_sources(cfg)
-        later = sum(pictures_of(cfg, source) for source in sources.values())
+        later = sum(images_of(cfg, source) for source in sources.values())
         for split, path in target_files(cfg).items():
-            later -= pictures_of(cfg, sources[split])
+            later -= images_of(cfg, sources[split])
             convert(cfg, split, sources[split], path, later)
     except SourceError as error:
         return fail(str(error), 2)
     except (ConversionError, OSError) as error:
-        return fail(told(error), 1)
+        return fail(format_error(error), 1)
     except KeyboardInterrupt:
         return fail("interrupted: the unfinished file was removed", 130)
     return 0
@@ -348,5 +348,5 @@ def fail(message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     sys.exit(main())

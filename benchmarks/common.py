@@ -20,11 +20,11 @@ PACKAGES += ["albumentations", "nvidia-dali-cuda120"]  # peers that may be missi
 
 
 def argument_parser(description: str, *, images: bool, rounds: int) -> argparse.ArgumentParser:
-    """The flags that every script has; `images`: it needs a folder of pictures."""
+    """The flags that every script has; `images`: it needs a folder of images."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     if images:
-        parser.add_argument("--images", required=True, help="folder of pictures, with subfolders")
-        parser.add_argument("--limit", type=int, default=200, help="pictures taken at most (200)")
+        parser.add_argument("--images", required=True, help="folder of images, with subfolders")
+        parser.add_argument("--limit", type=int, default=200, help="images taken at most (200)")
         parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
     parser.add_argument("--json", help="where to write the result")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds ({rounds})")

@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks, and files of them in FFCV's format; the tests use the writer too."""
+"""Images for the benchmarks, and files of them in FFCV's format; the tests use the writer too."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,7 @@ ENDINGS = {".jpeg", ".jpg", ".png"}
 
 
 class Pictures:
-    """What FFCV's writer reads: (picture, index)."""
+    """What FFCV's writer reads: (image, index)."""
 
     def __init__(self, images):
         self.images = images
@@ -26,12 +26,12 @@ class Pictures:
         return self.images[index], index
 
 
-def read_pictures(folder: str, limit: int, max_side: int) -> list[np.ndarray]:
-    """uint8 [h, w, 3] pictures of a folder, resized as FFCV's writer does it.
+def read_images(folder: str, limit: int, max_side: int) -> list[np.ndarray]:
+    """uint8 [h, w, 3] images of a folder, resized as FFCV's writer does it.
 
-    Args: folder: searched recursively. limit: most pictures, taken evenly from the sorted names.
-        max_side: pixels; smaller pictures stay as they are.
-    Raises: SystemExit when there is no picture.
+    Args: folder: searched recursively. limit: most images, taken evenly from the sorted names.
+        max_side: pixels; smaller images stay as they are.
+    Raises: SystemExit when there is no image.
     """
     from PIL import Image
 
@@ -74,7 +74,7 @@ def _encoder(encode):
 
 
 def sample_bytes(path: str) -> list[bytes]:
-    """The encoded pictures of a file, in order."""
+    """The encoded images of a file, in order."""
     from ffcv.reader import Reader
 
     reader, memory = Reader(path), np.memmap(path, "uint8", mode="r")

@@ -2,7 +2,7 @@
 
     python benchmarks/decoder_memory.py --json out.json
 
-Counted, not estimated: the arrays that each loader holds for one epoch of 500 px pictures in
+Counted, not estimated: the arrays that each loader holds for one epoch of 500 px images in
 batches of 1024, less the batches themselves (as many for both). Ours needs memory per thread, stock
 FFCV per sample of every batch under way.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import common
 
-PICTURES = 8  # their number does not matter
+IMAGES = 8  # their number does not matter
 
 
 def read_arguments(argv):
     parser = common.argument_parser(__doc__, images=False, rounds=1)
-    parser.add_argument("--batch-size", type=int, default=1024, help="pictures (1024)")
-    parser.add_argument("--side", type=int, default=500, help="of the stored pictures, px (500)")
+    parser.add_argument("--batch-size", type=int, default=1024, help="images (1024)")
+    parser.add_argument("--side", type=int, default=500, help="of the stored images, px (500)")
     parser.add_argument("--out-side", type=int, default=160, help="of the batch, px (160)")
     parser.add_argument("--cores", type=int, default=1, help="cores and loader threads (1)")
     return parser.parse_args(argv)
@@ -56,7 +56,7 @@ def measure(arguments, path: str) -> dict:
         loader = make_loader(path, [decoder], batch_size, arguments.cores)
         epoch = iter(loader)
         result[name] = held_bytes(epoch.memory_allocations)
-        next(epoch)  # ours allocates when it sees the first pictures
+        next(epoch)  # ours allocates when it sees the first images
         epoch.close()
         workspaces = getattr(decoder, "_workspaces", [])
         result[name] += sum(buffer.nbytes for work in workspaces for buffer in work.buffers)
@@ -72,7 +72,7 @@ def main(argv=None) -> None:
     import data
     import numpy as np
 
-    shape = (PICTURES, arguments.side, arguments.side, 3)
+    shape = (IMAGES, arguments.side, arguments.side, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = data.write_file(Path(folder, "data.beton"), images, markers=True)

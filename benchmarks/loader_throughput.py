@@ -1,4 +1,4 @@
-"""Pictures per second and core: our operations and their peers on the same pictures, in one run.
+"""Images per second and core: our operations and their peers on the same images, in one run.
 
     python benchmarks/loader_throughput.py --images FOLDER --json out.json
 
@@ -20,7 +20,7 @@ SLOTS = 5  # FFCV's buffers: the batches before all are touched are left out of 
 def read_arguments(argv):
     parser = common.argument_parser(__doc__, images=True, rounds=7)
     parser.add_argument("--cores", type=int, default=1, help="cores and loader threads (1)")
-    parser.add_argument("--per-round", type=int, default=1000, help="pictures per round (1000)")
+    parser.add_argument("--per-round", type=int, default=1000, help="images per round (1000)")
     parser.add_argument(
         "--clock",
         choices=["wall", "cpu"],
@@ -31,7 +31,7 @@ def read_arguments(argv):
 
 
 def write_files(images: list, folder: str, workers: int) -> dict:
-    """The same pictures as FFCV writes them, with our JPEG encoder, and raw: name -> path."""
+    """The same images as FFCV writes them, with our JPEG encoder, and raw: name -> path."""
     import data
 
     options = {"ours": {"markers": True}, "raw": {"mode": "raw"}, "stock": {}}
@@ -47,7 +47,7 @@ def write_files(images: list, folder: str, workers: int) -> dict:
 class FfcvEpochs:
     """One epoch after the other of an FFCV loader.
 
-    Calling it with a size runs `count` pictures and returns the rate. One loader serves all sizes,
+    Calling it with a size runs `count` images and returns the rate. One loader serves all sizes,
     as in training with a growing resolution: stock FFCV would compile each anew.
     """
 
@@ -166,7 +166,7 @@ def measure(arguments) -> tuple[dict, dict]:
     import data
     import peers
 
-    images = data.read_pictures(arguments.images, arguments.limit, arguments.max_side)
+    images = data.read_images(arguments.images, arguments.limit, arguments.max_side)
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
     options = (arguments.cores, arguments.per_round, clock)
     left_out = peers.missing_packages()
@@ -208,7 +208,7 @@ def main(argv=None) -> None:
     }
     for name, rate in rates.items():
         spread = f"{rate['min']:.0f} to {rate['max']:.0f}"
-        print(f"{name:32} {rate['median']:8.0f} pictures/s ({spread})")
+        print(f"{name:32} {rate['median']:8.0f} images/s ({spread})")
     for name, ratio in ratios.items():
         print(f"{name:32} {ratio:8.2f} x")
     common.write_json(arguments.json, {**ratios, "rates": rates, "data": data, "machine": machine})

@@ -1,4 +1,4 @@
-"""Milliseconds a picture of each operation: ours, stock FFCV's, Pillow's and torchvision's.
+"""Milliseconds an image of each operation: ours, stock FFCV's, Pillow's and torchvision's.
 
     python benchmarks/op_kernels.py --images FOLDER --json out.json
 
@@ -87,7 +87,7 @@ def _stage(operation, state, count: int):
 
 
 def pillow(function):
-    """A function of one PIL picture."""
+    """A function of one PIL image."""
 
     def make(images_bhwc):
         from PIL import Image
@@ -125,7 +125,7 @@ def whole_batch(function):
 
 
 def color_operations() -> dict:
-    """Name -> who -> maker, for what changes one picture's colours."""
+    """Name -> who -> maker, for what changes one image's colours."""
     from ffcv.transforms import RandomBrightness, RandomContrast, RandomSaturation
     from PIL import Image, ImageEnhance, ImageFilter, ImageOps
     from torchvision.transforms import v2
@@ -172,7 +172,7 @@ def color_operations() -> dict:
 
 
 def policy_operations() -> dict:
-    """Name -> who -> maker, for the automatic policies; torchvision's on PIL pictures too."""
+    """Name -> who -> maker, for the automatic policies; torchvision's on PIL images too."""
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms import v2
 
@@ -284,7 +284,7 @@ def mixup_torchvision(images_bhwc):
 def resize_and_flip(side: int) -> dict:
     """The part of the decoders behind the decoding: a crop, 1.3 times the size, mirrored by half.
 
-    The picture is enlarged beforehand; only shrinking and mirroring are timed.
+    The image is enlarged beforehand; only shrinking and mirroring are timed.
     """
     from PIL import Image
     from torchvision.transforms import v2
@@ -345,7 +345,7 @@ def stock_resize_and_flip(enlarge):
 
 
 def crops(images: list, side: int):
-    """uint8 [b, side, side, 3]: the pictures, squeezed to a square."""
+    """uint8 [b, side, side, 3]: the images, squeezed to a square."""
     import cv2
     import numpy as np
 
@@ -355,7 +355,7 @@ def crops(images: list, side: int):
 
 
 def timed(run, images_bhwc, smoke: bool):
-    """A function that returns ms a picture of `run` over the batch."""
+    """A function that returns ms an image of `run` over the batch."""
 
     def once() -> float:
         batch = images_bhwc.copy()
@@ -369,7 +369,7 @@ def timed(run, images_bhwc, smoke: bool):
 
 
 def measure(images: list, side: int, arguments) -> dict:
-    """Operation -> who -> ms a picture, median and spread."""
+    """Operation -> who -> ms an image, median and spread."""
     images_bhwc, times = crops(images, side), {}
     operations = color_operations() | policy_operations() | batch_operations(side)
     for name, makers in operations.items():
@@ -386,7 +386,7 @@ def main(argv=None) -> None:
     machine = common.start(1, arguments.smoke)
     import data
 
-    images = data.read_pictures(arguments.images, arguments.limit, arguments.max_side)
+    images = data.read_images(arguments.images, arguments.limit, arguments.max_side)
     times = {str(side): measure(images, side, arguments) for side in arguments.sides}
     result = {"milliseconds": times, "data": {"pictures": len(images)}, "machine": machine}
     common.write_json(arguments.json, result)

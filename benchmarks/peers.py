@@ -1,4 +1,4 @@
-"""The peers' pipelines as their users write them: encoded picture in, uint8 pixels out.
+"""The peers' pipelines as their users write them: encoded image in, uint8 pixels out.
 
 `plain`: random resized crop and flip. `strong`: also RandAugment (2 operations, magnitude 9),
 ColorJitter 0.4/0.4/0.4 and RandomErasing 0.25. What differs from ours is listed in README.md.
@@ -34,7 +34,7 @@ def missing_packages() -> dict:
     }
 
 
-# ==== One picture =================================================================================
+# ==== One image =================================================================================
 
 
 def decode(data: bytes) -> Image.Image:
@@ -42,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 class TorchVision:
-    """torchvision's v2 transforms on PIL pictures; the last two stages on the uint8 tensor."""
+    """torchvision's v2 transforms on PIL images; the last two stages on the uint8 tensor."""
 
     def __init__(self, size: int, strong: bool):
         from torchvision.transforms import v2
@@ -117,7 +117,7 @@ TRANSFORMS = {"torchvision": TorchVision, "timm": Timm, "albumentations": Albume
 
 
 class Samples:
-    """`count` transformed pictures from a list of encoded ones, again and again."""
+    """`count` transformed images from a list of encoded ones, again and again."""
 
     def __init__(self, files: list[bytes], transform, count: int):
         self.files, self.transform, self.count = files, transform, count

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True, help="folder of pictures, with subfolders")
+    parser.add_argument("--images", required=True, help="folder of images, with subfolders")
     parser.add_argument("--out", help="folder for the results (benchmarks/results/DATE_MACHINE)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the rates")
     parser.add_argument("--only", nargs="+", help="results to make, by name; default: all")

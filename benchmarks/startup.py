@@ -18,7 +18,7 @@ from pathlib import Path
 
 import common
 
-PICTURES = 32
+IMAGES = 32
 KINDS = ("ours", "ours_strong", "ffcv")
 
 
@@ -35,7 +35,7 @@ def write_file(path: str) -> None:
     import numpy as np
 
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (PICTURES, 64, 80, 3), dtype=np.uint8)
+    images = generator.integers(0, 256, (IMAGES, 64, 80, 3), dtype=np.uint8)
     data.write_file(path, images)
 
 

@@ -32,29 +32,29 @@ class Target(NamedTuple):
 
 TARGETS = [
     Target("crop, flip, 160 px, against stock FFCV", "loader_1_core", "plain_160_vs_ffcv",
-           2.5, 3.0, 1, ("ours_plain_160", "ffcv_plain_160"), "pictures/s"),
+           2.5, 3.0, 1, ("ours_plain_160", "ffcv_plain_160"), "images/s"),
     Target("crop, flip, 224 px, against stock FFCV", "loader_1_core", "plain_224_vs_ffcv",
-           2.2, 2.6, 1, ("ours_plain_224", "ffcv_plain_224"), "pictures/s"),
+           2.2, 2.6, 1, ("ours_plain_224", "ffcv_plain_224"), "images/s"),
     Target("strong augmentation, 160 px, against torchvision", "loader_1_core",
            "strong_160_vs_torchvision", 6.0, 8.0, 1,
-           ("ours_strong_160", "torchvision_strong_160"), "pictures/s"),
+           ("ours_strong_160", "torchvision_strong_160"), "images/s"),
     Target("strong augmentation, 160 px, against stock FFCV's crop and flip", "loader_1_core",
            "strong_160_vs_ffcv_plain", 1.5, None, 1,
-           ("ours_strong_160", "ffcv_plain_160"), "pictures/s"),
+           ("ours_strong_160", "ffcv_plain_160"), "images/s"),
     Target("raw samples, 160 px, against stock FFCV", "loader_1_core", "raw_160_vs_ffcv",
-           1.5, None, 1, ("ours_raw_160", "ffcv_raw_160"), "pictures/s"),
+           1.5, None, 1, ("ours_raw_160", "ffcv_raw_160"), "images/s"),
     Target("writing, against stock FFCV", "writer", "writer_vs_ffcv",
-           2.0, None, 1, ("ours", "ffcv"), "pictures/s"),
-    Target("bytes of the written pictures, against stock FFCV", "writer", "writer_bytes_vs_ffcv",
+           2.0, None, 1, ("ours", "ffcv"), "images/s"),
+    Target("bytes of the written images, against stock FFCV", "writer", "writer_bytes_vs_ffcv",
            1.0, None, -1, (), ""),
     Target("memory of the decoder, 500 px, batch 1024, against stock FFCV", "decoder_memory",
            "scratch_vs_ffcv", 0.05, None, -1, (), ""),
     Target("seconds to the first batch, not the first process", "startup",
            "ours_compile_seconds", 3.0, None, -1, (), "s"),
     Target("one training step, against ffcv-imagenet's", "train_step", "step_vs_ffcv_imagenet",
-           1.25, None, 1, ("ours_fixed", "ffcv_imagenet_fixed"), "pictures/s"),
+           1.25, None, 1, ("ours_fixed", "ffcv_imagenet_fixed"), "images/s"),
     Target("training from the loader, against a fixed batch", "train_step", "loader_fed_vs_fixed",
-           0.97, None, 1, ("ours_loader", "ours_fixed"), "pictures/s"),
+           0.97, None, 1, ("ours_loader", "ours_fixed"), "images/s"),
 ]  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def elsewhere_line(results: dict) -> str:
 
 
 def loader_section(results: dict) -> list[str]:
-    """Pictures per second of every contestant, on one core and on all."""
+    """Images per second of every contestant, on one core and on all."""
     one, several = results["loader_1_core"], results.get("loader_all_cores")
     data = one["data"]
     cores = several and several["data"]["cores"]
@@ -162,7 +162,7 @@ def loader_section(results: dict) -> list[str]:
         f"{data['pictures']} photographs of at most {data['max_side']} px "
         f"({data['mean_pixels']:,} pixels on average), JPEG quality {data['quality']}. *plain*: "
         "crop and flip; *strong*: also RandAugment (2 operations, magnitude 9), ColorJitter "
-        "0.4/0.4/0.4, RandomErasing 0.25. Pictures per second, medians.",
+        "0.4/0.4/0.4, RandomErasing 0.25. Images per second, medians.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
@@ -192,8 +192,8 @@ def operation_section(result: dict) -> list[str]:
     lines = [
         "## Operations",
         "",
-        "Milliseconds a picture on one core, medians; the fastest in bold. The column Pillow is "
-        "torchvision or timm on PIL pictures where Pillow has no such function.",
+        "Milliseconds an image on one core, medians; the fastest in bold. The column Pillow is "
+        "torchvision or timm on PIL images where Pillow has no such function.",
     ]
     for side, operations in result["milliseconds"].items():
         heads = [f"{side} px", *WHO.values()]
@@ -233,7 +233,7 @@ def other_sections(results: dict) -> list[str]:
         lines += [
             "## Memory",
             "",
-            f"Beside the batches ({size['batches']}), for {data['side']} px pictures in batches of "
+            f"Beside the batches ({size['batches']}), for {data['side']} px images in batches of "
             f"{data['batch_size']} on {data['cores']} core: ours {size['ours']}, stock FFCV "
             f"{size['ffcv']}.",
             "",
@@ -242,8 +242,8 @@ def other_sections(results: dict) -> list[str]:
 
 
 def writer_section(writer: dict) -> list[str]:
-    """Pictures per second of both writers, and the size of what they write."""
-    lines = ["## Writing", "", "| writer | pictures/s | with starting up | bytes |"]
+    """Images per second of both writers, and the size of what they write."""
+    lines = ["## Writing", "", "| writer | images/s | with starting up | bytes |"]
     lines.append("|---|---|---|---|")
     for who, rate in writer["rates"].items():
         start = writer["rates_with_start"][who]["median"]
@@ -253,8 +253,8 @@ def writer_section(writer: dict) -> list[str]:
 
 
 def step_section(step: dict) -> list[str]:
-    """Pictures per second of whole training steps."""
-    lines = ["## Training step", "", "| | pictures/s | spread |", "|---|---|---|"]
+    """Images per second of whole training steps."""
+    lines = ["## Training step", "", "| | images/s | spread |", "|---|---|---|"]
     for name, rate in step["rates"].items():
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(rate_cells(rate))} |")
     return [*lines, "", machine_line(step), ""]

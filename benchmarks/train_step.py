@@ -25,8 +25,8 @@ def read_arguments(argv):
     parser = common.argument_parser(__doc__, images=True, rounds=5)
     parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
     parser.add_argument("--arch", default="resnet50", help="torchvision or timm name (resnet50)")
-    parser.add_argument("--batch-size", type=int, default=256, help="pictures a step (256)")
-    parser.add_argument("--side", type=int, default=160, help="of the pictures, px (160)")
+    parser.add_argument("--batch-size", type=int, default=256, help="images a step (256)")
+    parser.add_argument("--side", type=int, default=160, help="of the images, px (160)")
     parser.add_argument("--steps", type=int, default=30, help="per round (30)")
     parser.add_argument("--cores", type=int, default=0, help="cores; 0 = all that are usable (0)")
     parser.add_argument("--compile", choices=["on", "off"], default="on", help="ours (on)")
@@ -72,7 +72,7 @@ def build_peer(arguments, images_bhwc):
 
 
 def run_steps(t, batches) -> float:
-    """Train on all batches. Returns pictures per second; waits for the device at both ends."""
+    """Train on all batches. Returns images per second; waits for the device at both ends."""
     import train_imagenet as recipe
 
     begin = time.perf_counter()
@@ -94,7 +94,7 @@ class LoaderFed:
 
     def __call__(self) -> float:
         batches = self.loader.epoch(next(self.epochs), self.arguments.side)
-        # a label of the file is the picture's place, of which there are more than classes
+        # a label of the file is the image's place, of which there are more than classes
         inside = ((images, labels % CLASSES, samples) for images, labels, samples in batches)
         run_steps(self.t, itertools.islice(inside, SLOTS))
         rate = run_steps(self.t, itertools.islice(inside, self.arguments.steps))
@@ -129,11 +129,11 @@ def fixed_batch(arguments):
     return images_bhwc, labels_b, np.arange(len(labels_b))
 
 
-def write_pictures(arguments, folder: str) -> str:
-    """A file with enough of the pictures for a round, repeated."""
+def write_images(arguments, folder: str) -> str:
+    """A file with enough of the images for a round, repeated."""
     import data
 
-    images = data.read_pictures(arguments.images, arguments.limit, arguments.max_side)
+    images = data.read_images(arguments.images, arguments.limit, arguments.max_side)
     count = (arguments.steps + SLOTS) * arguments.batch_size
     images = list(itertools.islice(itertools.cycle(images), count))
     path = Path(folder, "data.beton")
@@ -141,12 +141,12 @@ def write_pictures(arguments, folder: str) -> str:
 
 
 def measure(arguments) -> tuple[dict, dict]:
-    """Pictures per second and peak bytes by contestant."""
+    """Images per second and peak bytes by contestant."""
     batch, device = fixed_batch(arguments), arguments.device
     ours, our_bytes = with_memory(partial(build_ours, arguments), batch, device)
     peer, peer_bytes = with_memory(partial(build_peer, arguments, batch[0]), batch, device)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_pictures(arguments, folder)
+        path = write_images(arguments, folder)
         runs = {
             "ours_fixed": lambda: run_steps(ours, [batch] * arguments.steps),
             "ffcv_imagenet_fixed": lambda: run_steps(peer, [batch] * arguments.steps),
@@ -168,9 +168,7 @@ def main(argv=None) -> None:
         "loader_fed_vs_fixed": round(rates["ours_loader"]["median"] / fixed, 3),
     }
     for name, rate in rates.items():
-        print(
-            f"{name:24} {rate['median']:9.1f} pictures/s ({rate['min']:.1f} to {rate['max']:.1f})"
-        )
+        print(f"{name:24} {rate['median']:9.1f} images/s ({rate['min']:.1f} to {rate['max']:.1f})")
     names = ("device", "arch", "batch_size", "side", "steps", "compile")
     data = {name: getattr(arguments, name) for name in names}
     result = {**ratios, "rates": rates, **memory, "data": data, "machine": machine}

@@ -1,8 +1,8 @@
-"""Pictures per second and core that become a data file: our writer and FFCV's, in one run.
+"""Images per second and core that become a data file: our writer and FFCV's, in one run.
 
     python benchmarks/writer_throughput.py --images FOLDER --json out.json
 
-Both read the same picture files, shrink to the same longest side, store JPEGs of the same quality
+Both read the same image files, shrink to the same longest side, store JPEGs of the same quality
 and run as many worker processes. They take turns, round after round. Each writes a short and a long
 file in every round: the rate counts what the long one took more, so that starting up is left out;
 the rates of the whole long file, with all that goes before, are published beside it.
@@ -26,11 +26,11 @@ ENDINGS = {".jpeg", ".jpg", ".png"}
 
 def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True, help="folder of pictures, searched recursively")
+    parser.add_argument("--images", required=True, help="folder of images, searched recursively")
     parser.add_argument("--json", help="where to write the result")
     parser.add_argument("--cores", type=int, default=1, help="cores, and worker processes (1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
-    parser.add_argument("--limit", type=int, default=200, help="different pictures at most (200)")
+    parser.add_argument("--limit", type=int, default=200, help="different images at most (200)")
     parser.add_argument("--repeats", type=int, default=4, help="long file / short file (4)")
     parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
     parser.add_argument(
@@ -46,9 +46,9 @@ def read_arguments():
 
 
 def lay_out(images: str, limit: int, repeats: int, folder: Path) -> list:
-    """Sources of the short and the long file: links to the same pictures, once and `repeats` times.
+    """Sources of the short and the long file: links to the same images, once and `repeats` times.
 
-    Raises: SystemExit when there are no pictures.
+    Raises: SystemExit when there are no images.
     """
     from fast_imagenet.sources import open_source
 
@@ -67,7 +67,7 @@ def lay_out(images: str, limit: int, repeats: int, folder: Path) -> list:
 
 
 class Pictures:
-    """What FFCV's writer reads: (PIL picture, label), as torchvision's ImageFolder gives them."""
+    """What FFCV's writer reads: (PIL image, label), as torchvision's ImageFolder gives them."""
 
     def __init__(self, source):
         self.names = [source.name(index) for index in range(len(source))]
@@ -148,7 +148,7 @@ def image_bytes(path: str) -> int:
 
 
 def sizes_of(writers: dict, source) -> dict:
-    """Bytes of all pictures in the short file of each contestant."""
+    """Bytes of all images in the short file of each contestant."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = {}
         for name, write in writers.items():
@@ -188,7 +188,7 @@ def main() -> None:
     for name in writers:
         rate, start = steady[name], whole[name]
         print(
-            f"{name:6} {rate['median']:6.0f} pictures/s ({rate['min']:.0f} to {rate['max']:.0f}),"
+            f"{name:6} {rate['median']:6.0f} images/s ({rate['min']:.0f} to {rate['max']:.0f}),"
             f" {start['median']:.0f} with starting up, {sizes[name]:,} bytes"
         )
     for name, ratio in result.items():

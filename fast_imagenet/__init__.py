@@ -10,11 +10,11 @@ package holds the rest:
     ops/               FFCV operations, one file each
     loader.py          the only file that touches ffcv.Loader
     torch_pipeline.py torch_augment.py   the same recipe on torchvision and a DataLoader
-    augment.py         Augment: every random change to training pictures, as plain values
+    augment.py         Augment: every random change to training images, as plain values
     batch_transforms.py   on the device: normalise, erase, mix
     beton/             the data file: write, check, read
     recode/            the writer's C library: plain JPEGs written anew
-    sources/           where pictures come from: folders, archives, parquet, web data sets, drawn
+    sources/           where images come from: folders, archives, parquet, web data sets, drawn
     ones checkpoint.py runlog.py
 
 Importing the package imports nothing else, so that a wrong setting is reported before anything

@@ -291,10 +291,10 @@ def _further_problems(cfg: SimpleNamespace, check: Callable) -> list[str]:
     try:
         return check(cfg)
     except OSError as error:  # a name that is too long, a folder without rights
-        return [told(error)]
+        return [format_error(error)]
 
 
-def told(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An error as a sentence: what the system refuses, and what to look at; or its own words."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)

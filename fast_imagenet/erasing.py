@@ -8,7 +8,7 @@ import numpy as np
 from fast_imagenet import rng
 
 ERASING_MODES = ("const", "rand", "pixel")
-ERASING_AREA = (0.02, 1 / 3)  # share of the picture, of all its boxes together
+ERASING_AREA = (0.02, 1 / 3)  # share of the image, of all its boxes together
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height to width of a box
 BOX_TRIES = 10
 
@@ -37,18 +37,18 @@ def draw_erasing(
     area: tuple[float, float] = ERASING_AREA,
     aspect: tuple[float, float] = ERASING_ASPECT,
 ) -> np.ndarray:
-    """The boxes to erase in each picture.
+    """The boxes to erase in each image.
 
     Args:
         seed, epoch, samples: key of the draws; samples int64 [b].
-        size: (height, width) of the pictures.
-        p: probability that a picture loses anything, 0 to 1.
-        count: most boxes a picture; the number is uniform in 1..count.
-        area: least and greatest share of the picture that its boxes cover together.
+        size: (height, width) of the images.
+        p: probability that an image loses anything, 0 to 1.
+        count: most boxes an image; the number is uniform in 1..count.
+        area: least and greatest share of the image that its boxes cover together.
         aspect: least and greatest height / width of a box, uniform in its logarithm.
     Returns:
         int64 [b, count, 4]: top, left, height, width; height 0 where there is no box. Boxes lie
-        inside the picture and are smaller than it in both directions.
+        inside the image and are smaller than it in both directions.
     Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics, min_count 1).
     """
     samples = np.asarray(samples, np.int64)
@@ -60,7 +60,7 @@ def draw_erasing(
 
 
 def _draw_boxes(seed, epoch, samples, size, count, area, aspect) -> np.ndarray:
-    """int64 [m, count, 4] for pictures that are erased; arguments as `draw_erasing`."""
+    """int64 [m, count, 4] for images that are erased; arguments as `draw_erasing`."""
     key = (seed, epoch, samples[:, None], rng.STREAM_ERASING)
     number = rng.integer_array(1, count + 1, *key, 1)  # [m, 1]
     tries = 2 + 4 * np.arange(count * BOX_TRIES).reshape(count, BOX_TRIES)  # first counter of each

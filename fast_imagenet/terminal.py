@@ -80,7 +80,7 @@ class _Outliving:
         return getattr(self._stream, name)
 
 
-def outlive_reader() -> None:
+def ignore_broken_pipe() -> None:
     """Let no work end because of what reads its output or its errors.
 
     It may have ended (`| head`, `tee`), never have been there (`>&-`), be a file on a full disk,

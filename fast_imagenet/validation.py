@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from fast_imagenet.arch_names import unknown_arch
 
 
-def impossible(cfg: SimpleNamespace) -> list[str]:
+def validate(cfg: SimpleNamespace) -> list[str]:
     """What is wrong with the settings of train_imagenet.py together, one sentence each.
 
     Args:

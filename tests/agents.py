@@ -27,7 +27,7 @@ NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 # a node without a sign of life for 4 x 2 s is dead, where torchrun waits for 3 x 5 s; a node that
 # finds no others ends within two minutes, to be started again, where torchrun lets it wait for ten
 SOON = "--rdzv-conf=keep_alive_interval=2,keep_alive_max_attempt=4,join_timeout=120"
-STEPS = 5  # of an epoch: 80 pictures in batches of 16
+STEPS = 5  # of an epoch: 80 images in batches of 16
 
 
 def free_port() -> int:

@@ -37,12 +37,12 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_beton(tmp_path_factory) -> Path:
-    """Folder with train.beton (80 synthetic pictures) and val.beton (30), ten classes."""
+    """Folder with train.beton (80 synthetic images) and val.beton (30), ten classes."""
     return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def write_tiny(folder: Path, *flags: str) -> Path:
-    """Write train.beton (80 synthetic pictures) and val.beton (30), ten classes, to a folder."""
+    """Write train.beton (80 synthetic images) and val.beton (30), ten classes, to a folder."""
     for split, count in (("train", 80), ("val", 30)):
         command = [sys.executable, "write_dataset.py", "--source.kind=synthetic"]
         command += [f"--source.split={split}", f"--write.limit={count}", f"--write.folder={folder}"]

@@ -1,6 +1,6 @@
 """Faults for the writer, each put into a real command: `inject(kind, folder) -> Outcome`.
 
-A picture that raises, kills or ends its worker, or is too large; a disk and a /dev/shm that are
+An image that raises, kills or ends its worker, or is too large; a disk and a /dev/shm that are
 full or too small. The small disks are mounted in a name space of the command's own, so that nothing
 is left mounted however it ends.
 """
@@ -22,11 +22,11 @@ if __name__ == "__main__":
 
 from tests.odd_images import as_jpeg, saved, scene  # noqa: E402
 
-PICTURES = 80
-BAD = 17  # the picture that does it
-PICTURE_FAULTS = ("raise", "kill", "exit", "oversized")
+IMAGES = 80
+BAD = 17  # the image that does it
+IMAGE_FAULTS = ("raise", "kill", "exit", "oversized")
 SHM = Path("/dev/shm")
-SMALL_DISK = "size=1m"  # the pictures take 3 MB
+SMALL_DISK = "size=1m"  # the images take 3 MB
 
 # kind -> mounts (place: options), further flags of the command
 KINDS = {
@@ -63,14 +63,14 @@ class Outcome(NamedTuple):
 
 
 class Faulty:
-    """Eighty pictures, one of which does `fault`; picklable, as workers need it."""
+    """Eighty images, one of which does `fault`; picklable, as workers need it."""
 
     kind, blocks, notes, draws_pixels = "test", None, (), False
     classes, class_names = ["a", "b"], None
 
     def __init__(self, fault="", note="", bad=BAD, sleepy=-1, shape=(20, 24)):
         self.fault, self.note, self.bad, self.sleepy = fault, note, bad, sleepy
-        self.shape, self.labels = shape, np.arange(PICTURES) % 2
+        self.shape, self.labels = shape, np.arange(IMAGES) % 2
 
     def __len__(self):
         return len(self.labels)
@@ -81,7 +81,7 @@ class Faulty:
     def read(self, index: int) -> bytes:
         if index == self.sleepy:
             time.sleep(100)
-        if index == self.bad and self.fault in PICTURE_FAULTS:
+        if index == self.bad and self.fault in IMAGE_FAULTS:
             return self.fail()
         if self.fault == "slow":
             Path(f"{self.note}.{os.getpid()}").touch()
@@ -101,7 +101,7 @@ class Faulty:
 
 
 def wide_png() -> bytes:
-    """A small file of a picture that is wider than any JPEG can be."""
+    """A small file of an image that is wider than any JPEG can be."""
     from PIL import Image
 
     return saved(Image.new("RGB", (66_000, 1)), "PNG")
@@ -116,7 +116,7 @@ def start(kind: str, folder: Path, workers: int = 2) -> subprocess.Popen:
     """Start write_dataset.py on a Faulty source; it writes to folder/out in a session of its own.
 
     Args:
-        kind: one of KINDS, or 'slow': 0.2 s a picture and no fault, to be killed from outside.
+        kind: one of KINDS, or 'slow': 0.2 s an image and no fault, to be killed from outside.
 
     Raises:
         CannotInject: the fault needs a mount, which is not allowed here.
@@ -210,7 +210,7 @@ def main(argv: list[str]) -> int:
     shape = (100, 120) if "disk" in kind else (20, 24)
 
     def open_source(*_, **__) -> Faulty:
-        if kind not in PICTURE_FAULTS:
+        if kind not in IMAGE_FAULTS:
             note.touch()
         return Faulty(kind, str(note), shape=shape)
 

@@ -18,7 +18,7 @@ NAMES = ["tench, Tinca tinca", "English springer", "parachute"]
 
 
 def pictures(split: str) -> list[tuple[str, str, bytes]]:
-    """(wnid, file name, bytes) of every picture, sorted as a folder listing: odd ones in train."""
+    """(wnid, file name, bytes) of every image, sorted as a folder listing: odd ones in train."""
     if split == "train":
         files = [data for data, _ in odd_images().values()]
         rows = [(WNIDS[i % 3], f"{WNIDS[i % 3]}_{i}.JPEG", data) for i, data in enumerate(files)]

@@ -1,4 +1,4 @@
-"""Picture files that the tests make: the unusual ones that occur in ImageNet, and broken ones.
+"""Image files that the tests make: the unusual ones that occur in ImageNet, and broken ones.
 
 Each is bytes; names are those under which the files would lie in a data set.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def scene(height: int = 60, width: int = 80, seed: int = 0) -> np.ndarray:
-    """A smooth coloured picture with an edge and little noise: uint8 RGB [height, width, 3]."""
+    """A smooth coloured image with an edge and little noise: uint8 RGB [height, width, 3]."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
     rgb_hwc = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -71,7 +71,7 @@ def _broken_exif() -> bytes:
 
 
 def odd_images() -> dict[str, tuple[bytes, set[str]]]:
-    """File name -> (bytes, what the report must say about it). Every one is a complete picture."""
+    """File name -> (bytes, what the report must say about it). Every one is a complete image."""
     rgb = scene()
     gray = rgb[..., 1]
     alpha = np.dstack([rgb, np.linspace(0, 255, rgb[..., 0].size).reshape(gray.shape)])
@@ -102,27 +102,27 @@ def odd_images() -> dict[str, tuple[bytes, set[str]]]:
         "sixteen_bit.png": (png_16bit(deep), {"16bit", "16bit_clipped", "gray"}),
         "sixteen_bit_colour.png": (png_16bit(np.dstack([deep] * 3)), {"16bit"}),
         "still.gif": (saved(image.convert("P"), "GIF"), {"palette"}),
-        "picture.bmp": (saved(image, "BMP"), set()),
-        "picture.webp": (saved(image, "WEBP", lossless=True), set()),
+        "image.bmp": (saved(image, "BMP"), set()),
+        "image.webp": (saved(image, "WEBP", lossless=True), set()),
         "alpha.webp": (saved(rgba, "WEBP", lossless=True), {"alpha"}),
         "no_suffix": (as_jpeg(rgb), set()),
     }
 
 
 def broken_images() -> dict[str, tuple[bytes, str]]:
-    """File name -> (bytes, words that the error must contain). None is a complete picture."""
+    """File name -> (bytes, words that the error must contain). None is a complete image."""
     jpeg = as_jpeg(scene())
     png = saved(Image.fromarray(scene()), "PNG")
     return {
         "empty.JPEG": (b"", "empty"),
-        "text.JPEG": (b"<html>404 Not Found</html>", "not a picture"),
+        "text.JPEG": (b"<html>404 Not Found</html>", "not an image"),
         "truncated.JPEG": (jpeg[: len(jpeg) // 2], "truncated"),
         "header_only.JPEG": (jpeg[:30], "header"),
         "cut_end.JPEG": (jpeg[:-400], "truncated"),
         "truncated.png": (png[: len(png) // 2], "decoded"),
         "animation.gif": (animated_gif(), "animation"),
         "huge.png": (huge_png(), "pixels"),
-        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures and small FFCV files for the tests of the operations."""
+"""Images and small FFCV files for the tests of the operations."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from benchmarks import data
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     """Smooth colour with some noise: compresses like a photograph. uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     small = rng.uniform(0, 255, (height // 24 + 2, width // 24 + 2, 3)).astype(np.float32)

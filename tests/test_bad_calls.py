@@ -21,12 +21,12 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     ("images", "count", "said"),
     [
-        (GOOD, 2, "4 pictures and 2 indices"),
+        (GOOD, 2, "4 images and 2 indices"),
         (GOOD[..., :1], 4, r"shape \(4, 8, 8, 1\); give \[b, h, w, 3\]"),
         (GOOD[0], 8, r"shape \(8, 8, 3\)"),
         (GOOD[:, :0], 4, r"shape \(4, 0, 8, 3\)"),
         (GOOD[:, ::2], 4, "a view; give np.ascontiguousarray"),
-        (GOOD.astype(np.float64), 4, "float64 pictures; it takes"),
+        (GOOD.astype(np.float64), 4, "float64 images; it takes"),
         ([1, 2], 2, "shape None"),
     ],
 )
@@ -76,8 +76,8 @@ def test_settings_out_of_range_are_refused_at_once(make, said):
 
 def test_one_decoder_serves_two_threads_at_once():
     """Two loaders, or an epoch left early and the next: each call has its own buffers."""
-    pictures = [ops_data.picture(60 + 20 * k, 90 + 30 * k, k) for k in range(8)]
-    data = [np.frombuffer(jpeg.encode_jpeg(picture), np.uint8) for picture in pictures]
+    pictures = [ops_data.image(60 + 20 * k, 90 + 30 * k, k) for k in range(8)]
+    data = [np.frombuffer(jpeg.encode_jpeg(image), np.uint8) for image in pictures]
     rows = [(d.ctypes.data, d.size, 0, *p.shape[:2]) for d, p in zip(data, pictures, strict=True)]
     samples, decoder = np.array(rows, np.int64), ops.CropDecode(32, seed=1)
 
@@ -103,7 +103,7 @@ def test_one_decoder_serves_two_threads_at_once():
 
 
 def test_a_table_that_is_missing_is_no_sound_file():
-    data = bytearray(jpeg.encode_jpeg(ops_data.picture(64, 96)))
+    data = bytearray(jpeg.encode_jpeg(ops_data.image(64, 96)))
     place = data.index(b"\xff\xdb") + 1
     data[place] = 0x9B  # no longer a table of quantisers
     stored = np.frombuffer(bytes(data), np.uint8)

@@ -194,7 +194,7 @@ def test_parts_by_slurm_kubernetes_and_ray_become_one_file(checkout):
     assert said.count("complete, kept") == 2
     put(checkout / "programs/sbatch", SBATCH_STUB)
     merge = ["sh", "-euc", tiny(block("submit both"), checkout)]
-    assert "27 pictures from 2 parts" in run(merge, checkout)
+    assert "27 images from 2 parts" in run(merge, checkout)
     assert len(BetonFile(checkout / "shared/train.beton")) == 27
 
 

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def declare() -> Config:
     """A small set of settings, one of each kind."""
     settings = Config()
-    Section("data", "where pictures come from", settings).params(
+    Section("data", "where images come from", settings).params(
         train_dataset=Param(Str(), "the file, 50% JPEG", default="data/train.beton"),
         backend=Param(OneOf("ffcv", "torchvision", "none"), "who loads", default="ffcv"),
         num_workers=Param(Int(0), "0 = all", default=0),

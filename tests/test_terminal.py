@@ -82,7 +82,9 @@ def test_classes_of_a_checkpoint_and_names_of_files_are_escaped(tiny_beton, quic
 
 
 def test_a_traceback_is_escaped_too():
-    code = "from fast_imagenet.terminal import *; outlive_reader(); raise KeyError('a\\x1b[31mb')"
+    code = (
+        "from fast_imagenet.terminal import *; ignore_broken_pipe(); raise KeyError('a\\x1b[31mb')"
+    )
     code = code.replace("KeyError", "RuntimeError")
     status, text = said("-c", code)
     assert status == 1 and r"RuntimeError: a\x1b[31mb" in text

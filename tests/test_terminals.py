@@ -43,7 +43,7 @@ def test_a_run_and_its_page(tiny_beton, tmp_path, environment, name):
     out, _ = call(
         environment, "train_imagenet.py", *small, *flags_of(folder), f"--logging.folder={run}"
     )
-    assert "top-1" in out and "pictures of 10 classes" in out
+    assert "top-1" in out and "images of 10 classes" in out
     words = ["-m", "tools.report", "page", run, f"--val={folder / 'val.beton'}"]
     assert "page.html" in call(environment, *words)[0]
 
@@ -52,9 +52,7 @@ def test_a_run_and_its_page(tiny_beton, tmp_path, environment, name):
 def test_data_is_written_checked_and_shown(tiny_beton, tmp_path, environment, name):
     out = tmp_path / name
     write = ["--source.kind=synthetic", "--source.split=val", "--write.limit=20"]
-    assert (
-        "20 pictures" in call(environment, "write_dataset.py", *write, f"--write.folder={out}")[0]
-    )
+    assert "20 images" in call(environment, "write_dataset.py", *write, f"--write.folder={out}")[0]
     found = call(environment, "-m", "fast_imagenet.beton", "verify", out / "val.beton")[0]
     assert "no fault found" in found
     words = ["--config=tests/smoke.yaml", f"--out={out / 'a.png'}", *flags_of(tiny_beton)]

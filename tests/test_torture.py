@@ -13,7 +13,7 @@ from tests.torture import files, training, writer
 
 
 def test_cut_and_flipped_files_are_refused():
-    found = files.damages(24, None, pictures=20)
+    found = files.damages(24, None, images=20)
     assert found["refused"] == found["damages"] == 24 and not found["missed"]
 
 
@@ -30,7 +30,7 @@ def test_a_crash_of_the_watched_process_is_counted(tmp_path):
 
 
 def test_a_killed_writer_leaves_nothing():
-    found = writer.writer_kills(3, None, pictures=60)
+    found = writer.writer_kills(3, None, images=60)
     assert torture.PARTS["writer_kills"][1](found), found
     assert [run["victim"] for run in found["runs"]] == list(writer.VICTIMS)
 

@@ -395,9 +395,7 @@ def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_resume_refuses_other_pictures_of_the_same_classes(
-    quick_run, tiny_beton, tmp_path, backend
-):
+def test_resume_refuses_other_images_of_the_same_classes(quick_run, tiny_beton, tmp_path, backend):
     data = tmp_path / "data"
     shutil.copytree(tiny_beton, data)
     common = [f"--data.train_dataset={data}/train.beton", f"--data.backend={backend}", SMALL]

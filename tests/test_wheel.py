@@ -123,8 +123,8 @@ def project():
 
 @pytest.mark.slow
 def test_the_program_of_the_docs_runs_on_it(installed, tmp_path):
-    """Stock FFCV's file and Loader, another folder, a new process; pictures equal the recipe's."""
-    images = [ops_data.picture(50 + 7 * k, 120 - 2 * k, seed=k) for k in range(COUNT)]
+    """Stock FFCV's file and Loader, another folder, a new process; images equal the recipe's."""
+    images = [ops_data.image(50 + 7 * k, 120 - 2 * k, seed=k) for k in range(COUNT)]
     path = ops_data.write_file(tmp_path / "train.beton", images, markers=False)
     (tmp_path / "program.py").write_text(PROGRAM + KEEP)
     printed = call([sys.executable, "program.py"], cwd=tmp_path, env=installed)
@@ -137,7 +137,7 @@ def test_the_program_of_the_docs_runs_on_it(installed, tmp_path):
 
 
 def expected(path, samples_b):
-    """The same pictures by the parts of the recipe, in this process, without FFCV."""
+    """The same images by the parts of the recipe, in this process, without FFCV."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     decoder, *changes = image_operations(AUGMENT, SIDE, SEED)
     for operation in (decoder, *changes):
@@ -173,7 +173,7 @@ def test_the_docs_list_every_stream():
 
 def test_an_epoch_left_early_ends_the_program_in_order(tmp_path):
     """The loader's thread still decodes while Python ends: no decoder may be freed under it."""
-    images = [ops_data.picture(400, 500, seed=k) for k in range(16)]
+    images = [ops_data.image(400, 500, seed=k) for k in range(16)]
     # the first of many batches is all that is taken
     ops_data.write_file(tmp_path / "train.beton", [images[k % 16] for k in range(1600)])
     text = PROGRAM.replace("        pass  # float32", "        break  # float32")
@@ -183,9 +183,9 @@ def test_an_epoch_left_early_ends_the_program_in_order(tmp_path):
     call([sys.executable, "program.py"], cwd=tmp_path, env=folders)
 
 
-def test_a_damaged_picture_ends_the_program_as_the_docs_say(tmp_path):
+def test_a_damaged_image_ends_the_program_as_the_docs_say(tmp_path):
     """And stock operations stand between ours; the label goes through FFCV's default."""
-    images = [ops_data.picture(40, 50, seed=k) for k in range(6)]
+    images = [ops_data.image(40, 50, seed=k) for k in range(6)]
     path = ops_data.write_file(tmp_path / "train.beton", images)
     (tmp_path / "program.py").write_text(f"""{STOP}
 from ffcv.loader import Loader

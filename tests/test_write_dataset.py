@@ -57,7 +57,7 @@ def call(*flags: str) -> int:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An image folder of the odd pictures (train, 27) and plain ones (val, 7)."""
+    """An image folder of the odd images (train, 27) and plain ones (val, 7)."""
     make.make_image_folder(tmp_path / "images")
     return tmp_path / "images"
 
@@ -81,7 +81,7 @@ def test_imagenet_dir_alone_is_enough(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     names = ["train.beton", "train.beton.json", "val.beton", "val.beton.json"]
     assert files_in(tmp_path / "data") == names
-    assert "27 pictures of 3 classes" in done.stdout
+    assert "27 images of 3 classes" in done.stdout
     assert "images" in done.stderr  # the progress bar
     assert "MB" in done.stderr
     assert BetonFile(tmp_path / "data/val.beton").classes == make.WNIDS
@@ -91,7 +91,7 @@ KINDS = ["image_folder", "ilsvrc_tar", "kaggle", "parquet", "webdataset"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_becomes_the_same_pictures(kind, tmp_path):
+def test_every_kind_becomes_the_same_images(kind, tmp_path):
     """Stored raw, so that the pixels in the file are exactly Pillow's."""
     getattr(make, f"make_{kind}")(tmp_path / "in")
     flags = [f"--source.kind={kind}", f"--source.path={tmp_path / 'in'}", "--write.mode=raw"]
@@ -145,7 +145,7 @@ def test_summary_on_screen_and_beside_the_file(folder, tmp_path, capsys):
     assert summary["file_bytes"] == (tmp_path / "train.beton").stat().st_size
     assert summary["settings"]["max_side"] == 64
     screen = capsys.readouterr().out
-    for word in ("27 pictures of 3 classes", "27 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
+    for word in ("27 images of 3 classes", "27 jpg", "1 cmyk", "n01440764 9", "train.beton.json"):
         assert word in screen
 
 
@@ -216,14 +216,14 @@ def test_a_share_of_train_is_set_aside_for_choices(tmp_path):
         more = (f"--source.split={split}", f"--source.holdout={holdout}")
         assert call(*flags, *more, f"--write.folder={tmp_path / folder}") == 0
 
-    def pictures(path):
+    def images(path):
         file = BetonFile(path)
         return sorted(bytes(file.read(i)[0]) for i in range(len(file)))
 
-    train, val = (pictures(tmp_path / f"all/{split}.beton") for split in ("train", "val"))
+    train, val = (images(tmp_path / f"all/{split}.beton") for split in ("train", "val"))
     assert (len(train), len(val)) == (180, 20) and len(set(train) & set(val)) == 0
-    assert sorted(train + val) == pictures(tmp_path / "whole/train.beton")
-    assert val == pictures(tmp_path / "val/val.beton")  # either split can be written alone
+    assert sorted(train + val) == images(tmp_path / "whole/train.beton")
+    assert val == images(tmp_path / "val/val.beton")  # either split can be written alone
     summary = json.loads((tmp_path / "all/val.beton.json").read_text())
     assert summary["counts"] == [2] * 10
     assert any("set aside" in note for note in summary["notes"])
@@ -247,7 +247,7 @@ def test_val_keeps_the_class_list_of_train(tmp_path):
 
 
 def test_real_photographs(photos, tmp_path):
-    """100 Imagenette pictures: within JPEG's loss of Pillow's pixels, and labelled by folder."""
+    """100 Imagenette images: within JPEG's loss of Pillow's pixels, and labelled by folder."""
     source = open_source("image_folder", photos / "imagenette", "val")
     assert len(source) == 3925
     write_beton(tmp_path / "val.beton", source, EncodeSettings(max_side=224), limit=100, workers=2)
@@ -348,7 +348,7 @@ def test_broken_file_stops_with_its_path(name, folder, tmp_path):
     assert time.monotonic() - started < 30
 
 
-def test_files_that_are_no_pictures_by_name_are_left_out_and_told(folder, tmp_path, capsys):
+def test_files_that_are_no_images_by_name_are_left_out_and_told(folder, tmp_path, capsys):
     flags = [f"--source.path={folder}", "--source.split=train"]
     assert call(*flags, f"--write.folder={tmp_path / 'plain'}") == 0
     for name in ("README.txt", "Thumbs.db"):
@@ -361,10 +361,10 @@ def test_files_that_are_no_pictures_by_name_are_left_out_and_told(folder, tmp_pa
     assert BetonFile(plain).num_samples == BetonFile(more).num_samples
 
 
-def test_a_val_class_without_pictures_is_told(folder, tmp_path, capsys):
+def test_a_val_class_without_images_is_told(folder, tmp_path, capsys):
     shutil.rmtree(folder / "val" / make.WNIDS[0])
     assert call(f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}") == 0
-    assert f"classes without pictures here: 1, {make.WNIDS[0]}" in capsys.readouterr().out
+    assert f"classes without images here: 1, {make.WNIDS[0]}" in capsys.readouterr().out
 
 
 def test_broken_files_can_be_skipped(folder, tmp_path, capsys):
@@ -575,14 +575,14 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
     val = BetonFile(tmp_path / "val.beton")
     assert val.sidecar["odd"]["cmyk"]["files"][0].endswith("/z\\xff.JPEG")
     assert val.classes[2] == "w\\xfe"
-    assert "z\\xff.JPEG: not a picture" in capsys.readouterr().out
+    assert "z\\xff.JPEG: not an image" in capsys.readouterr().out
 
 
 def test_name_that_is_not_utf8_in_a_message(folder, tmp_path, capsys):
     odd_name(folder, "train", b"text")
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
     assert call(*flags) == 1
-    assert "z\\xff.JPEG: not a picture" in capsys.readouterr().err
+    assert "z\\xff.JPEG: not an image" in capsys.readouterr().err
 
 
 def test_pipe_is_refused_at_once(folder, tmp_path):
@@ -595,17 +595,17 @@ def test_pipe_is_refused_at_once(folder, tmp_path):
     assert summary["skipped"] == [{"file": str(pipe), "reason": "it is not a regular file"}]
 
 
-def test_class_without_pictures_left_is_told(folder, tmp_path, capsys):
+def test_class_without_images_left_is_told(folder, tmp_path, capsys):
     for path in (folder / "val" / make.WNIDS[1]).iterdir():
         path.write_bytes(b"text")
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
     assert call(*flags, "--write.workers=1", "--source.split=val") == 0
-    told = f"warning: 1 classes have no picture left, all were skipped: {make.WNIDS[1]}"
+    told = f"warning: 1 classes have no image left, all were skipped: {make.WNIDS[1]}"
     assert told in capsys.readouterr().out
     assert told in BetonFile(tmp_path / "val.beton").sidecar["notes"]
     source = open_source("image_folder", folder, "train")
     notes = write_beton(tmp_path / "train.beton", source)["notes"]
-    assert not any("no picture left" in note for note in notes)
+    assert not any("no image left" in note for note in notes)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -650,19 +650,19 @@ def test_target_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
 
 
 def test_file_system_without_hard_links(tmp_path, monkeypatch):
-    from fast_imagenet.beton import target
+    from fast_imagenet.beton import output_lock
 
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(target.os, "link", refuse)
+    monkeypatch.setattr(output_lock.os, "link", refuse)
     path = tmp_path / "x.beton"
     write_beton(path, Faulty())
     assert len(BetonFile(path)) == 80
     assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
     (tmp_path / "y").touch()
     with pytest.raises(FileExistsError, match="has appeared"):
-        target.publish(path, tmp_path / "y", overwrite=False)
+        output_lock.publish(path, tmp_path / "y", overwrite=False)
 
 
 def test_second_writer_ends_at_once(tmp_path, capsys):
@@ -718,7 +718,7 @@ def test_leftovers_of_dead_writers_are_removed(holder, tmp_path):
 
 
 class Stopping(Faulty):
-    """Stops the worker that reads one picture, as SIGSTOP does, while another fails."""
+    """Stops the worker that reads one image, as SIGSTOP does, while another fails."""
 
     def read(self, index: int) -> bytes:
         if index == self.sleepy:
@@ -757,7 +757,7 @@ class DiesAtStart(Faulty):
 
 
 def test_worker_that_dies_at_its_start_ends_the_command(tmp_path):
-    with pytest.raises(ConversionError, match="before the first picture: a worker process died"):
+    with pytest.raises(ConversionError, match="before the first image: a worker process died"):
         write_beton(tmp_path / "x.beton", DiesAtStart(), workers=1)
     assert files_in(tmp_path) == []
     assert not _children()

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fast_imagenet.machine import cpu_quota, memory_limit
-from fast_imagenet.terminal import outlive_reader
+from fast_imagenet.terminal import ignore_broken_pipe
 
 HERE = Path(__file__).resolve().parents[1]
 GB = 1e9
@@ -42,7 +42,7 @@ class Finding:
 
 def main() -> int:
     """Print every finding; 1 when something required is missing."""
-    outlive_reader()  # paths may hold what it cannot show
+    ignore_broken_pipe()  # paths may hold what it cannot show
     findings = [finding for check in CHECKS for finding in guarded(check)]
     for finding in findings:
         print(f"{finding.state:8}{finding.name:20}{finding.found}")

@@ -1,14 +1,14 @@
-"""Look before you train: a PNG of what a config does to pictures.
+"""Look before you train: a PNG of what a config does to images.
 
     python -m tools.preview --config rn50_88_epochs_strong.yaml
     python -m tools.preview --config demo.yaml --epoch=9 --draws=6 --augment.blur=0.5
 
-One row a picture: as it is stored, with the crops of the next epochs drawn in; every stage of the
+One row an image: as it is stored, with the crops of the next epochs drawn in; every stage of the
 pipeline alone; the whole pipeline, epoch by epoch; and the views it is tested in. Epochs count
-from 0, as start_ramp does: epoch 0 is the one that the log calls 1. The pictures come
+from 0, as start_ramp does: epoch 0 is the one that the log calls 1. The images come
 out of the functions that a run calls and depend on (seed, epoch, sample) as there, so the column
 "epoch 0" holds what the network gets in epoch 0. One thing differs: the partners of Mixup and
-CutMix are pictures of the sheet, so that they can be recognised.
+CutMix are images of the sheet, so that they can be recognised.
 
 A front end like the two scripts: it takes the settings that train_imagenet.py declares and so runs
 from the folder of that script. Nothing imports it.
@@ -29,13 +29,13 @@ from fastargs import Param
 from PIL import Image, ImageDraw, ImageFont
 
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.config import Int, Str, extended, read_config, told
+from fast_imagenet.config import Int, Str, extended, format_error, read_config
 from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.data.sampler import epoch_order
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_atomically
-from fast_imagenet.terminal import outlive_reader
-from fast_imagenet.validation import impossible, unwritable
+from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.validation import unwritable, validate
 
 SEARCHED_EPOCHS = 200  # to find one in which a stage of small probability does something
 # Settings of a run that a sheet does not need: what is wrong with them does not matter here.
@@ -55,8 +55,8 @@ def read_settings(script, argv: list[str] | None = None):
         argv: the words after the command; None takes `sys.argv[1:]`.
     """
     params = {
-        "out": Param(Str(empty=False), "the picture, a .png", default="preview.png"),
-        "count": Param(Int(1, 32), "pictures, drawn with the seed", default=4),
+        "out": Param(Str(empty=False), "the image, a .png", default="preview.png"),
+        "count": Param(Int(1, 32), "images, drawn with the seed", default=4),
         "draws": Param(Int(1, 16), "epochs of the whole pipeline", default=4),
         "epoch": Param(Int(0), "the first of them", default=0),
     }
@@ -66,7 +66,7 @@ def read_settings(script, argv: list[str] | None = None):
         search=script.CONFIG_FOLDERS,
         check=_problems,
         prog="-m tools.preview",
-        description="Show what the settings of a run do to pictures, as a PNG.",
+        description="Show what the settings of a run do to images, as a PNG.",
     )
 
 
@@ -85,7 +85,7 @@ def _problems(cfg) -> list[str]:
         ),
         (
             mixing and cfg.count % 2 != 0,
-            f"--count={cfg.count}: augment.mixup and augment.cutmix pair pictures; choose an even "
+            f"--count={cfg.count}: augment.mixup and augment.cutmix pair images; choose an even "
             f"count",
         ),
         (
@@ -95,24 +95,24 @@ def _problems(cfg) -> list[str]:
         ),
     ]
     mine = [sentence for broken, sentence in rules if broken]
-    return mine + [problem for problem in impossible(cfg) if not problem.startswith(UNUSED)]
+    return mine + [problem for problem in validate(cfg) if not problem.startswith(UNUSED)]
 
 
 # ------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 # ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Column:
-    """One picture a row, and what stands above and below them."""
+    """One image a row, and what stands above and below them."""
 
     title: str
     detail: str
     images: list[np.ndarray]  # uint8 [h, w, 3]
     captions: list[str]
     color: tuple[int, int, int] | None = None  # of the crops that belong to it
-    boxes: list[list[tuple]] = field(default_factory=list)  # a picture: (top, left, height, width)
+    boxes: list[list[tuple]] = field(default_factory=list)  # an image: (top, left, height, width)
 
 
 class Stored:
@@ -152,7 +152,7 @@ class Pipeline:
     """The operations of a run at any epoch, together and each alone.
 
     Args:
-        stored: the pictures.
+        stored: the images.
         augment: the recipe.
         sizes: epoch -> side in pixels.
         seed: of the run.
@@ -186,7 +186,7 @@ class Pipeline:
     def batch(self, images_bhwc: np.ndarray, epoch: int, augment: Augment | None = None):
         """What happens on the device: (images_bhwc back in 0..255, targets_bb).
 
-        targets_bb [b, b]: shares of the sheet's pictures in each result.
+        targets_bb [b, b]: shares of the sheet's images in each result.
         """
         import torch
 
@@ -201,7 +201,7 @@ class Pipeline:
             torch.arange(count),
             self.stored.samples_b,
             epoch,
-            epoch,  # for want of a step: the pictures of a sheet are no batch of the run
+            epoch,  # for want of a step: the images of a sheet are no batch of the run
         )
         if targets.ndim == 1:
             targets = torch.eye(count)
@@ -220,7 +220,7 @@ class Pipeline:
 # Columns
 # ------------------------------------------------------------------------------------------------
 
-# Of Okabe and Ito: told apart by everybody, on dark and light pictures.
+# Of Okabe and Ito: told apart by everybody, on dark and light images.
 COLORS = [
     (230, 159, 0),
     (86, 180, 233),
@@ -232,7 +232,7 @@ COLORS = [
 
 
 def stored_column(p: Pipeline, epochs: range, names: list[str]) -> Column:
-    """The pictures as they are, with the crops of some epochs."""
+    """The images as they are, with the crops of some epochs."""
     boxes = [[] for _ in names]
     for epoch in epochs:
         for picture, crop in zip(boxes, p.crops(epoch), strict=True):
@@ -247,7 +247,7 @@ def stored_column(p: Pipeline, epochs: range, names: list[str]) -> Column:
 
 
 def stage_columns(p: Pipeline, epoch: int) -> Iterator[Column]:
-    """Each stage alone, on the central square; a picture in the first epoch that changes it."""
+    """Each stage alone, on the central square; an image in the first epoch that changes it."""
     from fast_imagenet.data.ffcv_loader import RESIZE
     from fast_imagenet.ops import CenterCropDecode
 
@@ -263,7 +263,7 @@ def stage_columns(p: Pipeline, epoch: int) -> Iterator[Column]:
     a = p.augment
     if a.erasing:
         only = replace(a, mixup=0.0, cutmix=0.0)
-        title, detail = "Erasing", f"{a.erasing:.0%} of pictures, {_FILLS[a.erasing_mode]}"
+        title, detail = "Erasing", f"{a.erasing:.0%} of images, {_FILLS[a.erasing_mode]}"
         detail += f", up to {a.erasing_count} boxes" if a.erasing_count > 1 else ""
         changes = first_changes(lambda epoch: p.batch(plain, epoch, only)[0], plain, epoch)
         yield Column(title, detail, *changes)
@@ -278,7 +278,7 @@ def stage_columns(p: Pipeline, epoch: int) -> Iterator[Column]:
 def first_changes(
     change: Callable[[int], np.ndarray], plain: np.ndarray, epoch: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Each picture in the first epoch, from `epoch` on, that changes it; and captions saying so."""
+    """Each image in the first epoch, from `epoch` on, that changes it; and captions saying so."""
     images = list(plain)
     captions = [f"unchanged in {SEARCHED_EPOCHS} epochs"] * len(plain)
     waiting = set(range(len(plain)))
@@ -329,7 +329,7 @@ def validation_columns(stored: Stored, validation) -> Iterator[Column]:
 
 
 def _shares(targets_bb: np.ndarray, samples_b: np.ndarray) -> list[str]:
-    """'0.83 + 0.17 of #5' for mixed pictures, '' for the others."""
+    """'0.83 + 0.17 of #5' for mixed images, '' for the others."""
     texts = []
     for b, row in enumerate(targets_bb):
         others = [k for k in np.flatnonzero(row > 5e-4) if k != b]
@@ -364,9 +364,9 @@ def _words(operation, a: Augment) -> tuple[str, str]:
             "Colour jitter",
             ", ".join(f"{name} {getattr(a, name):g}" for name in jitter if getattr(a, name)),
         ),
-        "RandomGrayscale": ("Grayscale", f"{a.grayscale:.0%} of pictures"),
-        "RandomSolarize": ("Solarize", f"{a.solarize:.0%} of pictures, threshold 128"),
-        "GaussianBlur": ("Blur", f"{a.blur:.0%} of pictures, radius 0.1 to 2 px"),
+        "RandomGrayscale": ("Grayscale", f"{a.grayscale:.0%} of images"),
+        "RandomSolarize": ("Solarize", f"{a.solarize:.0%} of images, threshold 128"),
+        "GaussianBlur": ("Blur", f"{a.blur:.0%} of images, radius 0.1 to 2 px"),
     }
     policy = (_POLICIES.get(a.policy, kind), strength if "rand" in a.policy else "")
     return words.get(kind, policy)
@@ -378,9 +378,9 @@ def _words(operation, a: Augment) -> tuple[str, str]:
 
 LEGEND = (
     "Alone, a stage is shown on the central square, in the first epoch in which it changes the "
-    "picture. "
+    "image. "
 )
-MIXED = "0.83 + 0.17 of #5: shares of the picture and of its partner, in pixels and in label."
+MIXED = "0.83 + 0.17 of #5: shares of the image and of its partner, in pixels and in label."
 PAPER, INK, MUTED, RULE = (252, 252, 250), (28, 30, 36), (112, 116, 126), (214, 214, 210)
 MARGIN, GAP, GROUP_GAP, ROW_GAP = 32, 10, 34, 14
 SMALLEST_CELL, LARGEST_CELL = 160, 256
@@ -389,7 +389,7 @@ LINE = 17  # height of a line of TEXT
 
 
 def cell_side(size: int) -> int:
-    """Side at which pictures of `size` px are shown, a whole multiple where it is enlarged."""
+    """Side at which images of `size` px are shown, a whole multiple where it is enlarged."""
     return min(LARGEST_CELL, size * max(1, -(-SMALLEST_CELL // size)))
 
 
@@ -399,7 +399,7 @@ def draw_sheet(
     """Groups of columns on paper.
 
     Args:
-        groups: heading -> columns, all of them with as many pictures.
+        groups: heading -> columns, all of them with as many images.
         side: of a cell, px.
     """
     columns = [column for group in groups.values() for column in group]
@@ -446,7 +446,7 @@ def _draw_column(sheet, column: Column, detail, corner, first_row: int, row: int
 
 
 def _fit(image_hwc: np.ndarray, boxes: list[tuple] | None, side: int) -> Image.Image:
-    """A picture in a cell, with frames. Without (None) it is what a network gets, and is enlarged
+    """An image in a cell, with frames. Without (None) it is what a network gets, and is enlarged
     by whole multiples, so that its pixels can be seen."""
     height, width = image_hwc.shape[:2]
     scale = side / max(height, width)
@@ -498,7 +498,7 @@ def make_sheet(cfg, script) -> Image.Image:
     file = BetonFile(cfg.data.train_dataset)
     if cfg.count > file.num_samples:
         raise ValueError(
-            f"--count={cfg.count}, but {file.path} holds {file.num_samples} pictures: lower it"
+            f"--count={cfg.count}, but {file.path} holds {file.num_samples} images: lower it"
         )
     samples_b = epoch_order(file.num_samples, cfg.training.seed, 0)[: cfg.count]
     labels = file.labels[samples_b]
@@ -519,7 +519,7 @@ def make_sheet(cfg, script) -> Image.Image:
     }
     title = f"{Path(cfg.logging.folder).name}: what the network sees"
     subtitle = (
-        f"{cfg.data.train_dataset}, {file.num_samples:,} pictures; seed {cfg.training.seed}; "
+        f"{cfg.data.train_dataset}, {file.num_samples:,} images; seed {cfg.training.seed}; "
         f"{sizes(cfg.epoch)} px in epoch {cfg.epoch}"
     )
     return draw_sheet(title, subtitle, groups, cell_side(sizes(cfg.epoch)))
@@ -541,10 +541,10 @@ def main(argv: list[str] | None = None) -> None:
         sheet = make_sheet(cfg, script)
         write_atomically(cfg.out, lambda file: sheet.save(file, format="PNG"))
     except (ValueError, OSError) as error:
-        sys.exit(f"preview: {told(error)}")
+        sys.exit(f"preview: {format_error(error)}")
     print(f"{cfg.out}: {sheet.width} x {sheet.height} px")
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     main()

@@ -1,6 +1,6 @@
 """Train every run of a study, and make records of them.
 
-python -m tools.study records/ablation --pictures /path/to/imagenette     train what lacks
+python -m tools.study records/ablation --images /path/to/imagenette     train what lacks
 python -m tools.study records/ablation --list                              what there is
 
 The plan is the study.yaml of the folder (its keys: tools/report/studies.py). Every group is
@@ -28,7 +28,7 @@ from fast_imagenet.config import interpreter, read_config, to_dict
 from fast_imagenet.engine.guard import STOPPED
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
-from fast_imagenet.terminal import outlive_reader
+from fast_imagenet.terminal import ignore_broken_pipe
 from tools.report.add import add_run
 from tools.report.errors import RecordError
 from tools.report.records import (
@@ -137,7 +137,7 @@ def without_free(settings: dict) -> dict:
     return {key: value for key, value in settings.items() if key not in FREE}
 
 
-def write_data(study: Study, data: Path, pictures: str) -> None:
+def write_data(study: Study, data: Path, images: str) -> None:
     """Convert the images as the plan says; files that were written so are kept.
 
     Raises:
@@ -147,14 +147,14 @@ def write_data(study: Study, data: Path, pictures: str) -> None:
     for settings in study.write:
         flags = [f"--{key}={_text(value)}" for key, value in settings.items()]
         names, planned = _data_settings(flags)
-        planned |= {"--pictures": str(Path(pictures).absolute())} if pictures else {}
+        planned |= {"--images": str(Path(images).absolute())} if images else {}
         files = [data / name for name in names]
         for file in files:
             check_file(file, planned)
         if all(file.exists() for file in files):
             continue
         command = [sys.executable, "write_dataset.py", *flags, f"--write.folder={data}"]
-        command += [f"--source.path={pictures}"] if pictures else []
+        command += [f"--source.path={images}"] if images else []
         if subprocess.run(command, cwd=ROOT).returncode:
             raise RecordError(f"the data could not be written into {data}, for the reason above")
         made = {one.name: {"settings": planned, "file": _identity(BetonFile(one))} for one in files}
@@ -205,7 +205,7 @@ def check_file(file: Path, planned: dict) -> None:
 
 def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
     """The settings that a file itself tells; of write.limit, that it is exceeded."""
-    stored = dict((beton.stamp or beton.sidecar).get("settings", {}))
+    stored = dict((beton.checksums or beton.sidecar).get("settings", {}))
     there = {}
     if "skip_bad" in stored:
         there["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
@@ -219,7 +219,7 @@ def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
 
 def _identity(beton: BetonFile) -> dict:
     """What tells a file from another: the checksums of its stamp."""
-    stamp = beton.stamp or {}
+    stamp = beton.checksums or {}
     return {key: stamp.get(key) for key in ("num_samples", "order_crc32", "blocks_crc32")}
 
 
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{'missing' if job in missing else 'there  '}  {job.name}")
             return 0
         if missing:
-            write_data(study, data.absolute(), args.pictures)
+            write_data(study, data.absolute(), args.images)
     except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
@@ -347,7 +347,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="below records/, of the study")
-    parser.add_argument("--pictures", default="", help="folder of the pictures: --source.path")
+    parser.add_argument("--images", default="", help="folder of the images: --source.path")
     parser.add_argument("--lanes", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--runs", type=Path, help="of the runs under way (runs/NAME)")
     parser.add_argument("--data", type=Path, help="of train.beton and val.beton (data/NAME)")
@@ -365,5 +365,5 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     sys.exit(main())

@@ -11,8 +11,8 @@ import argparse
 import sys
 
 from fast_imagenet.beton.verify import verify
-from fast_imagenet.config import told
-from fast_imagenet.terminal import outlive_reader, readable
+from fast_imagenet.config import format_error
+from fast_imagenet.terminal import ignore_broken_pipe, readable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def show(path: str, full: bool) -> int:
     for sentence in notes:
         print(readable(f"note: {sentence}"))
     if not findings:
-        more = "" if full else " (--full checks the pictures, too)"
+        more = "" if full else " (--full checks the images, too)"
         print(f"{readable(path)}: no fault found{more}")
     return 1 if findings else 0
 
@@ -54,14 +54,14 @@ def join(out: str, parts: list[str]) -> int:
     try:
         summary = merge(out, parts)
     except (BetonError, ConversionError, OSError) as error:
-        print(readable(f"merge: {told(error)}"), file=sys.stderr)
+        print(readable(f"merge: {format_error(error)}"), file=sys.stderr)
         return 1
     count, size = summary["num_samples"], summary["file_bytes"] / 1e6
-    parts = f"{count:,} pictures from {len(parts)} parts"
+    parts = f"{count:,} images from {len(parts)} parts"
     print(f"{readable(out)}: {parts}, {size:,.1f} MB, every byte checked")
     return 0
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     sys.exit(main())

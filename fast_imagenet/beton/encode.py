@@ -1,4 +1,4 @@
-"""What happens to one picture on its way into the file: read, decode, resize, JPEG or raw.
+"""What happens to one image on its way into the file: read, decode, resize, JPEG or raw.
 
 These functions run in the writer's worker processes, a chunk of neighbouring output positions at a
 time.
@@ -23,27 +23,27 @@ from fast_imagenet.sources.decode import (
     ImageError,
     decode_opened,
     kinds_of_name,
-    open_picture,
+    open_image,
 )
 
 
 class ConversionError(RuntimeError):
-    """A picture that cannot be converted; the message begins with its path."""
+    """An image that cannot be converted; the message begins with its path."""
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How pictures are stored.
+    """How images are stored.
 
     Attributes:
         mode: 'jpg', 'raw', 'proportion' or 'smart'.
         jpeg_share: share of JPEGs under 'proportion', 0..1.
-        smart_bytes: under 'smart', pictures of up to so many bytes of pixels are raw and larger
+        smart_bytes: under 'smart', images of up to so many bytes of pixels are raw and larger
             ones JPEG.
         quality: JPEG quality, 1..100.
         max_side: longest allowed side in pixels; 0 = as they are.
         seed: key of the hash that picks the JPEGs under 'proportion'.
-        skip_bad: leave out pictures that cannot be decoded instead of stopping.
+        skip_bad: leave out images that cannot be decoded instead of stopping.
     """
 
     mode: str = "jpg"
@@ -57,14 +57,14 @@ class EncodeSettings:
 
 @dataclass
 class Chunk:
-    """Encoded pictures of neighbouring output positions.
+    """Encoded images of neighbouring output positions.
 
     Attributes:
-        payload: their bytes, one piece a picture: joined they would be copied twice more.
-        sizes, modes, heights, widths, labels: one number a picture.
+        payload: their bytes, one piece an image: joined they would be copied twice more.
+        sizes, modes, heights, widths, labels: one number an image.
         source_bytes: bytes read from the source.
         odd: (kind, name) of everything unusual that was met.
-        skipped: (name, reason) of pictures left out.
+        skipped: (name, reason) of images left out.
     """
 
     payload: list[bytes] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Chunk:
 
 
 # ------------------------------------------------------------------------------------------------
-# One picture
+# One image
 # ------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +110,7 @@ def hash_share(seed: int, index: int) -> float:
 
 
 def is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
-    """Whether picture `index` of the source, so many bytes of pixels, becomes JPEG or stays raw."""
+    """Whether image `index` of the source, so many bytes of pixels, becomes JPEG or stays raw."""
     if settings.mode == "proportion":
         return hash_share(settings.seed, index) < settings.jpeg_share
     if settings.mode == "smart":
@@ -119,7 +119,7 @@ def is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
 
 
 def read_bytes(source: Source, index: int) -> bytes:
-    """The file of one picture.
+    """The file of one image.
 
     Raises:
         ImageError: it cannot be read.
@@ -170,11 +170,11 @@ def encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings):
         raise ImageError(f"cannot be encoded ({error})") from error
 
 
-def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
-    """Encode picture `index` and append it to `chunk`.
+def add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
+    """Encode image `index` and append it to `chunk`.
 
     Raises:
-        ImageError: the picture cannot be read, decoded or stored.
+        ImageError: the image cannot be read, decoded or stored.
     """
     kinds = ()
     if source.draws_pixels:
@@ -187,7 +187,7 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
         header, image = recode.read_header(data), None
         made = rewrite_stored(header, data, index, settings)
         if made is None or header.has_exif:
-            image, kinds = open_picture(data, source.name(index))
+            image, kinds = open_image(data, source.name(index))
         else:  # nothing can be unusual but the name
             kinds = kinds_of_name(source.name(index), "JPEG")
         if made is None:
@@ -204,23 +204,23 @@ def add_picture(chunk: Chunk, source: Source, index: int, settings: EncodeSettin
 
 
 def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, note) -> Chunk:
-    """Encode pictures `indices` of `source`, in this order.
+    """Encode images `indices` of `source`, in this order.
 
     Args:
         note: called with each index before it is touched, so that a death can be traced.
 
     Raises:
-        ConversionError: a picture failed and `settings.skip_bad` is off; names its path.
+        ConversionError: an image failed and `settings.skip_bad` is off; names its path.
     """
     chunk = Chunk()
     for index in indices.tolist():
         note(index)
         try:
-            add_picture(chunk, source, index, settings)
+            add_image(chunk, source, index, settings)
         except ImageError as error:
             if not settings.skip_bad:
                 raise ConversionError(
-                    f"{source.name(index)}: {error}; repair or remove it, or leave damaged pictures"
+                    f"{source.name(index)}: {error}; repair or remove it, or leave damaged images"
                     " out with --source.on_error=skip"
                 ) from error
             chunk.skipped.append((source.name(index), str(error)))

@@ -3,9 +3,9 @@
     header | one descriptor a field | metadata, one row a sample | gap | data pages | allocation
     table
 
-Data pages begin at multiples of the page size counted from the start of the file. A picture lies
+Data pages begin at multiples of the page size counted from the start of the file. An image lies
 inside one page. The allocation table is everything from `alloc_table_ptr` to the end of the file:
-one row a picture. All integers are little-endian.
+one row an image. All integers are little-endian.
 
 Source: ffcv 1.0.2, ffcv/types.py, ffcv/fields/rgb_image.py and ffcv/memory_allocator.py.
 """

@@ -1,9 +1,9 @@
-"""Encode pictures as ordinary JPEG with restart markers, so that a reader can decode just a region.
+"""Encode images as ordinary JPEG with restart markers, so that a reader can decode just a region.
 
 A restart marker resets the decoder. With one every few MCUs (an MCU is the 16 x 16 pixel unit of
 4:2:0 JPEG), at an interval that divides the MCUs of a row, the compressed data fall into tiles that
 decode independently: `fast_imagenet.ops.CropDecode` copies the tiles under a crop and skips the
-rest. Optimised Huffman tables pay for the markers: 50 ImageNet pictures at 500 px, quality 90, came
+rest. Optimised Huffman tables pay for the markers: 50 ImageNet images at 500 px, quality 90, came
 out 2.4 % smaller than with FFCV's encoder. Every JPEG decoder reads them.
 """
 
@@ -24,7 +24,7 @@ MAX_SIDE = 65_500  # libjpeg's own limit (JPEG_MAX_DIMENSION)
 def restart_interval(width: int, largest: int = MAX_RESTART_INTERVAL) -> int:
     """The largest number of MCUs, at most `largest`, that divides the MCUs of a row.
 
-    Args: width: picture width in pixels, >= 1. largest: >= 1.
+    Args: width: image width in pixels, >= 1. largest: >= 1.
     """
     mcus_per_row = -(-width // MCU_SIDE)
     return max(n for n in range(1, largest + 1) if mcus_per_row % n == 0)
@@ -44,7 +44,7 @@ def encode_jpeg(
         quality: 1 to 100, libjpeg's scale.
         interval: MCUs between restart markers; None chooses `restart_interval(width)`, 0 writes
             none.
-        optimize: build Huffman tables for this picture: 3.8 % fewer bytes, 2.4 times the time.
+        optimize: build Huffman tables for this image: 3.8 % fewer bytes, 2.4 times the time.
     Returns: the bytes of one JPEG file.
     Raises: ValueError for another dtype or shape, a side or quality out of range.
     """
@@ -61,7 +61,7 @@ def encode_jpeg(
     image_bgr = cv2.cvtColor(np.ascontiguousarray(image_hwc), cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".jpg", image_bgr, options)
     if not done:
-        raise ValueError(f"OpenCV could not encode a picture of shape {image_hwc.shape} as JPEG")
+        raise ValueError(f"OpenCV could not encode an image of shape {image_hwc.shape} as JPEG")
     return data.tobytes()
 
 
@@ -70,7 +70,7 @@ def rewrite_jpeg(
 ) -> bytes | None:
     """A stored JPEG anew with restart markers, no finer than `quality`, without going to RGB.
 
-    Args: header: of `data`, from recode.read_header. size_wh: of the new picture, pixels: its own
+    Args: header: of `data`, from recode.read_header. size_wh: of the new image, pixels: its own
         or smaller (area average). quality: 1 to 100.
     Returns: the new file; None where the file is damaged.
     """
@@ -90,9 +90,9 @@ def quantisers(quality: int) -> bytes:
 def _check(image_hwc: np.ndarray, quality: int) -> None:
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3:
         raise ValueError(
-            f"picture is {image_hwc.dtype} {image_hwc.shape}; give uint8 [height, width, 3] RGB"
+            f"image is {image_hwc.dtype} {image_hwc.shape}; give uint8 [height, width, 3] RGB"
         )
     if not all(1 <= side <= MAX_SIDE for side in image_hwc.shape[:2]):
-        raise ValueError(f"picture is {image_hwc.shape[:2]}; JPEG sides are 1 to {MAX_SIDE}")
+        raise ValueError(f"image is {image_hwc.shape[:2]}; JPEG sides are 1 to {MAX_SIDE}")
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality is {quality}; give 1 to 100")

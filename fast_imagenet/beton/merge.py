@@ -15,11 +15,11 @@ from typing import BinaryIO
 import numpy as np
 
 from fast_imagenet.beton import format as fmt
+from fast_imagenet.beton.checksums import BlockSums, write_tables
+from fast_imagenet.beton.disk_space import check_exact, fill_holes
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
-from fast_imagenet.beton.needs import check_exact, fill_holes
+from fast_imagenet.beton.output_lock import check_held, claim, publish
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
-from fast_imagenet.beton.stamp import BlockSums, write_tables
-from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.beton.verify import PageChecks, verify
 from fast_imagenet.beton.writer import (
     CLIPPED_NOTE,
@@ -204,7 +204,7 @@ def _source(files: list[BetonFile]) -> SimpleNamespace:
     notes = [note for note in notes if not note.startswith(CLIPPED_NOTE)]  # summed up anew
     counts = np.sum([side["counts"] for side in sides], axis=0)
     if any(side["skipped"] for side in sides) and not counts.all():
-        notes.append("warning: pictures were skipped, and some classes have none")
+        notes.append("warning: images were skipped, and some classes have none")
     return SimpleNamespace(
         classes=sides[0]["classes"],
         class_names=sides[0]["class_names"],

@@ -1,6 +1,6 @@
 """The writer's worker processes: chunks encoded in parallel, handed on in order.
 
-A worker that raises, dies or hangs ends the conversion with the name of its picture, and none is
+A worker that raises, dies or hangs ends the conversion with the name of its image, and none is
 left running. The names of their locks in /dev/shm begin with `fast-imagenet-<process id>`, so that
 the next conversion can remove those of a killed one.
 """
@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 
+from fast_imagenet.beton.disk_space import LOCK_BYTES, SHM, check_shm, free_bytes, shm_sentence
 from fast_imagenet.beton.encode import (
     Chunk,
     ConversionError,
@@ -27,12 +28,11 @@ from fast_imagenet.beton.encode import (
     start_worker,
     work,
 )
-from fast_imagenet.beton.needs import LOCK_BYTES, SHM, check_shm, free_bytes, shm_sentence
-from fast_imagenet.beton.target import is_other_process
+from fast_imagenet.beton.output_lock import is_other_process
 from fast_imagenet.processes import start_resource_tracker
 from fast_imagenet.sources.base import Source
 
-CHUNK = 16  # pictures a task: large enough to hide the cost of a task, small enough to stop soon
+CHUNK = 16  # images a task: large enough to hide the cost of a task, small enough to stop soon
 WINDOW = (
     3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
 )
@@ -54,7 +54,7 @@ def encoded(
     """Encoded chunks in the order of `indices`, made by `workers` processes (0: here).
 
     Raises:
-        ConversionError: a picture failed, or the worker that was at it; the message names it.
+        ConversionError: an image failed, or the worker that was at it; the message names it.
         OSError: /dev/shm cannot hold what the workers share; with `check_space` before they start.
     """
     parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
@@ -157,9 +157,9 @@ def _process_space() -> int:
 
 
 def _being_read(source: Source, slots) -> str:
-    """Names of the pictures that the workers were at."""
+    """Names of the images that the workers were at."""
     indices = [index for index in slots[2::2] if index >= 0]
-    return " or ".join(source.name(index) for index in indices[:4]) or "before the first picture"
+    return " or ".join(source.name(index) for index in indices[:4]) or "before the first image"
 
 
 def _stop(pool: ProcessPoolExecutor, others: list) -> None:

@@ -1,9 +1,9 @@
 """Read and check a .beton file with numpy alone, without FFCV.
 
 FFCV trusts a file blindly: it opens an unfinished or truncated one and then trains on wrong
-pictures or crashes. `BetonFile` refuses such a file with one sentence, in under a second for 1.3
+images or crashes. `BetonFile` refuses such a file with one sentence, in under a second for 1.3
 million samples. It checks structure and, where the file is stamped, the checksum of its header and
-tables; picture bytes are checked by verify.py.
+tables; image bytes are checked by verify.py.
 """
 
 import io
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from fast_imagenet.beton import format as fmt
-from fast_imagenet.beton.fields import MAX_FIELDS, FieldError, Fields, read_fields
-from fast_imagenet.beton.stamp import (
+from fast_imagenet.beton.checksums import (
     StampError,
     class_digest,
     read_class_note,
     read_stamp,
     table_from_text,
 )
+from fast_imagenet.beton.fields import MAX_FIELDS, FieldError, Fields, read_fields
 
 REMEDY = "copy it again from where it came, or write it again with write_dataset.py"
 
@@ -43,15 +43,15 @@ class BetonFile:
         labels: int64 [n].
         heights, widths: int64 [n], pixels.
         modes: 'jpg' or 'raw', str [n].
-        offsets, sizes: int64 [n], bytes: where a picture lies in the file.
+        offsets, sizes: int64 [n], bytes: where an image lies in the file.
         page_size: bytes.
         data_end: first byte after the data pages.
         sidecar: content of `<file>.json`, {} when there is none.
         classes: class identifiers in the order of the labels, None without sidecar.
-        class_digest: stamp.py's `class_digest` of them, also known from the header of a file of
+        class_digest: checksums.py's `class_digest` of them, also known from the header of a file of
             ours; None for other files without sidecar.
         num_classes: of these; otherwise the largest label + 1.
-        stamp: what stamp.py's `read_stamp` returns; None: the file has no checksums.
+        stamp: what checksums.py's `read_stamp` returns; None: the file has no checksums.
         block_sums: crc32 of every block of the data pages, uint32; None where unknown.
 
     Args:
@@ -92,7 +92,7 @@ class BetonFile:
 
     @property
     def content(self) -> str | None:
-        """Checksums of pictures and labels, 16 hex digits; None for a file without a stamp."""
+        """Checksums of images and labels, 16 hex digits; None for a file without a stamp."""
         if self.stamp is None:
             return None
         return f"{self.stamp['blocks_crc32']:08x}{zlib.crc32(self.labels.tobytes()):08x}"
@@ -113,7 +113,7 @@ class BetonFile:
         self._bytes = _map(self.path)
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        """Stored picture and label of sample `index`.
+        """Stored image and label of sample `index`.
 
         Returns:
             JPEG bytes, or uint8 RGB [height, width, 3] where it is raw; and the label.

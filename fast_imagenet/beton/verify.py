@@ -1,4 +1,4 @@
-"""Check the pictures of a .beton file against its checksums: all at once, or as pages are read.
+"""Check the images of a .beton file against its checksums: all at once, or as pages are read.
 
 The structure, and the checksum of header and tables, are checked by `BetonFile` whenever a file is
 opened. Here are the data pages.
@@ -52,7 +52,7 @@ def _bad_blocks(file: BetonFile) -> list[str]:
     if zlib.crc32(found.tobytes()) == file.stamp["blocks_crc32"]:
         return []
     if file.block_sums is None:
-        return [f"{file.path} is damaged: the checksum of its pictures is wrong; {REMEDY}"]
+        return [f"{file.path} is damaged: the checksum of its images is wrong; {REMEDY}"]
     bad = np.flatnonzero(found != file.block_sums)
     findings = [_describe(file, int(block + first)) for block in bad[:MAX_FINDINGS]]
     if len(bad) > MAX_FINDINGS:

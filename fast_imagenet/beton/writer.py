@@ -3,10 +3,10 @@ complete file.
 
 The samples are appended in order by one process, so that the bytes of the file do not depend on the
 number of workers. The file grows under `<name>.partial-<pid>`, is checked, synced and then gets its
-name (see target.py); whatever goes wrong, the partial file is removed.
+name (see output_lock.py); whatever goes wrong, the partial file is removed.
 
 Stock FFCV's writer waits for ever when a worker raises or dies, and leaves a file that looks
-complete; this one stops with the path of the picture.
+complete; this one stops with the path of the image.
 """
 
 import errno
@@ -26,19 +26,19 @@ import numpy as np
 
 from fast_imagenet import native as recode
 from fast_imagenet.beton import format as fmt
+from fast_imagenet.beton.checksums import BlockSums, class_digest, table_to_text, write_tables
+from fast_imagenet.beton.disk_space import SMALLER, check_disk, estimate_file, fill_holes
 from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
-from fast_imagenet.beton.needs import SMALLER, check_disk, estimate_file, fill_holes
+from fast_imagenet.beton.output_lock import check_held, claim, publish
 from fast_imagenet.beton.pool import encoded
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
-from fast_imagenet.beton.stamp import BlockSums, class_digest, table_to_text, write_tables
-from fast_imagenet.beton.target import check_held, claim, publish
 from fast_imagenet.sources.base import Source, choose, shuffle
 from fast_imagenet.sources.decode import CLIPPED
 from fast_imagenet.terminal import readable
 
 __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
-PAGE_SIZE = 8 << 20  # FFCV's default; it grows when a picture is larger
+PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
 MAX_LISTED = 100  # names listed in the summary for each kind of odd file
 SIDECAR_VERSION = 1
@@ -65,23 +65,23 @@ def write_beton(
 
     Args:
         path: final name of the file; its folder is made when missing.
-        source: the pictures.
-        settings: how pictures are stored; None = the defaults of EncodeSettings.
+        source: the images.
+        settings: how images are stored; None = the defaults of EncodeSettings.
         limit: largest number of samples, drawn evenly over the classes; 0 = all.
         workers: processes that decode and encode; 0 = do it in this process.
         overwrite: replace an existing file, which stays in place until the new one is complete.
-        page_size: bytes, a power of two from 2 MiB up; doubled until the largest picture fits.
+        page_size: bytes, a power of two from 2 MiB up; doubled until the largest image fits.
         progress: called after every chunk with the numbers of new samples and of new bytes.
         shard: (number from 0, of how many): write only this part of the order; see merge.py.
         check_space: refuse when the disk or /dev/shm are clearly too small, before writing.
-        later: pictures that will be written to the same folder after this file.
+        later: images that will be written to the same folder after this file.
         tell: called with a sentence about needed and free bytes.
 
     Returns:
         The summary: see `summarise`.
 
     Raises:
-        ConversionError: a picture failed (the message begins with its path), or none is left.
+        ConversionError: an image failed (the message begins with its path), or none is left.
         FileExistsError: `path` exists and `overwrite` is off, even if it has only appeared
             meanwhile; or another process is writing it.
         OSError: the disk refuses, because it is full or, by the estimate, will be.
@@ -104,7 +104,7 @@ def write_beton(
         if shard[1] == 1:
             summary["notes"] += _all_skipped(source, indices, summary["counts"])
         if missing:
-            summary["notes"].append(f"without the C library, pictures took longer: {missing}")
+            summary["notes"].append(f"without the C library, images took longer: {missing}")
         if removed:
             names = ", ".join(readable(file.name) for file in removed)
             summary["notes"].append(f"removed what a killed conversion had left: {names}")
@@ -212,9 +212,9 @@ def _write_pages(
 class PageFile:
     """Appends samples to an open file in FFCV's page layout.
 
-    A layout in pages of some size is also one in pages of twice that size, because a picture inside
+    A layout in pages of some size is also one in pages of twice that size, because an image inside
     one small page lies inside one large page. So the page size is settled last, and no limit on the
-    size of a picture is needed.
+    size of an image is needed.
 
     Args:
         file: open for binary writing, at its start.
@@ -234,10 +234,10 @@ class PageFile:
         file.seek(self._position)
 
     def append(self, chunk: Chunk) -> None:
-        """Add the pictures of `chunk`.
+        """Add the images of `chunk`.
 
         Raises:
-            ConversionError: a picture larger than the largest page that FFCV knows (2 GiB).
+            ConversionError: an image larger than the largest page that FFCV knows (2 GiB).
         """
         for stored, size, mode, height, width, label in zip(
             *(chunk.payload, chunk.sizes, chunk.modes, chunk.heights, chunk.widths, chunk.labels),
@@ -256,7 +256,7 @@ class PageFile:
             self._page_size *= 2
         if self._page_size > fmt.MAX_PAGE_SIZE:
             raise ConversionError(
-                f"a picture takes {size:,} bytes, more than FFCV's largest page:"
+                f"an image takes {size:,} bytes, more than FFCV's largest page:"
                 " set --write.max_side"
             )
         pointer = self._position
@@ -282,7 +282,7 @@ class PageFile:
         count = self._count
         if not count:
             raise ConversionError(
-                "no picture is left to write: every one was skipped, or there were none"
+                "no image is left to write: every one was skipped, or there were none"
             )
         end = fmt.align_up(self._position, self._page_size)
         self._sums.add_zeros(end - self._position)
@@ -345,13 +345,13 @@ class Totals:
 
 
 def _all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:
-    """A warning for the notes when every picture of a class was left out."""
+    """A warning for the notes when every image of a class was left out."""
     wanted = np.bincount(source.labels[indices], minlength=len(counts))
     gone = [source.classes[label] for label in np.flatnonzero((wanted > 0) & (np.equal(counts, 0)))]
     if not gone:
         return []
     listed = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
-    return [f"warning: {len(gone)} classes have no picture left, all were skipped: {listed}"]
+    return [f"warning: {len(gone)} classes have no image left, all were skipped: {listed}"]
 
 
 CLIPPED_NOTE = "warning: 16-bit gray images became white wherever a value was above 255"
@@ -376,7 +376,7 @@ def summarise(
         (list or None), counts (samples per class, in the order of classes); source ({kind,
         read_bytes}); settings (EncodeSettings as a dictionary); file_bytes, image_bytes, page_size;
         modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd ({kind: {count, files}});
-        skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see stamp.py); seconds,
+        skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see checksums.py); seconds,
         images_per_second.
     """
     return {

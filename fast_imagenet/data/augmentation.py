@@ -21,20 +21,20 @@ MIX_ALPHAS = (0.001, 1000.0)  # from 1e-307 down and 1e308 up numpy's Beta draws
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to a training picture, in this order; a stage at 0 or 'none' is left out.
+    """What happens to a training image, in this order; a stage at 0 or 'none' is left out.
 
     Attributes:
-        crop_area: smallest and largest share of the picture that a crop covers, 0 < lo <= hi <= 1.
+        crop_area: smallest and largest share of the image that a crop covers, 0 < lo <= hi <= 1.
         flip: probability of a mirror image.
         policy: one of POLICIES; 'rand_augment_lite' composes into one look-up and one resample,
             'rand_augment' is torchvision's, 'rand_augment_timm' timm's increasing variant.
-        policy_ops, policy_magnitude, policy_mstd: operations a picture, their strength (of 30;
+        policy_ops, policy_magnitude, policy_mstd: operations an image, their strength (of 30;
             timm: of 10) and its standard deviation; for the three rand_augment policies.
         brightness, contrast, saturation, hue: torchvision's ColorJitter; hue up to 0.5.
         grayscale, solarize, blur: probabilities; threshold 128, blur radius 0.1 to 2 px.
-        erasing: probability of random erasing, on the normalised picture.
+        erasing: probability of random erasing, on the normalised image.
         erasing_mode: 'const' (the mean colour), 'rand' (one normal number a channel) or 'pixel'.
-        erasing_count: most boxes a picture.
+        erasing_count: most boxes an image.
         mixup, cutmix: alpha of each, within MIX_ALPHAS; 0 = off.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fast_imagenet.beton.stamp import class_digest
+from fast_imagenet.beton.checksums import class_digest
 from fast_imagenet.terminal import readable
 
 

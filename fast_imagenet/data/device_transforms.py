@@ -1,15 +1,15 @@
-"""What happens to a training batch on the device: normalise, erase boxes, mix pictures.
+"""What happens to a training batch on the device: normalise, erase boxes, mix images.
 
 Plain torch, no FFCV: any loader that gives uint8 batches can use it, on a CPU or a GPU. The host
 draws every choice from keyed numbers, the device carries it out and nobody waits for it: boxes of
-erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step). Pictures are mixed with their
+erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step). Images are mixed with their
 neighbours in the batch, so that one rank, two ranks and micro-batches of even size mix the same.
 
     transforms = BatchTransforms(augment, MEAN, STD, num_classes=1000, label_smoothing=0.1, seed=0)
     images_bchw, targets = transforms(images_bhwc, labels_b, samples_b, epoch, step)
 
 Arrays: images_bhwc uint8 in 0..255; images_bchw float, normalised, channels last in memory;
-labels_b int64; samples_b numpy int64, index of each picture in the data set.
+labels_b int64; samples_b numpy int64, index of each image in the data set.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class BatchTransforms:
         num_classes: for soft targets.
         label_smoothing: share given to all classes, 0 to 1; only soft targets are smoothed here.
         seed: of the run.
-        dtype: of the pictures that come out.
+        dtype: of the images that come out.
     Raises:
         ValueError: a setting is out of range.
     """
@@ -67,7 +67,7 @@ class BatchTransforms:
 
         Args:
             images_bhwc: uint8 [b, h, w, 3] on any device; not changed. b may be odd: the last
-                picture then meets itself and stays as it is.
+                image then meets itself and stays as it is.
             labels_b: int64 [b], on the same device.
             samples_b: numpy int64 [b]; None is enough when nothing is erased.
             epoch, step: of the run, >= 0.
@@ -75,13 +75,13 @@ class BatchTransforms:
             (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
             [b, num_classes], smoothed.
         Raises:
-            ValueError: pictures are to be erased and samples_b is None.
+            ValueError: images are to be erased and samples_b is None.
         """
         a, size = self.augment, images_bhwc.shape[1:3]
         mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix) if self.mixes else None
         if a.erasing:
             if samples_b is None:
-                raise ValueError("random erasing needs samples_b, the index of each picture")
+                raise ValueError("random erasing needs samples_b, the index of each image")
             images_bchw = normalize(images_bhwc, self.mean, self.std)
             key = (self.seed, epoch, samples_b)
             boxes = draw_erasing(*key, size, a.erasing, a.erasing_count)
@@ -145,7 +145,7 @@ def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device):
 def erase(
     images_bchw: torch.Tensor, boxes: np.ndarray, mode: str, seed: int, epoch: int, samples
 ) -> torch.Tensor:
-    """Fill boxes of normalised pictures, in place.
+    """Fill boxes of normalised images, in place.
 
     Args:
         images_bchw: float [b, 3, h, w], channels last (as `normalize` gives them).
@@ -186,7 +186,7 @@ def erase(
 def _lines(boxes: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows of pixels of boxes int64 [b, 4], one after the other in one sequence of pixels.
 
-    Returns: int64 each: picture of every line; row * width + column of its first pixel, less the
+    Returns: int64 each: image of every line; row * width + column of its first pixel, less the
         number of pixels in the lines before it; number of its pixels.
     """
     heights = boxes[:, 2]
@@ -240,10 +240,10 @@ def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class Mixing(NamedTuple):
-    """How the pictures of a batch are mixed with their neighbours.
+    """How the images of a batch are mixed with their neighbours.
 
-    lam: share of a picture's own label, 0 to 1. box: (top, bottom, left, right) that comes from
-    the other picture (CutMix), ends excluded; None: all pixels are blended (Mixup).
+    lam: share of an image's own label, 0 to 1. box: (top, bottom, left, right) that comes from
+    the other image (CutMix), ends excluded; None: all pixels are blended (Mixup).
     """
 
     lam: float

@@ -1,6 +1,6 @@
 """The only file that touches ffcv.Loader: seeded order, ranks, resolution changes, errors surfaced.
 
-Pictures are read and changed by the operations of fast_imagenet.ops alone: what a training picture
+Images are read and changed by the operations of fast_imagenet.ops alone: what a training image
 becomes is a function of (seed, epoch, its index in the file).
 
 What FFCV 1.0.2 does otherwise, and what is done about it here:
@@ -225,7 +225,7 @@ class EvalLoader:
 
         Args:
             resolution: side in pixels.
-            crop_ratio: side of the central square as a share of the picture's shorter side;
+            crop_ratio: side of the central square as a share of the image's shorter side;
                 0.875 is torchvision's Resize(256), CenterCrop(224).
         """
         self._decoder.ratio, self._decoder.output_size = crop_ratio, resolution

@@ -1,7 +1,7 @@
-"""Random changes to training pictures by torchvision and timm, for torch_pipeline.py.
+"""Random changes to training images by torchvision and timm, for torch_pipeline.py.
 
 The same settings as the operations of fast_imagenet/ops, the same order and distributions, other
-random numbers. On a CPU the pictures are Pillow's, which the operations equal; on a GPU they are
+random numbers. On a CPU the images are Pillow's, which the operations equal; on a GPU they are
 tensors, where torchvision differs by a level here and there, in hue by up to 12. Blur is
 torchvision's, a true Gaussian; the operations have Pillow's.
 """
@@ -19,7 +19,7 @@ from fast_imagenet.data.augmentation import STAGES, Augment, check_policy
 
 TOP_MAGNITUDE = 30  # torchvision's strongest bin
 BLUR = {"kernel_size": 13, "sigma": (0.1, 2.0)}  # 13 px reach three deviations
-TIMM_FILL = (124, 116, 104)  # mean colour of ImageNet, outside the picture
+TIMM_FILL = (124, 116, 104)  # mean colour of ImageNet, outside the image
 _STREAM = 1  # the crop's key is (seed, epoch, index); this number makes another one
 
 
@@ -39,7 +39,7 @@ class KeyedTransforms:
         self.stages = build_stages(augment, transforms)
 
     def __call__(self, image_hwc: torch.Tensor, epoch: int, index: int) -> torch.Tensor:
-        """One uint8 picture (h, w, 3), contiguous, to another; the process's generators stay."""
+        """One uint8 image (h, w, 3), contiguous, to another; the process's generators stay."""
         if not self.stages:
             return image_hwc
         image = image_hwc.permute(2, 0, 1)
@@ -102,7 +102,7 @@ class RandAugment(v2.RandAugment):
     """torchvision's RandAugment, also with a noisy or fractional magnitude.
 
     Args:
-        num_ops: operations a picture.
+        num_ops: operations an image.
         magnitude: 0 to 30; between two bins to a hundredth.
         mstd: standard deviation of the magnitude, drawn for each operation; above 100 it is uniform
             from 0 to `magnitude`.
@@ -147,7 +147,7 @@ class LiteRandAugment(RandAugment):
 
 
 class TimmRandAugment:
-    """timm's rand-m{magnitude}-n{num_ops}-mstd{mstd}-inc1, bilinear, on Pillow pictures.
+    """timm's rand-m{magnitude}-n{num_ops}-mstd{mstd}-inc1, bilinear, on Pillow images.
 
     Args: as RandAugment; the magnitude is a whole number from 0 to 10.
     Raises:
@@ -170,7 +170,7 @@ class TimmRandAugment:
                 operation.aug_fn = posterize
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Another picture; decided by torch's generator, though timm draws from two others."""
+        """Another image; decided by torch's generator, though timm draws from two others."""
         seeds = torch.randint(2**32, (2,)).tolist()
         states = np.random.get_state(), random.getstate()
         np.random.seed(seeds[0])

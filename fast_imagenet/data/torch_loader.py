@@ -9,7 +9,7 @@ after a resume.
     transforms="gpu": workers read and draw crops; the device does the rest
 
 Arrays: images_bhwc and rgb_hwc uint8 in 0..255, RGB; image_chw the same as torch sees it;
-labels_b int64; samples_b numpy int64, index of each picture in the file.
+labels_b int64; samples_b numpy int64, index of each image in the file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
 from fast_imagenet import processes as fork_server
+from fast_imagenet.beton.checksums import class_digest
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.beton.stamp import class_digest
 from fast_imagenet.beton.verify import PageChecks
 from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment
 from fast_imagenet.data.sampler import epoch_order, rank_batches
@@ -52,7 +52,7 @@ RESUME = "resume with --training.resume=auto"
 
 
 class SampleError(ValueError):
-    """A picture cannot be read or decoded. The message names it in one sentence."""
+    """An image cannot be read or decoded. The message names it in one sentence."""
 
 
 class WorkerError(RuntimeError):
@@ -65,7 +65,7 @@ class WorkerError(RuntimeError):
 
 
 class TorchTrainLoader:
-    """Randomly changed pictures; order and draws are set by (seed, epoch, sample) alone.
+    """Randomly changed images; order and draws are set by (seed, epoch, sample) alone.
 
     Args:
         path: .beton file; or folder train/ of an image folder, or the folder that has train/ in it.
@@ -76,7 +76,7 @@ class TorchTrainLoader:
         device: where the batches end up.
         augment: crop, flip and what follows them up to the blur; erasing and mixing come after
             normalisation (batch_transforms.py).
-        transforms: 'cpu' or 'gpu', where pictures are decoded, resized and augmented. JPEG decoders
+        transforms: 'cpu' or 'gpu', where images are decoded, resized and augmented. JPEG decoders
             differ by a few levels between the two, torchvision's augmentations too.
         check_pages: check the checksum of each page of a .beton as a worker first reads it, where
             the file has them: 0.3 ms of processor time a MB, once a worker.
@@ -107,7 +107,7 @@ class TorchTrainLoader:
     ) -> None:
         self._device = torch.device(device)
         check_transforms(transforms, self._device)
-        source = open_pictures(path, "train")
+        source = open_images(path, "train")
         self.num_samples, self.classes = len(source), source.classes
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
         self.note = source.note if isinstance(source, BetonFile) else ""
@@ -178,7 +178,7 @@ class TorchEvalLoader:
     ) -> None:
         device = torch.device(device)
         check_transforms(transforms, device)
-        source = open_pictures(path, "val")
+        source = open_images(path, "val")
         self.num_samples, self.classes = len(source), source.classes
         self.content = source.content
         self.num_classes, self.class_digest = count_classes(source), digest_classes(source)
@@ -194,7 +194,7 @@ class TorchEvalLoader:
 
         Args:
             resolution: side r in pixels.
-            crop_ratio: side of the central square as a share of the picture's shorter side; 0.875
+            crop_ratio: side of the central square as a share of the image's shorter side; 0.875
                 is torchvision's Resize(256), CenterCrop(224), up to rounding.
         Raises:
             SampleError, WorkerError: as TorchTrainLoader.epoch.
@@ -218,7 +218,7 @@ def check_transforms(transforms: str, device: torch.device) -> None:
         raise ValueError("data.transforms=gpu needs a GPU, and there is none; use cpu")
 
 
-def open_pictures(path: str | Path, split: str):
+def open_images(path: str | Path, split: str):
     """The BetonFile, or the Source of one split of an image folder; both have labels and classes.
 
     Raises:
@@ -246,23 +246,23 @@ def page_checks(source, wanted: bool) -> PageChecks | None:
 
 
 def digest_classes(source) -> str | None:
-    """`class_digest` of what `open_pictures` returns; None where it is unknown."""
+    """`class_digest` of what `open_images` returns; None where it is unknown."""
     return source.class_digest if isinstance(source, BetonFile) else class_digest(source.classes)
 
 
 def count_classes(source) -> int:
-    """Number of classes of what `open_pictures` returns."""
+    """Number of classes of what `open_images` returns."""
     return source.num_classes if isinstance(source, BetonFile) else len(source.classes)
 
 
 # ------------------------------------------------------------------------------------------------
-# What to cut out of a picture: draw
+# What to cut out of an image: draw
 # ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a picture in pixels, and whether it is mirrored."""
+    """A part of an image in pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -277,7 +277,7 @@ class RandomRegion:
 
     Args:
         seed: of the run.
-        crop_area: smallest and largest share of the picture.
+        crop_area: smallest and largest share of the image.
         flip: probability.
     """
 
@@ -310,11 +310,11 @@ class CentreRegion:
 
 
 def crop_and_resize(image_chw: torch.Tensor, region: Region, resolution: int) -> torch.Tensor:
-    """The region of a picture at another size, antialiased bilinear.
+    """The region of an image at another size, antialiased bilinear.
 
     Args:
         image_chw: uint8 (3, H, W), on any device.
-        region: inside the picture.
+        region: inside the image.
         resolution: side r in pixels.
     Returns:
         uint8 (r, r, 3), contiguous.
@@ -335,7 +335,7 @@ class Pictures(Dataset):
         region: RandomRegion (argument: epoch) or CentreRegion (argument: crop ratio).
         finish: True: uint8 images (r, r, 3). False: (uint8 JPEG bytes [n] or pixels (H, W, 3),
             region, key).
-        change: what happens to a picture of the right size, with (epoch, index); None: nothing.
+        change: what happens to an image of the right size, with (epoch, index); None: nothing.
         checks: of the source's pages; None: they are not checked.
     """
 
@@ -369,7 +369,7 @@ class Pictures(Dataset):
             raise SampleError(describe(self.source, index, error)) from error
 
     def finished(self, image_chw: torch.Tensor, region: Region, key: tuple) -> torch.Tensor:
-        """A decoded picture, on any device, as the network gets it: uint8 (r, r, 3)."""
+        """A decoded image, on any device, as the network gets it: uint8 (r, r, 3)."""
         index, resolution, argument = key
         image_hwc = crop_and_resize(image_chw, region, resolution)
         return self.change(image_hwc, argument, index) if self.change else image_hwc
@@ -385,7 +385,7 @@ class Pictures(Dataset):
 
 
 def read_stored(source, index: int) -> bytes | np.ndarray:
-    """Encoded bytes of a picture, or uint8 (H, W, 3) where the file holds raw pixels."""
+    """Encoded bytes of an image, or uint8 (H, W, 3) where the file holds raw pixels."""
     return source.read(index)[0] if isinstance(source, BetonFile) else source.read(index)
 
 
@@ -400,7 +400,7 @@ def to_chw(stored: bytes | np.ndarray) -> torch.Tensor:
     """uint8 (3, H, W), channels last in memory: torch resizes these fastest on a CPU."""
     rgb_hwc = stored if isinstance(stored, np.ndarray) else decode_rgb(stored)[0]
     with warnings.catch_warnings():
-        # a picture of the decoder may be read-only; it is only read here
+        # an image of the decoder may be read-only; it is only read here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(rgb_hwc).permute(2, 0, 1)
 
@@ -417,9 +417,9 @@ def finish_on_device(samples: list[tuple], device: torch.device, pictures) -> to
     """Decode, cut out, resize and augment a batch where the network is.
 
     Args:
-        samples: (JPEG bytes or pixels, region, key), from Pictures(finish=False).
+        samples: (JPEG bytes or pixels, region, key), from Images(finish=False).
         device: GPU, or CPU in tests.
-        pictures: the Pictures.
+        images: the Images.
     Returns:
         images_bhwc on `device`.
     Raises:
@@ -453,7 +453,7 @@ def _decode_all(data: list[torch.Tensor], device: torch.device) -> list[torch.Te
 
 
 def _decode_jpegs(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """One call for a batch: nvJPEG decodes its pictures in parallel."""
+    """One call for a batch: nvJPEG decodes its images in parallel."""
     # imported here: torchvision 0.29 announces that a later version will have no decoders, and the
     # CPU path shall not end with them
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -578,7 +578,11 @@ class _Pipeline:
 
 
 def _full(need: int) -> str:
-    from fast_imagenet.beton.needs import SHM, free_bytes, shm_sentence  # the workers need no cv2
+    from fast_imagenet.beton.disk_space import (  # the workers need no cv2
+        SHM,
+        free_bytes,
+        shm_sentence,
+    )
 
     free = free_bytes(SHM) if SHM.is_dir() else 0
     return f"{shm_sentence(need, free)}, or lower data.num_workers"

@@ -1,7 +1,7 @@
 """What ends a run in good order: a signal, a stall, a second run in its folder, a wild loss.
 
-A run looks at these between two steps (`Pauses`), never inside one: what is saved is always a whole
-step, and `--training.resume=auto` goes on with the very next.
+A run looks at these between two steps (`StepMonitor`), never inside one: what is saved is always a
+whole step, and `--training.resume=auto` resumes with the very next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fast_imagenet.config import told
+from fast_imagenet.config import format_error
 from fast_imagenet.processes import SIGNALS
 from fast_imagenet.terminal import FULL
 
@@ -213,7 +213,7 @@ class Agreement:
         return largest
 
 
-class Pauses:
+class StepMonitor:
     """Called after every step: looks at the losses, saves from time to time, stops on request.
 
     Args:
@@ -271,7 +271,7 @@ def mean_losses(losses: list[torch.Tensor], first_step: int, ranks) -> list[floa
     return means
 
 
-def lacking(error: BaseException) -> str | None:
+def resource_hint(error: BaseException) -> str | None:
     """What was too small and which setting to change, as a sentence; None: it is another fault."""
     text = str(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
@@ -286,7 +286,7 @@ def lacking(error: BaseException) -> str | None:
             f"the run's folder. last.pt is whole: go on with --training.resume=auto"
         )
     # a path that the system refuses: rights, a folder that was removed or replaced, a failing disk
-    return told(error) if isinstance(error, OSError) and error.filename else None
+    return format_error(error) if isinstance(error, OSError) and error.filename else None
 
 
 @contextmanager

@@ -102,11 +102,11 @@ class RunLog:
         drop_torn_line(self._steps)
         _check_lines(self._log, dict.fromkeys(LOG_KEYS, (int, float)))
         _check_lines(self._steps, {"first_step": int, "losses": list})
-        write_json(self.folder / "config.json", shareable(config or {}))
+        write_json(self.folder / "config.json", redact_paths(config or {}))
         write_json(self.folder / PATHS, real_paths(config or {}))
         self._write_environment()
         if wandb_project:
-            self._wandb = _start_wandb(wandb_project, self.folder, shareable(config or {}))
+            self._wandb = _start_wandb(wandb_project, self.folder, redact_paths(config or {}))
 
     def write(self, **record: Any) -> None:
         """Append one epoch to log.jsonl; it is on the disk when this returns.
@@ -171,7 +171,7 @@ class RunLog:
         if not self.enabled:
             return
         plot_curves(self._log, self.folder / "curves.png", summary.get("cut_short", ""))
-        write_json(self.folder / "summary.json", shareable(summary))
+        write_json(self.folder / "summary.json", redact_paths(summary))
         self.close()
 
     def close(self) -> None:
@@ -326,21 +326,21 @@ def environment() -> dict:
 
 
 def real_paths(config: dict) -> dict[str, str]:
-    """'section.key' -> absolute path of what a run reads: what `shareable` takes out."""
+    """'section.key' -> absolute path of what a run reads: what `redact_paths` takes out."""
     keys = (("data", "train_dataset"), ("data", "val_dataset"), ("model", "checkpoint"))
     found = {f"{section}.{key}": config.get(section, {}).get(key) for section, key in keys}
     return {name: os.path.abspath(Path(path).expanduser()) for name, path in found.items() if path}
 
 
-def shareable(value: Any) -> Any:
+def redact_paths(value: Any) -> Any:
     """A copy of nested settings whose absolute paths say nothing of the machine.
 
     Paths inside the repository become relative to it; of others only '.../name' is left.
     """
     if isinstance(value, dict):
-        return {key: shareable(item) for key, item in value.items()}
+        return {key: redact_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [shareable(item) for item in value]
+        return [redact_paths(item) for item in value]
     if not isinstance(value, str) or not value.startswith(("/", "~")):
         return value
     path = Path(value).expanduser()
@@ -422,7 +422,7 @@ def plot_curves(log_jsonl: str | Path, png: str | Path, note: str = "") -> None:
 
     Args:
         log_jsonl: as RunLog writes it, one epoch at least.
-        png: picture to write, about 1500 x 1350 px.
+        png: image to write, about 1500 x 1350 px.
         note: words for its title, as that the run was a trial.
     Raises:
         RunLogError: the log is empty or damaged.

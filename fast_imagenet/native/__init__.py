@@ -2,10 +2,10 @@
 
     python -m fast_imagenet.native      builds it; `make setup` does so
 
-A JPEG stores whole numbers, the coefficients of 8 x 8 blocks, in a Huffman code. A picture that
+A JPEG stores whole numbers, the coefficients of 8 x 8 blocks, in a Huffman code. An image that
 fits keeps its coefficients, rounded to the steps of the asked quality where its own are finer:
 what decoding and encoding again would give, without the detour over 8-bit pixels. Chroma stored at
-full size becomes half size (4:2:0), by the mean of 2 x 2 pixels. A larger picture is decoded,
+full size becomes half size (4:2:0), by the mean of 2 x 2 pixels. A larger image is decoded,
 shrunk by the mean over areas and encoded on the planes Y, Cb, Cr. All get restart markers and one
 Huffman code fitted to photographs, so that nothing is counted before it is written.
 
@@ -130,7 +130,7 @@ class Header(ctypes.Structure):
 
 
 class _Room(threading.local):
-    """Memory of one thread for the largest picture so far: fresh memory would cost page faults."""
+    """Memory of one thread for the largest image so far: fresh memory would cost page faults."""
 
     def __init__(self):
         self.memory = self.out = np.zeros(0, np.uint8)
@@ -155,7 +155,7 @@ def write_anew(
     Args:
         header: of `data`, from `read_header`.
         data: the file.
-        size_wh: of the new picture, pixels; no side longer than the source's.
+        size_wh: of the new image, pixels; no side longer than the source's.
         interval: MCUs (16 x 16 px) between restart markers, 1 to 65535.
         steps: quantisers for luma and chroma in file order, 2 x 64 bytes, 1 to 255: where the
             source's are finer, its coefficients are rounded to these.

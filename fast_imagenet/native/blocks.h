@@ -103,7 +103,7 @@ INLINE void halve_pairs(const V *a, const V *b, V *o) {
     }
 }
 
-/* The picture continued beyond its edge: a block reflected left to right, or top to bottom. */
+/* The image continued beyond its edge: a block reflected left to right, or top to bottom. */
 static void mirror(const int16_t *from, int16_t *to, int down) {
     for (int i = 0; i < 64; i++) to[i] = (down ? i >> 3 : i) & 1 ? -from[i] : from[i];
 }

@@ -1,7 +1,7 @@
 /* A plain JPEG written anew without the detour over RGB pixels: __init__.py says what for.
  *
  * One pass, a row of MCUs (16 x 16 px) at a time: levels are read, rounded to coarser steps and
- * written in a fixed Huffman code, chroma at full size is halved on the way. A picture that must
+ * written in a fixed Huffman code, chroma at full size is halved on the way. An image that must
  * shrink goes through samples of Y, Cb and Cr (shrink.h).
  * Memory comes from the caller, nothing is allocated. Little-endian machines only.
  */
@@ -12,7 +12,7 @@
 
 enum { DAMAGED = -1, NO_ROOM = -2, MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16 };
 
-/* What lies in the caller's memory, zeros at first; tables stay from one picture to the next. */
+/* What lies in the caller's memory, zeros at first; tables stay from one image to the next. */
 typedef struct {
     Table tables[6];
     uint8_t zigzag[ROOM]; /* see read_others */
@@ -20,7 +20,7 @@ typedef struct {
     uint8_t arena[];
 } Memory;
 
-/* One picture's conversion. */
+/* One image's conversion. */
 typedef struct {
     const Header *header;
     Memory *memory;
@@ -28,9 +28,9 @@ typedef struct {
     Writer out;
     uint8_t *room_end;
     uint8_t *arena;
-    int width, height, interval; /* of the new picture */
-    int columns, rows;           /* MCUs of the new picture */
-    uint8_t steps[2][64];        /* of the new picture, file order */
+    int width, height, interval; /* of the new image */
+    int columns, rows;           /* MCUs of the new image */
+    uint8_t steps[2][64];        /* of the new image, file order */
     int tables[3];               /* numbers of each component's */
     int previous[3], written[3]; /* first levels of the block before, by component */
     int64_t mcu;                 /* written so far */
@@ -131,7 +131,7 @@ static int keep_halved(Job *job) {
     return 0;
 }
 
-/* Luma blocks of a row of MCUs beyond the picture: flat, as the one before. */
+/* Luma blocks of a row of MCUs beyond the image: flat, as the one before. */
 static void fill_margin(Block *row, int columns, int wide, int tall) {
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2 * columns; x++) {
@@ -187,7 +187,7 @@ static int keep_full(Job *job) {
 
 /* ==== The whole file ========================================================================== */
 
-/* Tables to read with; those of the picture before are often the same. */
+/* Tables to read with; those of the image before are often the same. */
 static int prepare(Memory *memory, const Header *header) {
     for (int i = 0; i < 6; i++) {
         Table *table = &memory->tables[i];
@@ -217,7 +217,7 @@ int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_
     return sizeof(Memory) + size + SLACK + row + planes + wide * 512 + (1 << 16);
 }
 
-/* Write the picture anew, `width` x `height` pixels (its own, or smaller), steps no finer than
+/* Write the image anew, `width` x `height` pixels (its own, or smaller), steps no finer than
  * `steps`. Returns: bytes written; DAMAGED; NO_ROOM: `room` bytes do not suffice. */
 int64_t write_anew(const Header *header, const uint8_t *data, int64_t size, int width, int height,
                    int interval, const uint8_t *steps, Memory *memory, uint8_t *out, int64_t room) {

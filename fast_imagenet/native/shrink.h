@@ -1,4 +1,4 @@
-/* A picture that must shrink: to samples, to the mean over the area of each new one, to levels.
+/* An image that must shrink: to samples, to the mean over the area of each new one, to levels.
  *
  * Y, Cb and Cr each by themselves: chroma is never brought to full size, and nothing becomes RGB.
  * Included by recode.c.

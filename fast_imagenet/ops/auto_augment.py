@@ -1,7 +1,7 @@
-"""AutoAugment with the policy learned on ImageNet: two operations a picture, from 25 pairs.
+"""AutoAugment with the policy learned on ImageNet: two operations an image, from 25 pairs.
 
 Source: Cubuk, Zoph, Mane, Vasudevan and Le, "AutoAugment", 2019 (arXiv:1805.09501); torchvision
-transforms/autoaugment.py, equal to it on Pillow pictures given the same choices.
+transforms/autoaugment.py, equal to it on Pillow images given the same choices.
 """
 
 import functools
@@ -47,7 +47,7 @@ IMAGENET_POLICIES = (
 
 @functools.lru_cache(maxsize=64)
 def auto_augment_tables(height: int, width: int):
-    """The pairs as arrays, for pictures of one size: codes int64 [25, 2], probabilities float64
+    """The pairs as arrays, for images of one size: codes int64 [25, 2], probabilities float64
     [25, 2], magnitudes float64 [25, 2], signed int64 [25, 2]."""
     names = tuple(name for name in policy.NAMES if name not in ("Identity", "SolarizeAdd"))
     space = policy.rand_augment_space(names, BINS, height, width)
@@ -88,7 +88,7 @@ apply_auto_augment = apply_policy
 
 
 class AutoAugment(KeyedOperation):
-    """Change every picture by one of the 25 pairs of AutoAugment's ImageNet policy.
+    """Change every image by one of the 25 pairs of AutoAugment's ImageNet policy.
 
     Nearest, black outside the source, as torchvision by default.
 

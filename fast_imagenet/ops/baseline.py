@@ -58,7 +58,7 @@ ZIGZAG = np.array(
     np.uint64,
 )
 LOOK = 11  # bits looked at together: most codes at quality 90 with their value
-# DC times quantiser reaches 1024 + 128 in a picture. Far beyond, libjpeg's 16-bit arithmetic
+# DC times quantiser reaches 1024 + 128 in an image. Far beyond, libjpeg's 16-bit arithmetic
 # saturates in ways of its own: such a stream is damaged, and libturbojpeg's to decide about.
 LARGEST_LEVEL = 2048
 MIN_SIDE = 17  # below, chroma has so few columns that libjpeg repeats it
@@ -118,7 +118,7 @@ def _read_huffman(address, length, look, slow):
             for k in range(first, first + count):
                 symbol = np.int64(load_byte(address + np.uintp(at + 17 + k)))
                 if symbol & 15 > 10 + (table < 2) or (table < 2 and symbol > 11):
-                    return False  # values that no 8-bit picture has
+                    return False  # values that no 8-bit image has
                 slow[table, 34 + k] = symbol
                 if bits <= LOOK:
                     _fill_look_up(table, look, code, bits, symbol, table < 2)
@@ -147,7 +147,7 @@ def _read_quantisers(address, length, quantisers):
 @kernel
 def _read_tables(address, header, quantisers, look, slow, choice):
     """All tables before the scan, and which of them the three components use (choice [3, 3]: DC
-    table, AC table, quantiser). Returns False when the picture is not plain 4:2:0 baseline."""
+    table, AC table, quantiser). Returns False when the image is not plain 4:2:0 baseline."""
     at, frame, scan = 2, np.uintp(0), np.uintp(0)
     while at < header[SCAN_AT]:
         here = address + np.uintp(at)
@@ -452,7 +452,7 @@ def _decode_tiles(address, size, header, area, clean, tables, planes, pitches):
 
 @kernel
 def _repeat_ends(plane, pitch, rows, at_left, real_width):
-    """Repeat the first and the last real value of every chroma row beside the picture."""
+    """Repeat the first and the last real value of every chroma row beside the image."""
     for row in range(rows):
         begin = plane + np.uintp(row * pitch)
         if at_left:
@@ -490,7 +490,7 @@ def _color_rows(header, crop, area, planes, pitches, pixels):
 
 
 def plane_bytes(height, width):
-    """Room that `decode_crop` needs at `planes`, for pictures of this size (arrays broadcast)."""
+    """Room that `decode_crop` needs at `planes`, for images of this size (arrays broadcast)."""
     tall, wide = (height + 15) // 16 * 16, (width + 15) // 16 * 16
     return tall * wide + tall * (wide // 2 + 2 * PAD) + 4 * PAD
 
@@ -504,8 +504,8 @@ def pixel_bytes(height, width):
 def decode_crop(address, size, header, crop, clean, planes, tables, pixels):
     """Decode a crop to RGB, if the JPEG is one that this decoder knows.
 
-    Args: address, size: the JPEG. header: from `parse_header`, of the picture's true size. crop:
-        (top, left, height, width) in pixels, inside the picture. clean, planes, tables, pixels:
+    Args: address, size: the JPEG. header: from `parse_header`, of the image's true size. crop:
+        (top, left, height, width) in pixels, inside the image. clean, planes, tables, pixels:
         addresses of room: size + OVERREAD, `plane_bytes`, TABLE_BYTES and `pixel_bytes`.
     Returns: (pitch, columns before the crop's first one in a row of `pixels`); pitch 0: gave up.
     """

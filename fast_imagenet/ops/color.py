@@ -1,14 +1,14 @@
-"""Colour kernels on one picture, in place and equal to Pillow bit for bit.
+"""Colour kernels on one image, in place and equal to Pillow bit for bit.
 
-Two kinds. `adjust_...`, `to_grayscale` and `gaussian_blur` change a picture. `..._lut` change a
+Two kinds. `adjust_...`, `to_grayscale` and `gaussian_blur` change an image. `..._lut` change a
 table lut[3, 256] (int32): each acts on what the table already gives, so point operations compose,
 and `apply_lut` then costs one pass however many there were.
 
-A picture is uint8 [h, w, 3], RGB, contiguous, h and w at least 1. A factor is a float32 of 0 or
-more: 0 gives the degenerate picture, 1 the original, more than 1 exaggerates.
+An image is uint8 [h, w, 3], RGB, contiguous, h and w at least 1. A factor is a float32 of 0 or
+more: 0 gives the degenerate image, 1 the original, more than 1 exaggerates.
 
 Source: Pillow's Blend.c, Convert.c, Filter.c, BoxBlur.c, ImageEnhance.py, ImageOps.py; the hue
-shift is torchvision's on PIL pictures.
+shift is torchvision's on PIL images.
 """
 
 import math
@@ -41,7 +41,7 @@ def blend(degenerate, value, factor):
 #
 # Brightness, contrast, saturation and grey are one thing: a blend with a constant or with the
 # pixel's own grey value. A program, float32 [steps, 3], lists them: a row is (whether to use the
-# grey value, else the constant, factor). A chain of them costs one pass over the picture.
+# grey value, else the constant, factor). A chain of them costs one pass over the image.
 
 
 @kernel
@@ -53,7 +53,7 @@ def set_step(program, step, use_grey, constant, factor):
 
 @kernel
 def _blend_tail(image, program, steps, store):
-    """What is left of the picture after whole blocks. Returns the sum of the new grey values."""
+    """What is left of the image after whole blocks. Returns the sum of the new grey values."""
     width, pixels, total = image.shape[1], image.shape[0] * image.shape[1], 0
     for pixel in range(pixels - pixels % PIXELS, pixels):
         y, x = pixel // width, pixel % width
@@ -73,7 +73,7 @@ def _blend_tail(image, program, steps, store):
 
 @kernel(inline="always")
 def _addresses(image, program):
-    # reshape: a picture that is not contiguous does not compile, instead of being misread.
+    # reshape: an image that is not contiguous does not compile, instead of being misread.
     return np.uintp(image.reshape(image.size).ctypes.data), np.uintp(program.ctypes.data)
 
 
@@ -99,7 +99,7 @@ def blend_with_mean(image, program, steps):
 
 @kernel
 def mean_after(image, program, steps):
-    """The `grey_mean` that `blend_pixels` would lead to; the picture stays."""
+    """The `grey_mean` that `blend_pixels` would lead to; the image stays."""
     start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
@@ -133,7 +133,7 @@ def to_grayscale(image):
 
 @kernel
 def grey_mean_through(image, lut):
-    """`grey_mean` of the picture as apply_lut(image, lut) would make it."""
+    """`grey_mean` of the image as apply_lut(image, lut) would make it."""
     height, width, _ = image.shape
     total = 0
     for y in range(height):
@@ -161,7 +161,7 @@ def brightness_lut(lut, factor):
 
 @kernel
 def contrast_lut(lut, mean, factor):
-    """ImageEnhance.Contrast; mean: `grey_mean_through` of the picture and the table so far."""
+    """ImageEnhance.Contrast; mean: `grey_mean_through` of the image and the table so far."""
     for c in range(3):
         for i in range(256):
             lut[c, i] = blend(mean, lut[c, i], factor)

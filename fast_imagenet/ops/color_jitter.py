@@ -16,10 +16,10 @@ ORDERS = np.array(list(itertools.permutations(range(4))), np.int64)
 
 
 def draw_jitter(seed, epoch, samples, ranges, p):
-    """Order and factors of every picture.
+    """Order and factors of every image.
 
     Args: samples: int64 [b]. ranges: four of (low, high) or None, in the order brightness,
-        contrast, saturation, hue. p: probability that a picture is changed at all.
+        contrast, saturation, hue. p: probability that an image is changed at all.
     Returns: order int64 [b, 4], what to do first, second, ... (ABSENT: nothing); factors float64
         [b, 4], by operation.
     """
@@ -34,8 +34,8 @@ def draw_jitter(seed, epoch, samples, ranges, p):
 
 
 @kernel
-def jitter_picture(image, order, factors, program):
-    """Change one picture. Arguments: one row of `draw_jitter`; program: float32 [4, 3], scratch.
+def jitter_image(image, order, factors, program):
+    """Change one image. Arguments: one row of `draw_jitter`; program: float32 [4, 3], scratch.
 
     Blends gather in `program` until something needs their result: a hue shift needs the pixels,
     contrast their mean. A single brightness is cheaper done twice than written in between.
@@ -67,10 +67,10 @@ def jitter_picture(image, order, factors, program):
 
 @kernel
 def apply_jitter(first, step, images_bhwc, order, factors):
-    """Change pictures first, first + step, ... of a batch. Choices: of `draw_jitter`."""
+    """Change images first, first + step, ... of a batch. Choices: of `draw_jitter`."""
     program = np.empty((4, 3), np.float32)
     for b in range(first, len(images_bhwc), step):
-        jitter_picture(images_bhwc[b], order[b], factors[b], program)
+        jitter_image(images_bhwc[b], order[b], factors[b], program)
 
 
 def _limits(name, value, center, low, high):
@@ -87,17 +87,17 @@ def _limits(name, value, center, low, high):
 
 
 class ColorJitter(KeyedOperation):
-    """Brightness, contrast, saturation and hue by random factors, in a random order per picture.
+    """Brightness, contrast, saturation and hue by random factors, in a random order per image.
 
     Args:
         brightness, contrast, saturation: a factor is drawn uniformly from [max(0, 1 - x), 1 + x],
             or from (low, high) where two numbers are given; 0 leaves the operation out.
         hue: shift drawn uniformly from [-x, x] of a full circle, x up to 0.5, or from (low, high).
-        p: probability that a picture is changed at all.
+        p: probability that an image is changed at all.
         seed: of this run; with the epoch and the sample index it decides every draw.
     Shape: uint8 [b, height, width, 3], RGB, in place.
     Raises: ValueError for settings out of range.
-    Source: torchvision ColorJitter on PIL pictures; equal to it for equal order and factors.
+    Source: torchvision ColorJitter on PIL images; equal to it for equal order and factors.
     """
 
     def __init__(self, brightness=0, contrast=0, saturation=0, hue=0, *, p=1.0, seed: int = 0):

@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..beton import jpeg
 
-SIDE = 48  # pixels of the picture that is tried: three MCUs, so that markers are written
+SIDE = 48  # pixels of the image that is tried: three MCUs, so that markers are written
 
 
 def try_decoders() -> None:
@@ -47,7 +47,7 @@ def changes() -> list:
 
 
 def try_changes() -> None:
-    """Every operation on uint8 pictures; Normalize to each type, and erasing behind it."""
+    """Every operation on uint8 images; Normalize to each type, and erasing behind it."""
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
     samples = np.arange(len(images))
     for operation in changes():

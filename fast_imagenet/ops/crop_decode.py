@@ -1,4 +1,4 @@
-"""CropDecode and CenterCropDecode: read, crop, flip and resize pictures in one pass.
+"""CropDecode and CenterCropDecode: read, crop, flip and resize images in one pass.
 
 First operations for the pipeline of an FFCV RGBImageField, in place of
 RandomResizedCropRGBImageDecoder + RandomHorizontalFlip and CenterCropRGBImageDecoder. They read
@@ -7,7 +7,7 @@ without (full decode), raw pixels. Crop and flip are a function of (seed, epoch,
 
     loader = Loader(..., pipelines={'image': [CropDecode((160, 160), seed=1), ToTensor(), ...]})
 
-Axes: b batch, h height, w width, c channel (RGB). Memory: one decoded picture per thread, where
+Axes: b batch, h height, w width, c channel (RGB). Memory: one decoded image per thread, where
 stock FFCV keeps one per sample of every batch under way.
 """
 
@@ -33,7 +33,7 @@ from .resize import METHODS, resize_box
 
 RAW_MODE = 1  # FFCV's number for a sample stored as pixels; 0 is JPEG
 CROP_TRIES = 10
-MAX_OUTPUT = 16_384  # pixels a side: a picture of 0.8 GB
+MAX_OUTPUT = 16_384  # pixels a side: an image of 0.8 GB
 # Status of one sample, and the words for it.
 GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE = range(5)
 REASONS = {
@@ -58,7 +58,7 @@ def draw_random_crop(seed, epoch, sample, height, width, scale, ratio):
 
     Args: scale: (low, high) share of the area. ratio: (low, high) width / height, drawn uniformly
         in its logarithm. Integers and floats; sides >= 1.
-    Returns: (top, left, height, width), int64, inside the picture.
+    Returns: (top, left, height, width), int64, inside the image.
     Source: torchvision RandomResizedCrop.get_params (10 tries, then the largest central box).
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -188,7 +188,7 @@ def apply_crops(first, step, samples, crops, out, out_size, options, workspace, 
         first, step: which samples this thread does.
         samples: int64 [b, 5], columns address, size in bytes, mode (RAW_MODE or JPEG), height,
             width. Address 0 marks a sample whose bytes lie outside the file.
-        crops: int64 [b, 5] from a draw, boxes inside the pictures.
+        crops: int64 [b, 5] from a draw, boxes inside the images.
         out: address of the batch, uint8 [b, h, w, 3] contiguous. out_size: (h, w).
         options: (method, whether JPEG may be decoded at 1/2, 1/4, 1/8, whether our own decoder
             goes first).
@@ -290,7 +290,7 @@ class _CropOperation(SimpleRGBImageDecoder):
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures; a new value holds from the next epoch on."""
+        """(height, width) of the images; a new value holds from the next epoch on."""
         return self._output_size
 
     @output_size.setter
@@ -395,11 +395,11 @@ class _CropOperation(SimpleRGBImageDecoder):
 
 
 class CropDecode(EpochCounter, _CropOperation):
-    """Random resized crop and flip of encoded or raw pictures.
+    """Random resized crop and flip of encoded or raw images.
 
     Args:
         output_size: (height, width) in pixels, or one integer for both.
-        scale: (low, high) share of the picture's area, 0 < low <= high <= 1.
+        scale: (low, high) share of the image's area, 0 < low <= high <= 1.
         ratio: (low, high) width / height of the box.
         flip: probability of a mirror image.
         seed: of this run; with the epoch and the sample index it decides every draw.
@@ -407,7 +407,7 @@ class CropDecode(EpochCounter, _CropOperation):
         reduced_decode: decode at 1/4 or 1/8 (files without markers: at 1/2 too) where the crop is
             at least that many times the output; off, pixels come from an exact decode always.
         on_error: 'raise' a DecodeError naming file and sample, or 'count' in `error_count` and
-            `errors` and give a black picture.
+            `errors` and give a black image.
     Shape: uint8 [b, height, width, 3], RGB.
     Raises: ValueError for settings out of range; DecodeError while loading.
     Source: Szegedy et al., arXiv 1409.4842 (the crop); torchvision RandomResizedCrop (semantics).

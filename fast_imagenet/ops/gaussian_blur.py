@@ -1,4 +1,4 @@
-"""GaussianBlur: some pictures are blurred, by a random amount."""
+"""GaussianBlur: some images are blurred, by a random amount."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from .operation import KeyedOperation
 
 
 def draw_blur(seed, epoch, samples, sigma, p):
-    """Radius of every picture: float64 [b], 0 where nothing changes.
+    """Radius of every image: float64 [b], 0 where nothing changes.
 
     Args: samples: int64 [b]. sigma: (low, high) of the radius, in pixels. p: probability.
     """
@@ -20,7 +20,7 @@ def draw_blur(seed, epoch, samples, sigma, p):
 
 @kernel
 def apply_blur(first, step, images_bhwc, radii):
-    """Change pictures first, first + step, ... of a batch. radii: of `draw_blur`."""
+    """Change images first, first + step, ... of a batch. radii: of `draw_blur`."""
     for b in range(first, len(images_bhwc), step):
         if radii[b] > 0:
             gaussian_blur(images_bhwc[b], radii[b])

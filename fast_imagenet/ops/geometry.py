@@ -1,4 +1,4 @@
-"""Affine maps of a picture, equal to Pillow: nearest in 16.16 fixed point, bilinear in float64.
+"""Affine maps of an image, equal to Pillow: nearest in 16.16 fixed point, bilinear in float64.
 
 A map is given as Pillow gives it, by its inverse (a, b, c, d, e, f): the output pixel with centre
 (x + 0.5, y + 0.5) reads the source at (a x + b y + c, d x + e y + f). Where that lies outside the
@@ -159,7 +159,7 @@ def _copy_line(source, pitch, x0, y0, slope_x, slope_y, row, first, end):
     for x in range(first, last):
         at = ((y0 + slope_y * x) >> 16) * pitch + 3 * ((x0 + slope_x * x) >> 16)
         store_pixel(row + np.uintp(3 * x), load_pixel(source + np.uintp(at)))
-    # Alone: a fourth byte behind it may belong to the next picture, which another thread writes.
+    # Alone: a fourth byte behind it may belong to the next image, which another thread writes.
     at = ((y0 + slope_y * last) >> 16) * pitch + 3 * ((x0 + slope_x * last) >> 16)
     for channel in range(3):
         value = load_byte(source + np.uintp(at + channel))
@@ -168,7 +168,7 @@ def _copy_line(source, pitch, x0, y0, slope_x, slope_y, row, first, end):
 
 @kernel
 def resample_nearest(source, inverse, fill, image_hwc):
-    """Write the picture at `source` through a map: Pillow's transform with NEAREST, bit for bit.
+    """Write the image at `source` through a map: Pillow's transform with NEAREST, bit for bit.
 
     Args: source: address of uint8 [h, w, 3], contiguous, SLACK bytes more readable; not the memory
         of image_hwc. inverse: (a, b, c, d, e, f) float64. fill: (r, g, b), 0 to 255. image_hwc:

@@ -1,4 +1,4 @@
-"""RandomGrayscale: some pictures lose their colour."""
+"""RandomGrayscale: some images lose their colour."""
 
 import numpy as np
 
@@ -9,25 +9,25 @@ from .operation import KeyedOperation
 
 
 def draw_grayscale(seed, epoch, samples, p):
-    """Which pictures become grey: bool [b]. samples: int64 [b]. p: probability."""
+    """Which images become grey: bool [b]. samples: int64 [b]. p: probability."""
     return rng.uniform_array(seed, epoch, samples, rng.STREAM_GRAYSCALE) < p
 
 
 @kernel
 def apply_grayscale(first, step, images_bhwc, chosen):
-    """Change pictures first, first + step, ... of a batch where chosen[b]."""
+    """Change images first, first + step, ... of a batch where chosen[b]."""
     for b in range(first, len(images_bhwc), step):
         if chosen[b]:
             to_grayscale(images_bhwc[b])
 
 
 class RandomGrayscale(KeyedOperation):
-    """Grey pictures, in three equal channels, with probability p.
+    """Grey images, in three equal channels, with probability p.
 
     Args: p: probability. seed: of this run; it decides every draw, with epoch and sample index.
     Shape: uint8 [b, height, width, 3], RGB, in place.
     Raises: ValueError for a p outside 0 to 1.
-    Source: torchvision RandomGrayscale on PIL pictures (convert('L')).
+    Source: torchvision RandomGrayscale on PIL images (convert('L')).
     """
 
     def __init__(self, p: float = 0.1, *, seed: int = 0):

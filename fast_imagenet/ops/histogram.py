@@ -1,8 +1,8 @@
 """AutoContrast and Equalize as tables of levels, equal to Pillow.
 
-Both read a picture's histogram and become a table of 256 levels a channel. `levels` int32 [3, 256]
+Both read an image's histogram and become a table of 256 levels a channel. `levels` int32 [3, 256]
 is the table so far (what earlier operations do to a level): the histogram that counts is the one
-of the picture as that table makes it, and the new table is composed onto it.
+of the image as that table makes it, and the new table is composed onto it.
 
 Source: Pillow, ImageOps.autocontrast (no cutoff) and ImageOps.equalize.
 """
@@ -16,7 +16,7 @@ _BLOCK = 96  # values at a time: a multiple of three channels and of every vecto
 
 @kernel
 def count_levels(image_hwc, counts):
-    """Histogram of a picture.
+    """Histogram of an image.
 
     Args: image_hwc: uint8 [h, w, 3]. counts: int32 [3, 256], overwritten: pixels of each level.
     """
@@ -86,7 +86,7 @@ def stretch_lut(levels, low, high):
 def autocontrast_lut(levels, counts):
     """Compose Pillow's autocontrast onto `levels`.
 
-    Args: levels: int32 [3, 256], changed. counts: int32 [3, 256], of the picture before `levels`.
+    Args: levels: int32 [3, 256], changed. counts: int32 [3, 256], of the image before `levels`.
     """
     low, high = np.full(3, 255, np.int32), np.zeros(3, np.int32)
     for channel in range(3):

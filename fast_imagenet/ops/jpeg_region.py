@@ -19,7 +19,7 @@ from .native import load_byte, memchr, memcpy, store_byte
 
 # Chroma at half resolution is interpolated from the neighbouring chroma sample: two pixels away.
 CONTEXT = 2
-# A picture of up to 4 columns gets its chroma repeated, not interpolated: never cut one so narrow.
+# An image of up to 4 columns gets its chroma repeated, not interpolated: never cut one so narrow.
 NARROW = 4
 END_OF_IMAGE = 0xD9
 RESTART = 0xD0
@@ -160,7 +160,7 @@ def cut_region(address, size, header, crop, target):
     """Write a JPEG of the tiles under a crop.
 
     Args: address, size: the JPEG. header: from `parse_header`. crop: (top, left, height, width)
-        in pixels, inside the picture. target: where to write, room for `size` bytes.
+        in pixels, inside the image. target: where to write, room for `size` bytes.
     Returns: (bytes written, top, left, height, width of the region in pixels); zeros when the
         JPEG cannot be cut.
     """

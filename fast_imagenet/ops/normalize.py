@@ -1,8 +1,8 @@
-"""Normalize: uint8 pictures to float32, float16 or bfloat16 on the CPU, one look-up a value.
+"""Normalize: uint8 images to float32, float16 or bfloat16 on the CPU, one look-up a value.
 
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25), ToTensor(), ToTorchImage()]
 
-Where a GPU trains, leave the pictures uint8 and let it normalise: a quarter of the bytes cross the
+Where a GPU trains, leave the images uint8 and let it normalise: a quarter of the bytes cross the
 bus, and Mixup is fused with it (fast_imagenet/data/device_transforms.py).
 
 Axes: b batch, h height, w width, c channel (RGB).

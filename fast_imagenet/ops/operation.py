@@ -1,4 +1,4 @@
-"""KeyedOperation: what every operation of this package that changes pictures in place shares.
+"""KeyedOperation: what every operation of this package that changes images in place shares.
 
 An operation is three things: `draw`, all its choices for a batch, from keyed random numbers;
 `apply`, a kernel that carries them out; and this class, which hands both to FFCV.
@@ -34,20 +34,20 @@ def check_batch(images_bhwc: np.ndarray, count: int, dtypes, name: str) -> None:
     """
     given = getattr(images_bhwc, "shape", None)
     if given is None or len(given) != 4 or given[3] != 3 or 0 in given[1:]:
-        raise ValueError(f"{name} was given pictures of shape {given}; give [b, h, w, 3]")
+        raise ValueError(f"{name} was given images of shape {given}; give [b, h, w, 3]")
     if np.dtype(images_bhwc.dtype) not in dtypes:
         wanted = " or ".join(map(str, dtypes))
-        raise ValueError(f"{name} was given {images_bhwc.dtype} pictures; it takes {wanted}")
+        raise ValueError(f"{name} was given {images_bhwc.dtype} images; it takes {wanted}")
     if not images_bhwc.flags.c_contiguous:
         raise ValueError(f"{name} was given a view; give np.ascontiguousarray(images)")
     if count != len(images_bhwc):
-        raise ValueError(f"{name} was given {len(images_bhwc)} pictures and {count} indices")
+        raise ValueError(f"{name} was given {len(images_bhwc)} images and {count} indices")
 
 
 def check_place(state, dtypes, name: str) -> None:
     """Refuse a place in a pipeline. Args: state: FFCV's, before the operation; as `check_batch`.
 
-    Raises: ValueError: behind ToTensor, or the pictures there have another shape or type.
+    Raises: ValueError: behind ToTensor, or the images there have another shape or type.
     """
     if not state.jit_mode:
         raise ValueError(f"{name} comes after ToTensor or a torch module; put it before")
@@ -76,7 +76,7 @@ class EpochCounter:
 
 
 class KeyedOperation(EpochCounter, Operation):
-    """Base of the operations between the decoder and ToTensor; pictures are changed in place.
+    """Base of the operations between the decoder and ToTensor; images are changed in place.
 
     Args: seed: of the run; with epoch and sample index it decides every draw.
 
@@ -86,7 +86,7 @@ class KeyedOperation(EpochCounter, Operation):
         apply(first, step, images_bhwc, *choices): the kernel, for samples first, first + step, ...
     """
 
-    dtypes = (np.dtype("u1"),)  # of the pictures it takes
+    dtypes = (np.dtype("u1"),)  # of the images it takes
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class KeyedOperation(EpochCounter, Operation):
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Change a batch in place, outside FFCV as well.
 
-        Args: images_bhwc: [b, h, w, 3], contiguous. samples: int64 [b], index of each picture.
+        Args: images_bhwc: [b, h, w, 3], contiguous. samples: int64 [b], index of each image.
         Returns: images_bhwc.
         Raises: ValueError: another shape or type, a view, or another number of indices.
         """

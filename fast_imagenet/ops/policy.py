@@ -14,8 +14,8 @@ A choice is an operation (one of the numbers below) with its argument, in the op
 Operations on single levels ("point") are not applied one by one: they are composed into one table
 of levels, and so cost one pass together, or none where a resample follows and copies through it.
 
-Axes: b batch, h height, w width, c channel (RGB), n operations of one picture.
-Source: torchvision, transforms/autoaugment.py, on Pillow pictures.
+Axes: b batch, h height, w width, c channel (RGB), n operations of one image.
+Source: torchvision, transforms/autoaugment.py, on Pillow images.
 """
 
 import dataclasses
@@ -124,7 +124,7 @@ def augmentation_space(names, bins, *, shear, right, down, degrees, factor, bits
 
 @functools.lru_cache(maxsize=64)
 def rand_augment_space(names: tuple, bins: int, height: int, width: int) -> Space:
-    """The magnitudes of torchvision's RandAugment and AutoAugment for pictures of one size."""
+    """The magnitudes of torchvision's RandAugment and AutoAugment for images of one size."""
     reach = 150.0 / 331.0
     return augmentation_space(
         *(names, bins),
@@ -199,7 +199,7 @@ def _histogram_lut(code, image_hwc, plain, levels, counts):
 def point_operation(code, argument, image_hwc, plain, levels, counts):
     """Compose one point operation onto a table.
 
-    Args: image_hwc: the picture before the table, for its statistics. plain: whether the table is
+    Args: image_hwc: the image before the table, for its statistics. plain: whether the table is
         still to be started, as the identity. levels: int32 [3, 256], changed. counts: int32
         [3, 256], overwritten.
     Returns: whether the table is still the identity.
@@ -228,7 +228,7 @@ def point_operation(code, argument, image_hwc, plain, levels, counts):
 
 @kernel
 def copy_through(image_hwc, levels, scratch):
-    """Copy a picture through a table. scratch: uint8 [more than h, w, 3]."""
+    """Copy an image through a table. scratch: uint8 [more than h, w, 3]."""
     table = np.empty((3, 256), np.uint32)
     for level in range(256):
         table[0, level] = levels[0, level]
@@ -257,7 +257,7 @@ def change_levels(image_hwc, levels, scratch):
 
 @kernel
 def resample(image_hwc, inverse, fill, bilinear, plain, levels, scratch):
-    """Replace a picture by itself through a table (not where `plain`), then through a map."""
+    """Replace an image by itself through a table (not where `plain`), then through a map."""
     if plain:
         size = np.uint64(image_hwc.size)
         memcpy(np.uintp(scratch.ctypes.data), np.uintp(image_hwc.ctypes.data), size)
@@ -269,14 +269,14 @@ def resample(image_hwc, inverse, fill, bilinear, plain, levels, scratch):
         resample_nearest(np.uintp(scratch.ctypes.data), inverse, fill, image_hwc)
 
 
-# ==== One picture, one batch ======================================================================
+# ==== One image, one batch ======================================================================
 
 
 @kernel
 def _workspace(images_bhwc):
-    """Table, histogram and copy of one picture, for one thread."""
+    """Table, histogram and copy of one image, for one thread."""
     _, height, width, _ = images_bhwc.shape
-    # One row more than a picture: resampling reads a byte behind the last pixel.
+    # One row more than an image: resampling reads a byte behind the last pixel.
     scratch = np.empty((height + 2, width, 3), np.uint8)
     return np.empty((3, 256), np.int32), np.empty((3, 256), np.int32), scratch
 
@@ -309,7 +309,7 @@ def _change_in_order(image_hwc, operations, arguments, fill, bilinear, workspace
 
 @kernel
 def apply_policy(first, step, images_bhwc, operations, arguments):
-    """Apply each picture's operations one after the other: nearest, black outside the source.
+    """Apply each image's operations one after the other: nearest, black outside the source.
 
     Args: first, step: samples first, first + step, ... are done. images_bhwc: uint8 [b, h, w, 3],
         contiguous, changed. operations: int64 [b, n]. arguments: float64 [b, n].
@@ -331,7 +331,7 @@ def apply_policy_bilinear(first, step, images_bhwc, operations, arguments, fills
 
 @kernel
 def apply_policy_lite(first, step, images_bhwc, operations, arguments):
-    """Apply each picture's point operations, then its geometric ones as one nearest resample.
+    """Apply each image's point operations, then its geometric ones as one nearest resample.
 
     Arguments as `apply_policy`; COLOR and SHARPNESS are passed over.
     """

@@ -1,8 +1,8 @@
-"""RandAugment: a few operations a picture, drawn uniformly, all of the same magnitude.
+"""RandAugment: a few operations an image, drawn uniformly, all of the same magnitude.
 
 Three modes. 'lite', the default, is made to be cheap: torchvision's operations that fold into one
 table of levels and one affine map. 'full' is torchvision's RandAugment, 'timm' is timm's
-rand-m{magnitude}-mstd{mstd}-inc1; both equal the original on Pillow pictures pixel for pixel, given
+rand-m{magnitude}-mstd{mstd}-inc1; both equal the original on Pillow images pixel for pixel, given
 the same choices.
 
 Source: Cubuk, Zoph, Shlens and Le, "RandAugment", 2020 (arXiv:1909.13719); torchvision
@@ -63,7 +63,7 @@ def draw_rand_augment(seed, epoch, samples, num_ops, codes, values, signed, magn
 def timm_argument(code, level, sign, height, width):
     """Argument of one of timm's 'increasing' operations.
 
-    Args: level: 0 to 10. sign: 1.0 or -1.0. height, width: of the picture.
+    Args: level: 0 to 10. sign: 1.0 or -1.0. height, width: of the image.
     """
     share = level / TIMM_TOP
     if code == policy.ROTATE:
@@ -102,15 +102,15 @@ def draw_rand_augment_timm(seed, epoch, samples, num_ops, codes, magnitude, mstd
 
 
 class RandAugment(KeyedOperation):
-    """Change every picture by `num_ops` operations drawn with replacement.
+    """Change every image by `num_ops` operations drawn with replacement.
 
     Args:
-        num_ops: operations a picture, at least 1.
+        num_ops: operations an image, at least 1.
         magnitude: strength of all of them: a bin, 0 to num_magnitude_bins - 1, or 0 to 10 in mode
             'timm'. It need not be whole: between two bins the value is interpolated.
         mode: 'lite': the twelve of torchvision's fourteen operations without Color and Sharpness.
-            A picture's point operations act first, in the order drawn (AutoContrast, Equalize and
-            Contrast read the picture as those before left it), then all its geometric ones as one
+            An image's point operations act first, in the order drawn (AutoContrast, Equalize and
+            Contrast read the image as those before left it), then all its geometric ones as one
             affine map with one nearest resample, black outside the source.
             'full': torchvision's fourteen, in the order drawn, nearest, black.
             'timm': fifteen operations, each applied with probability 0.5, bilinear (timm draws

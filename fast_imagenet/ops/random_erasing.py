@@ -1,4 +1,4 @@
-"""RandomErasing: fill random boxes of a picture, on normalised or on uint8 pictures.
+"""RandomErasing: fill random boxes of an image, on normalised or on uint8 images.
 
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25, mode="pixel"), ToTensor(), ...]
 
@@ -49,7 +49,7 @@ def apply_erasing(first, step, images_bhwc, boxes, samples, mode, form, key, fil
         images_bhwc: [b, h, w, 3], float32, uint16 (bits of a half type) or, for mode 0, uint8.
         boxes: int64 [b, count, 4]: top, left, height, width.
         samples: int64 [b].
-        mode: 0 fill [3] (of the pictures' type), 1 noise by box and channel, 2 by pixel and
+        mode: 0 fill [3] (of the images' type), 1 noise by box and channel, 2 by pixel and
             channel.
         form: FLOAT32, FLOAT16 or BFLOAT16. key: (seed, epoch), int64.
     """
@@ -104,17 +104,17 @@ class RandomErasing(KeyedOperation):
     """Random boxes lose their content, as timm's RandomErasing after normalisation.
 
     Args:
-        p: probability that a picture is erased.
+        p: probability that an image is erased.
         mode: 'const', 'rand' (one normal number a box and channel) or 'pixel' (one a pixel and
-            channel). The noise needs normalised pictures.
-        count: most boxes a picture; their number is uniform in 1..count.
-        area: least and greatest share of the picture that its boxes cover together.
+            channel). The noise needs normalised images.
+        count: most boxes an image; their number is uniform in 1..count.
+        area: least and greatest share of the image that its boxes cover together.
         aspect: least and greatest height / width of a box.
-        fill: for 'const' on uint8 pictures, three levels; the default is ImageNet's mean. In
-            normalised pictures the mean is 0 and 0 is the fill.
+        fill: for 'const' on uint8 images, three levels; the default is ImageNet's mean. In
+            normalised images the mean is 0 and 0 is the fill.
         seed: of the run.
     Shape: [b, h, w, 3]; uint8, or what Normalize gives: float32, float16, bfloat16 as uint16.
-    Raises: ValueError for settings out of range; noise on uint8 pictures.
+    Raises: ValueError for settings out of range; noise on uint8 images.
     Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics).
     """
 
@@ -173,4 +173,4 @@ class RandomErasing(KeyedOperation):
 
     def _check(self, dtype) -> None:
         if np.dtype(dtype) == np.uint8 and self.mode != "const":
-            raise ValueError(f"mode is {self.mode!r} on uint8 pictures; put Normalize before it")
+            raise ValueError(f"mode is {self.mode!r} on uint8 images; put Normalize before it")

@@ -1,4 +1,4 @@
-"""Antialiased resize of a box of an RGB picture, with the flip for free.
+"""Antialiased resize of a box of an RGB image, with the flip for free.
 
 Semantics are those of Pillow's resize (triangle filter for bilinear, a = -0.5 for bicubic, widened
 when shrinking), applied to the cropped box: the filter never reads beside it, as when torchvision
@@ -185,7 +185,7 @@ def _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip,
 
 @kernel
 def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, flip, method):
-    """Resize a box of a picture in memory.
+    """Resize a box of an image in memory.
 
     Args: source: address of uint8 RGB rows, `pitch` bytes apart. rows, columns: (low, high) source
         pixels that may be read. box: (top, left, height, width) float64, within them. out: address
@@ -202,20 +202,20 @@ def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, fl
 
 
 def resize(image_hwc: np.ndarray, box, size, *, flip: bool = False, method: str = "bilinear"):
-    """Crop and resize one picture (the kernel of the crop operations, for use outside FFCV).
+    """Crop and resize one image (the kernel of the crop operations, for use outside FFCV).
 
     Args: image_hwc: uint8 [height, width, 3]. box: (top, left, height, width) in pixels, inside
-        the picture. size: (height, width) of the result, >= 1. flip: mirror left-right. method:
+        the image. size: (height, width) of the result, >= 1. flip: mirror left-right. method:
         'bilinear', 'bicubic' or 'area'.
     Returns: uint8 [*size, 3]; bilinear and bicubic within 1 level of Pillow, area of OpenCV.
     Raises: ValueError for another dtype or shape, a box outside, an empty size, another method.
     """
     top, left, height, width = box
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3:
-        raise ValueError(f"picture is {image_hwc.dtype} {image_hwc.shape}; give uint8 [h, w, 3]")
+        raise ValueError(f"image is {image_hwc.dtype} {image_hwc.shape}; give uint8 [h, w, 3]")
     inside = 0 <= top < top + height <= image_hwc.shape[0]
     if not (inside and 0 <= left < left + width <= image_hwc.shape[1]):
-        raise ValueError(f"box {tuple(box)} does not lie in a picture of {image_hwc.shape[:2]}")
+        raise ValueError(f"box {tuple(box)} does not lie in an image of {image_hwc.shape[:2]}")
     if min(size) < 1:
         raise ValueError(f"size is {tuple(size)}; give a height and a width of at least 1")
     if method not in METHODS:

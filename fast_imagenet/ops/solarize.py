@@ -1,4 +1,4 @@
-"""RandomSolarize: some pictures have their bright values inverted."""
+"""RandomSolarize: some images have their bright values inverted."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ NEVER = 256.0  # a threshold above every value
 
 
 def draw_solarize(seed, epoch, samples, threshold, p):
-    """Threshold of every picture: float64 [b], NEVER where nothing changes.
+    """Threshold of every image: float64 [b], NEVER where nothing changes.
 
     Args: samples: int64 [b]. threshold: where chosen. p: probability.
     """
@@ -21,7 +21,7 @@ def draw_solarize(seed, epoch, samples, threshold, p):
 
 @kernel
 def apply_solarize(first, step, images_bhwc, thresholds):
-    """Change pictures first, first + step, ... of a batch. thresholds: of `draw_solarize`."""
+    """Change images first, first + step, ... of a batch. thresholds: of `draw_solarize`."""
     for b in range(first, len(images_bhwc), step):
         if thresholds[b] < NEVER:
             solarize(images_bhwc[b], thresholds[b])

@@ -1,4 +1,4 @@
-"""ThreeAugment: every picture is made grey, solarised or blurred. Exactly one of the three."""
+"""ThreeAugment: every image is made grey, solarised or blurred. Exactly one of the three."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ RADIUS = (0.1, 2.0)
 
 
 def draw_three(seed, epoch, samples):
-    """What happens to every picture, and the radius where it is a blur.
+    """What happens to every image, and the radius where it is a blur.
 
     Args: samples: int64 [b].
     Returns: kinds int64 [b] (GRAYSCALE, SOLARIZE or BLUR), radii float64 [b].
@@ -25,7 +25,7 @@ def draw_three(seed, epoch, samples):
 
 @kernel
 def apply_three(first, step, images_bhwc, kinds, radii):
-    """Change pictures first, first + step, ... of a batch. Choices: of `draw_three`."""
+    """Change images first, first + step, ... of a batch. Choices: of `draw_three`."""
     for b in range(first, len(images_bhwc), step):
         if kinds[b] == GRAYSCALE:
             to_grayscale(images_bhwc[b])

@@ -1,7 +1,7 @@
-"""TrivialAugmentWide: one operation a picture, its magnitude drawn over a wide range.
+"""TrivialAugmentWide: one operation an image, its magnitude drawn over a wide range.
 
 Source: Mueller and Hutter, "TrivialAugment", 2021 (arXiv:2103.10158); torchvision
-transforms/autoaugment.py, equal to it on Pillow pictures given the same choices.
+transforms/autoaugment.py, equal to it on Pillow images given the same choices.
 """
 
 import functools
@@ -49,7 +49,7 @@ apply_trivial_augment = apply_policy
 
 
 class TrivialAugmentWide(KeyedOperation):
-    """Change every picture by one of torchvision's fourteen operations: nearest, black outside.
+    """Change every image by one of torchvision's fourteen operations: nearest, black outside.
 
     Args: num_magnitude_bins: magnitudes to draw from, at least 2. seed: of the run.
     Shape: uint8 [b, h, w, 3], changed in place.

@@ -1,7 +1,7 @@
-"""Where pictures come from: one class for each way in which people keep ImageNet.
+"""Where images come from: one class for each way in which people keep ImageNet.
 
 `open_source(kind, path, split)` returns a Source: `labels` (int64 [n]), `classes` (in the order of
-the labels), `name(i)` for messages and `read(i)` -> the encoded bytes of one picture. A Source is
+the labels), `name(i)` for messages and `read(i)` -> the encoded bytes of one image. A Source is
 picklable and small, and opens its files on first use, so that many processes can read the same one.
 """
 
@@ -34,10 +34,10 @@ def open_source(kind: str, path: str | Path, split: str, *, seed: int = 0, **opt
         kind: one of KINDS.
         path: folder that holds the data; unused for 'synthetic'.
         split: 'train' or 'val'.
-        seed: seed of drawn pictures ('synthetic' only).
+        seed: seed of drawn images ('synthetic' only).
         options: settings of one kind; a kind ignores those of others, so that a caller may pass
             the same ones for all. `classes`: file of class names, one a line (parquet, webdataset).
-            `download`: 'full', '320px' or '160px' (imagenette). `size`: pictures to draw
+            `download`: 'full', '320px' or '160px' (imagenette). `size`: images to draw
             (synthetic). `md5`: 'devkit', 'all' or 'none' (ilsvrc_tar).
 
     Raises:

@@ -41,7 +41,7 @@ MAX_IMAGE_BYTES = (
 
 
 class ImageError(ValueError):
-    """No complete picture of a known kind; the message says why, without the path."""
+    """No complete image of a known kind; the message says why, without the path."""
 
 
 class SourceError(ValueError):
@@ -69,14 +69,14 @@ class LeftOut:
 
 
 class Source:
-    """Pictures of one split, in a fixed order.
+    """Images of one split, in a fixed order.
 
     Attributes:
         kind: the name in `--source.kind`.
         labels: int64 [n], each in [0, len(classes)).
         classes: class identifiers in the order of the labels: sorted wnids where wnids are known.
         class_names: readable names in the same order, or None.
-        blocks: int64 [n], number of the block a picture is stored in, where only whole blocks can
+        blocks: int64 [n], number of the block an image is stored in, where only whole blocks can
             be read at a fair price (parquet row groups); None where any order costs the same.
         numbered: True where `classes` are the labels themselves, for want of names.
         notes: sentences for the summary about what the user should know.
@@ -102,15 +102,15 @@ class Source:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Where picture `index` lies, as a user would look for it."""
+        """Where image `index` lies, as a user would look for it."""
         raise NotImplementedError
 
     def read(self, index: int) -> bytes:
-        """Encoded bytes of picture `index`, exactly as stored."""
+        """Encoded bytes of image `index`, exactly as stored."""
         raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
-        """Picture `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
+        """Image `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
         raise NotImplementedError
 
 
@@ -129,10 +129,10 @@ def _told_apart(classes: Sequence[str]) -> list[str]:
 
 
 class Subset(Source):
-    """Some pictures of a source, with its class list.
+    """Some images of a source, with its class list.
 
     Args:
-        source: of all pictures.
+        source: of all images.
         indices: int64 [n], which of them, ascending.
         note: sentence for the summary that says which.
     """
@@ -155,11 +155,11 @@ class Subset(Source):
 
 
 def set_aside(source: Source, share: float, seed: int) -> tuple[Source, Source]:
-    """A source without a share of its pictures, and that share, drawn evenly over the classes.
+    """A source without a share of its images, and that share, drawn evenly over the classes.
 
     Args:
-        source: the training pictures.
-        share: 0 < share < 1; of n pictures round(share n) are set aside.
+        source: the training images.
+        share: 0 < share < 1; of n images round(share n) are set aside.
         seed: of the draw.
 
     Raises:
@@ -168,15 +168,15 @@ def set_aside(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     count = round(share * len(source))
     if not 0 < count < len(source):
         raise SourceError(
-            f"--source.holdout={share:g} of {len(source)} pictures is {count}: train and val need"
+            f"--source.holdout={share:g} of {len(source)} images is {count}: train and val need"
             " at least one each, choose another share"
         )
     aside = choose(source.labels, count, seed)
     rest = np.setdiff1d(np.arange(len(source)), aside, assume_unique=True)
-    words = f"{share:.0%} of the training pictures were set aside (--source.holdout)"
+    words = f"{share:.0%} of the training images were set aside (--source.holdout)"
     return (
         Subset(source, rest, f"{words}; this is the rest"),
-        Subset(source, aside, f"{words}; these are they, the validation pictures are untouched"),
+        Subset(source, aside, f"{words}; these are they, the validation images are untouched"),
     )
 
 
@@ -227,7 +227,7 @@ class FileHandles:
         data = handle.read(size)
         if len(data) != size:
             raise SourceError(
-                f"{self.paths[file_index]} ends {size - len(data)} bytes before a picture does:"
+                f"{self.paths[file_index]} ends {size - len(data)} bytes before an image does:"
                 " the archive is truncated, fetch it again"
             )
         return data
@@ -435,10 +435,10 @@ def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
 
 
 def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Indices of at most `limit` pictures (0 = all), drawn evenly over the classes; ascending
+    """Indices of at most `limit` images (0 = all), drawn evenly over the classes; ascending
     int64.
 
-    A class with too few pictures gives all it has, and the others share the rest.
+    A class with too few images gives all it has, and the others share the rest.
     """
     if limit <= 0 or limit >= len(labels):
         return np.arange(len(labels))
@@ -455,8 +455,8 @@ def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
 def shuffle(indices: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:
     """A permutation of `indices` from `seed`.
 
-    With `blocks` (block number of every picture of the source) whole blocks change places, and
-    pictures inside a block: then a run of neighbours can be read from one block.
+    With `blocks` (block number of every image of the source) whole blocks change places, and
+    images inside a block: then a run of neighbours can be read from one block.
     """
     rng = np.random.default_rng([seed, 2])
     shuffled = rng.permutation(indices)
@@ -467,7 +467,7 @@ def shuffle(indices: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.nda
 
 
 class WnidVotes:
-    """Which wnid each label means, learnt from the names of pictures until two disagree."""
+    """Which wnid each label means, learnt from the names of images until two disagree."""
 
     def __init__(self):
         self._wnid_of_label = {}
@@ -504,16 +504,16 @@ def name_classes(
 
     Args:
         labels: int64 [n], as stored.
-        votes: wnids met in the names of pictures.
+        votes: wnids met in the names of images.
         names: class names in the order of the stored labels, or None.
         where: the data, for the message.
 
     Raises:
-        SourceError: no pictures, a label that is negative or has no name, or a name that two
+        SourceError: no images, a label that is negative or has no name, or a name that two
             classes have.
     """
     if not len(labels):
-        raise SourceError(f"{where} holds no pictures")
+        raise SourceError(f"{where} holds no images")
     count = len(names) if names else int(labels.max()) + 1
     if labels.min() < 0 or labels.max() >= count:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""Bytes of a picture -> RGB pixels, exactly as Pillow's `convert('RGB')` gives them.
+"""Bytes of an image -> RGB pixels, exactly as Pillow's `convert('RGB')` gives them.
 
 The kind is taken from the content, never from the name. EXIF orientation is not applied, as in
 torchvision and timm. Plain JPEGs go through OpenCV, which gives the same pixels (both carry
@@ -24,7 +24,7 @@ _FORMAT_OF_SUFFIX = {"jpg": "JPEG", "jpeg": "JPEG", **{name.lower(): name for na
 
 
 def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]]:
-    """Decode one picture.
+    """Decode one image.
 
     Args:
         data: the whole file.
@@ -35,14 +35,14 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
         cmyk, palette, alpha, 16bit, 16bit_clipped, misnamed, exif_orientation, broken_exif.
 
     Raises:
-        ImageError: empty, truncated or not a picture, an animation, or more than MAX_PIXELS pixels.
+        ImageError: empty, truncated or not an image, an animation, or more than MAX_PIXELS pixels.
     """
-    image, kinds = open_picture(data, name)
+    image, kinds = open_image(data, name)
     return decode_opened(image, data), kinds
 
 
-def open_picture(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, ...]]:
-    """The picture with only its header read, and what is unusual about it: see `decode_rgb`."""
+def open_image(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, ...]]:
+    """The image with only its header read, and what is unusual about it: see `decode_rgb`."""
     if not data:
         raise ImageError("the file is empty")
     with warnings.catch_warnings(record=True) as caught:
@@ -54,7 +54,7 @@ def open_picture(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, .
 
 
 def decode_opened(image: Image.Image, data: bytes) -> np.ndarray:
-    """Pixels of a picture from `open_picture`: see `decode_rgb`."""
+    """Pixels of an image from `open_image`: see `decode_rgb`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rgb_hwc = _decode_plain_jpeg(image, data)
@@ -68,7 +68,7 @@ def _open(data: bytes) -> Image.Image:
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"not a picture of a known kind ({', '.join(FORMATS)}): it starts with {data[:8]!r}"
+            f"not an image of a known kind ({', '.join(FORMATS)}): it starts with {data[:8]!r}"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than the allowed {MAX_PIXELS:,} pixels") from error
@@ -78,7 +78,7 @@ def _open(data: bytes) -> Image.Image:
         size = f"{image.width} x {image.height}"
         raise ImageError(f"{size} pixels, more than the allowed {MAX_PIXELS:,}")
     if animated:
-        raise ImageError("an animation, not a single picture")
+        raise ImageError("an animation, not a single image")
     return image
 
 

@@ -1,7 +1,7 @@
 """The official archives of ILSVRC2012, read in place: no extraction, no million files on the disk.
 
-    ILSVRC2012_img_train.tar        1,000 tars n01440764.tar ..., each of pictures
-    ILSVRC2012_img_val.tar          50,000 pictures, labels in the devkit
+    ILSVRC2012_img_train.tar        1,000 tars n01440764.tar ..., each of images
+    ILSVRC2012_img_val.tar          50,000 images, labels in the devkit
     ILSVRC2012_devkit_t12.tar.gz    ground truth by ILSVRC2012_ID, and the table of ids and wnids
 
 Only members with the expected names are accepted. The summary says whether they are the official
@@ -103,7 +103,7 @@ def _open_train(path: Path) -> TarSource:
     missing = sorted(set(range(len(classes))) - set(labels))
     if missing or not found:
         which = classes[missing[0]] if missing else "train"
-        raise SourceError(f"{path} has no pictures of {which}: fetch it again")
+        raise SourceError(f"{path} has no images of {which}: fetch it again")
     return _source(path, found, labels, classes, None)
 
 
@@ -123,7 +123,7 @@ def _open_val(folder: Path) -> TarSource:
         found.append(check_member(member, path))
         labels.append(label_of_id[truth[number - 1]])
     if not found:
-        raise SourceError(f"{path} holds no pictures: fetch it again")
+        raise SourceError(f"{path} holds no images: fetch it again")
     source = _source(path, found, labels, classes, [name_of_wnid[wnid] for wnid in classes])
     left_out = LeftOut()
     if absent:
@@ -152,7 +152,7 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
     """Labels and class tables out of ILSVRC2012_devkit_t12.tar.gz.
 
     Returns:
-        The ILSVRC2012_ID of every val picture in the order of their numbers; the wnid of every id
+        The ILSVRC2012_ID of every val image in the order of their numbers; the wnid of every id
         that occurs as a class of the challenge; the readable name of every such wnid.
 
     Raises:

@@ -32,8 +32,8 @@ _OTHER_KINDS = {
     "parquet": "**/*.parquet",
     "webdataset": "*.tar",
 }
-# A file with another ending is left out and told; one of these may hold any known kind of picture.
-PICTURE_ENDINGS = {
+# A file with another ending is left out and told; one of these may hold any known kind of image.
+IMAGE_ENDINGS = {
     *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".svg"),
 }
@@ -47,7 +47,7 @@ _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
 class FileSource(Source):
-    """Pictures that are files below one folder.
+    """Images that are files below one folder.
 
     Args:
         kind: name of the source kind.
@@ -93,7 +93,7 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
     there is no train/).
 
     Raises:
-        SourceError: a missing, empty or flat folder, a class without pictures, or a val class that
+        SourceError: a missing, empty or flat folder, a class without images, or a val class that
             train/ does not have.
     """
     folder = path / split
@@ -284,7 +284,7 @@ def keep_images(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
     """The names below `folder` that an image may have; its content is looked at later."""
     kept = []
     for name in names:
-        if os.path.splitext(name)[1].lower() in PICTURE_ENDINGS:
+        if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
             kept.append(name)
         else:
             left_out.add("not named like an image", folder / name)

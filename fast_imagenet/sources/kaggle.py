@@ -84,7 +84,7 @@ def _labelled_val(
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     names = keep_images(folder, _val_files(path, folder, left_out), left_out)
     if not names:
-        raise SourceError(f"{folder} is empty: unpack the val pictures there")
+        raise SourceError(f"{folder} is empty: unpack the val images there")
     map_once(((Path(name).stem, name) for name in names), str(folder))
     solution = read_solution(path / SOLUTION)
     labels = []
@@ -126,7 +126,7 @@ def _val_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Wnid of every val picture (by name without suffix) from LOC_val_solution.csv.
+    """Wnid of every val image (by name without suffix) from LOC_val_solution.csv.
 
     Raises:
         SourceError: the file is missing, no UTF-8, a line is not 'name,wnid ...', or two lines
@@ -145,7 +145,7 @@ def read_solution(path: Path) -> dict[str, str]:
     for number, row in enumerate(rows[1:], start=2):
         words = row[1].split() if len(row) == 2 else []
         if not words or not WNID.fullmatch(words[0]):
-            raise SourceError(f"{path}, line {number}: {row} is not 'picture,wnid box ...'")
+            raise SourceError(f"{path}, line {number}: {row} is not 'image,wnid box ...'")
         pairs.append((row[0], words[0]))
     return map_once(pairs, str(path))
 

@@ -1,7 +1,7 @@
 """Whether an archive is the official one of ILSVRC2012: by its size always, by its md5 when asked.
 
 The size costs nothing. The md5 of the devkit, which has the labels, takes a moment; those of the
-pictures take reading 7 and 148 GB.
+images take reading 7 and 148 GB.
 """
 
 import hashlib

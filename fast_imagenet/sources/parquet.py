@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face keeps pictures: a column image{bytes, path} and an integer label.
+"""Parquet files as Hugging Face keeps images: a column image{bytes, path} and an integer label.
 
     data/train-00000-of-00294.parquet ..., data/validation-00000-of-00014.parquet ...
 

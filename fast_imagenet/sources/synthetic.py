@@ -1,9 +1,9 @@
-"""The embedded data set: drawn pictures in ten classes, five shapes x two textures.
+"""The embedded data set: drawn images in ten classes, five shapes x two textures.
 
-A picture shows one checked or striped shape at a random place, size, rotation and pair of colours
+An image shows one checked or striped shape at a random place, size, rotation and pair of colours
 on a random background. Both textures cover half of the shape with each colour, and nothing else
 depends on the class, so that colour tells nothing, texture alone reaches at most 20 %, and shape
-alone at most 50 %. Picture `index` depends on (seed, split, index) only.
+alone at most 50 %. Image `index` depends on (seed, split, index) only.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _SPLIT_KEY = {"train": 0, "val": 1}
 
 
 class SyntheticSource(Source):
-    """`size` drawn pictures; every class has the same number of them, give or take one."""
+    """`size` drawn images; every class has the same number of them, give or take one."""
 
     kind = "synthetic"
     draws_pixels = True
@@ -38,26 +38,26 @@ class SyntheticSource(Source):
         return f"synthetic/{self.split}/{index}"
 
     def pixels(self, index: int) -> np.ndarray:
-        """Picture `index`: uint8 RGB [height, width, 3], both sides within SIDES."""
-        return draw_picture(int(self.labels[index]), (self.seed, _SPLIT_KEY[self.split], index))
+        """Image `index`: uint8 RGB [height, width, 3], both sides within SIDES."""
+        return draw_image(int(self.labels[index]), (self.seed, _SPLIT_KEY[self.split], index))
 
     def read(self, index: int) -> bytes:
-        """Picture `index` as a PNG file."""
+        """Image `index` as a PNG file."""
         _, data = cv2.imencode(".png", cv2.cvtColor(self.pixels(index), cv2.COLOR_RGB2BGR))
         return data.tobytes()
 
 
 def open_synthetic(path: Path, split: str, seed: int = 0, size: int = 0, **_) -> SyntheticSource:
-    """Drawn pictures; `path` is not used, `size` 0 means 4,000 to train on or 1,000 to test."""
+    """Drawn images; `path` is not used, `size` 0 means 4,000 to train on or 1,000 to test."""
     return SyntheticSource(split, size or DEFAULT_SIZES[split], seed)
 
 
-def draw_picture(label: int, key: tuple[int, ...]) -> np.ndarray:
-    """Draw one picture of class `label`.
+def draw_image(label: int, key: tuple[int, ...]) -> np.ndarray:
+    """Draw one image of class `label`.
 
     Args:
         label: index into CLASSES.
-        key: non-negative integers; the same key gives the same picture.
+        key: non-negative integers; the same key gives the same image.
 
     Returns:
         uint8 RGB [height, width, 3].

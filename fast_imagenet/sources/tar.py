@@ -1,4 +1,4 @@
-"""Pictures read in place inside uncompressed tar files: an index of offsets, no extraction."""
+"""Images read in place inside uncompressed tar files: an index of offsets, no extraction."""
 
 import tarfile
 import zlib
@@ -92,14 +92,14 @@ def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[M
 
 
 class TarSource(Source):
-    """Pictures at known places of a few large files.
+    """Images at known places of a few large files.
 
     Args:
         kind: name of the source kind.
         paths: the files.
-        files: int64 [n], which of `paths` holds a picture.
+        files: int64 [n], which of `paths` holds an image.
         offsets, sizes: int64 [n], bytes.
-        names: name of each picture inside its file.
+        names: name of each image inside its file.
         labels, classes, class_names: see Source.
     """
 
@@ -124,10 +124,10 @@ class TarSource(Source):
 
 
 def check_member(member: Member, path: Path) -> Member:
-    """Refuse a picture whose size makes no sense, before anybody reads it."""
+    """Refuse an image whose size makes no sense, before anybody reads it."""
     if member.size > MAX_IMAGE_BYTES:
         raise SourceError(
-            f"{path} holds {member.name!r} of {member.size:,} bytes: a picture may have"
+            f"{path} holds {member.name!r} of {member.size:,} bytes: an image may have"
             f" {MAX_IMAGE_BYTES:,} at most"
         )
     return member

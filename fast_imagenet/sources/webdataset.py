@@ -25,7 +25,7 @@ from fast_imagenet.sources.base import (
     read_class_file,
     split_files,
 )
-from fast_imagenet.sources.image_folder import PICTURE_ENDINGS
+from fast_imagenet.sources.image_folder import IMAGE_ENDINGS
 from fast_imagenet.sources.tar import Member, TarSource, check_member, list_members
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
@@ -41,7 +41,7 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     wnids found in keys or .json take their place.
 
     Raises:
-        SourceError: no shards, a damaged one, or a sample without picture or label.
+        SourceError: no shards, a damaged one, or a sample without image or label.
     """
     shards, left_out = split_files(path, ".tar", split, beside=[CLASS_FILE])
     class_file = Path(classes) if classes else path / CLASS_FILE
@@ -83,7 +83,7 @@ def _copies(shards: list[Path], ends: list[int], *columns: list) -> list[str]:
 
 
 def _samples(shard: Path, left_out: LeftOut) -> Iterator[tuple[Member, int, str]]:
-    """Picture, label, and text that may contain the wnid, of every sample of a shard."""
+    """Image, label, and text that may contain the wnid, of every sample of a shard."""
     with open(shard, "rb") as file:
         for key, group in groupby(_keyed(shard, left_out), lambda keyed: keyed[0]):
             members = [(suffix, member) for _, suffix, member in group]
@@ -117,7 +117,7 @@ def _image_of(shard: Path, key: str, parts: dict[str, Member], left_out: LeftOut
 
     x.jpg is the image even beside a mask x.seg.png that has no label of its own.
     """
-    images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in PICTURE_ENDINGS]
+    images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in IMAGE_ENDINGS]
     plain = [suffix for suffix in images if "." not in suffix]
     others = [suffix for suffix in images if suffix not in plain]
     labelled = [suffix for suffix in others if _beside(suffix, "cls", parts) not in (None, "cls")]

@@ -23,7 +23,7 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """40 drawn pictures, about half of them raw."""
+    """40 drawn images, about half of them raw."""
     path = tmp_path_factory.mktemp("mixed") / "train.beton"
     write_beton(path, open_source("synthetic", "", "train", size=COUNT), settings("proportion"))
     return path
@@ -34,7 +34,7 @@ def settings(mode: str = "jpg", **changes) -> EncodeSettings:
 
 
 def expected_pixels(index: int) -> np.ndarray:
-    """Picture `index` of the source as it goes into the encoder."""
+    """Image `index` of the source as it goes into the encoder."""
     return resize_longest(open_source("synthetic", "", "train", size=COUNT).pixels(index), 100)
 
 
@@ -69,7 +69,7 @@ def test_pages_and_padding(mixed):
 
 
 def test_small_pages_are_filled_in_order(tmp_path):
-    """Raw pictures of 30 kB in pages of 2 MiB: several pages, nothing across a border."""
+    """Raw images of 30 kB in pages of 2 MiB: several pages, nothing across a border."""
     path = tmp_path / "many.beton"
     source = open_source("synthetic", "", "train", size=130)
     write_beton(path, source, settings("raw"), page_size=fmt.MIN_PAGE_SIZE)
@@ -80,7 +80,7 @@ def test_small_pages_are_filled_in_order(tmp_path):
     assert set(np.diff(pages).tolist()) == {0, 1}
 
 
-def test_page_grows_for_a_large_picture(tmp_path):
+def test_page_grows_for_a_large_image(tmp_path):
     class Large:
         kind, blocks, notes, classes, class_names = "test", None, (), ["a"], None
         labels = np.zeros(6, np.int64)
@@ -90,7 +90,7 @@ def test_page_grows_for_a_large_picture(tmp_path):
             return 6
 
         def name(self, index):
-            return f"picture {index}"
+            return f"image {index}"
 
         def pixels(self, index):
             sides = (1500, 1300) if index == 3 else (300, 200)
@@ -233,7 +233,7 @@ def test_reader_needs_neither_ffcv_nor_torch(mixed):
 
 
 def _read_by_ffcv(path: Path) -> dict:
-    """What stock FFCV's Reader sees: every picture is found by its pointer, inside one page."""
+    """What stock FFCV's Reader sees: every image is found by its pointer, inside one page."""
     from ffcv.reader import Reader
 
     reader, ours = Reader(str(path)), BetonFile(path)
@@ -265,7 +265,7 @@ STOCK_FFCV = """
     from ffcv.loader import Loader, OrderOption
     from ffcv.writer import DatasetWriter
 
-    class Pictures:
+    class Images:
         def __len__(self):
             return 12
         def __getitem__(self, i):
@@ -273,7 +273,7 @@ STOCK_FFCV = """
 
     ours, theirs, result = sys.argv[1:]
     fields = {"image": RGBImageField("raw"), "label": IntField()}
-    DatasetWriter(theirs, fields, num_workers=2).from_indexed_dataset(Pictures(), chunksize=3)
+    DatasetWriter(theirs, fields, num_workers=2).from_indexed_dataset(Images(), chunksize=3)
     seen = {}
     for os_cache, order in ((True, "SEQUENTIAL"), (False, "QUASI_RANDOM")):
         pipelines = {
@@ -303,8 +303,8 @@ def stock(mixed, tmp_path_factory) -> Path:
     return folder
 
 
-def test_stock_loader_sees_our_pictures(mixed, stock):
-    """Decoded by stock FFCV from the page cache: the same pictures in the same order."""
+def test_stock_loader_sees_our_images(mixed, stock):
+    """Decoded by stock FFCV from the page cache: the same images in the same order."""
     file, seen = BetonFile(mixed), np.load(stock / "seen.npz")
     np.testing.assert_array_equal(seen["SEQUENTIAL_labels"], file.labels)
     for i in range(COUNT):
@@ -317,7 +317,7 @@ def test_stock_loader_sees_our_pictures(mixed, stock):
 
 
 def test_stock_loader_reads_our_pages(stock):
-    """Quasi-random order reads whole pages instead: each picture once, with its own label."""
+    """Quasi-random order reads whole pages instead: each image once, with its own label."""
     seen = np.load(stock / "seen.npz")
     pairs = [
         sorted(zip(seen[f"{order}_labels"], map(bytes, seen[f"{order}_images"]), strict=True))
@@ -461,7 +461,7 @@ def test_damaged_allocation(copy, name, value, words):
 
 
 def test_overlap_and_page_border(copy):
-    """Pointer and metadata agree, but the picture lies on another one, or across a border."""
+    """Pointer and metadata agree, but the image lies on another one, or across a border."""
     file = BetonFile(copy)
     table = copy.stat().st_size - COUNT * fmt.ALLOCATION.itemsize
     jpgs = np.flatnonzero(file.modes == "jpg")

@@ -14,10 +14,10 @@ import pytest
 import write_dataset
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.__main__ import main
+from fast_imagenet.beton.checksums import BlockSums, table_from_text, table_to_text, write_tables
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
 from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
-from fast_imagenet.beton.stamp import BlockSums, table_from_text, table_to_text, write_tables
 from fast_imagenet.beton.verify import PageChecks, verify
 from fast_imagenet.beton.writer import PageFile, write_beton
 from fast_imagenet.sources import open_source
@@ -29,7 +29,7 @@ FLAGS = ("--source.kind=synthetic", "--source.split=train", "--source.synthetic_
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory) -> Path:
-    """120 drawn pictures, most of them raw, in two pages of 2 MiB."""
+    """120 drawn images, most of them raw, in two pages of 2 MiB."""
     path = tmp_path_factory.mktemp("several") / "train.beton"
     write(path)
     assert BetonFile(path).data_end >= 3 * fmt.MIN_PAGE_SIZE
@@ -218,7 +218,7 @@ def test_without_its_summary_a_file_is_still_checked_as_a_whole(copy, capsys):
     assert main(["verify", str(copy)]) == 0
     capsys.readouterr()
     assert main(["verify", str(copy), "--full"]) == 1
-    assert "the checksum of its pictures is wrong" in capsys.readouterr().err
+    assert "the checksum of its images is wrong" in capsys.readouterr().err
 
 
 def test_summary_of_another_file_is_refused(copy):
@@ -322,7 +322,7 @@ def parts_in(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    """Folder with 61 pictures converted at once, and in three parts by the command."""
+    """Folder with 61 images converted at once, and in three parts by the command."""
     folder = tmp_path_factory.mktemp("parts")
     flags = [*FLAGS, f"--write.folder={folder}", "--write.workers=1", "--write.max_side=64"]
     assert write_dataset.main(flags) == 0
@@ -338,7 +338,7 @@ def parts(tmp_path_factory) -> Path:
 def test_parts_become_the_file_of_a_single_conversion(parts, tmp_path, capsys):
     out = tmp_path / "new" / "train.beton"
     assert main(["merge", str(out), *map(str, parts_in(parts)[::-1])]) == 0
-    assert "61 pictures from 3 parts" in capsys.readouterr().out
+    assert "61 images from 3 parts" in capsys.readouterr().out
     single = parts / "train.beton"
     same_samples(out, single)
     merged, once = BetonFile(out), BetonFile(single)
@@ -370,7 +370,7 @@ def test_merged_file_in_several_pages_of_several_sizes(tmp_path):
 
 
 def grow_page(path: Path) -> None:
-    """Make a file one of pages twice as large, as a large picture at the end would have."""
+    """Make a file one of pages twice as large, as a large image at the end would have."""
     file = BetonFile(path)
     size, start = file.stamp["block_bytes"], file.stamp["block_bytes"] * file.stamp["first_block"]
     data, samples = path.read_bytes(), np.zeros(len(file), fmt.SAMPLE)

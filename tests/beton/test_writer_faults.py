@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fast_imagenet.beton import disk_space, output_lock, pool
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton import merge as merge_module
-from fast_imagenet.beton import needs, pool, target
 from fast_imagenet.beton.encode import Chunk
 from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonFile
@@ -81,29 +81,29 @@ def chunks_of(sizes, skipped=0):
 def test_estimate_is_the_mean_of_what_was_seen():
     rng = np.random.default_rng(0)
     sizes = rng.gamma(4, 10_000, 100_000)
-    need, least = needs.estimate_file(chunks_of(sizes[:64]), len(sizes))
+    need, least = disk_space.estimate_file(chunks_of(sizes[:64]), len(sizes))
     row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
     true = sizes.sum() + row * len(sizes)
     assert abs(need - true) < 0.25 * true
     assert least < true
     assert 0.6 * need < least < 0.95 * need
-    assert needs.estimate_file(chunks_of([100] * 64), 64) == (64 * (100 + row),) * 2
-    half, _ = needs.estimate_file(chunks_of([100] * 32, skipped=32), 6400)
+    assert disk_space.estimate_file(chunks_of([100] * 64), 64) == (64 * (100 + row),) * 2
+    half, _ = disk_space.estimate_file(chunks_of([100] * 32, skipped=32), 6400)
     assert half == 3200 * (100 + row)
-    assert needs.estimate_file(chunks_of([], skipped=5), 10) == (0, 0)
+    assert disk_space.estimate_file(chunks_of([], skipped=5), 10) == (0, 0)
 
 
 def test_only_what_is_clearly_too_much_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "free_bytes", lambda folder: 1_000_000_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1_000_000_000)
     path = tmp_path / "train.beton"
     said = f"{path} needs about 1.2 GB; 1.0 GB are free on its disk"
-    assert needs.check_disk(path, 1.2e9, 0.9e9) == said
+    assert disk_space.check_disk(path, 1.2e9, 0.9e9) == said
     with pytest.raises(OSError, match=r"needs about 1\.2 GB; 1\.0 GB are free.*check_space=false"):
-        needs.check_disk(path, 1.2e9, 1.01e9)
+        disk_space.check_disk(path, 1.2e9, 1.01e9)
     both = r"needs about 600\.0 MB and 500\.0 MB for the files after it"
     with pytest.raises(OSError, match=both):
-        needs.check_disk(path, 6e8, 6e8, more=5e8)
-    assert needs.check_disk(path, 0, 0)
+        disk_space.check_disk(path, 6e8, 6e8, more=5e8)
+    assert disk_space.check_disk(path, 0, 0)
 
 
 def test_the_need_of_files_still_to_come_is_told(tmp_path):
@@ -114,14 +114,14 @@ def test_the_need_of_files_still_to_come_is_told(tmp_path):
     told = re.search(r"x\.beton needs about ([\d.]+) kB and ([\d.]+) kB for the files after", *said)
     assert [float(number) * 1e3 for number in told.groups()] == pytest.approx(
         [size, size / 2], rel=0.02
-    )  # 64 of 80 pictures are seen
+    )  # 64 of 80 images are seen
 
 
 def test_a_job_that_fits_nowhere_is_refused(monkeypatch):
-    monkeypatch.setattr(needs, "free_bytes", lambda folder: 1_000_000)
-    needs.check_shm(900_000)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1_000_000)
+    disk_space.check_shm(900_000)
     with pytest.raises(OSError, match=r"need 1\.1 MB in /dev/shm and 1\.0 MB are free.*shm-size"):
-        needs.check_shm(1_000_001)
+        disk_space.check_shm(1_000_001)
 
 
 def test_merge_tells_the_need_and_names_no_flag_of_the_writer(tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_merge_tells_the_need_and_names_no_flag_of_the_writer(tmp_path, monkeypa
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out.beton"
     with monkeypatch.context() as patch:
-        patch.setattr(needs, "free_bytes", lambda folder: 1000)
+        patch.setattr(disk_space, "free_bytes", lambda folder: 1000)
         with pytest.raises(OSError, match=r"needs 16\.8 MB and 1\.0 kB are free") as short:
             merge(out, parts)
     full = OSError(28, "No space left on device")
@@ -204,17 +204,17 @@ def test_locks_of_the_living_and_of_others_are_kept(tmp_path, monkeypatch):
 def test_lock_of_another_machine_is_dead_when_nobody_touches_it(tmp_path, monkeypatch):
     lock, path = tmp_path / "x.beton.lock", tmp_path / "x.beton"
     lock.write_text("1 elsewhere\n")
-    assert "process 1 on the machine 'elsewhere'" in target.find_target_problem(path, False)
-    old = time.time() - target.DEAD_SECONDS - 5
+    assert "process 1 on the machine 'elsewhere'" in output_lock.find_target_problem(path, False)
+    old = time.time() - output_lock.DEAD_SECONDS - 5
     os.utime(lock, (old, old))
-    assert target.find_target_problem(path, False) is None
+    assert output_lock.find_target_problem(path, False) is None
     lock.write_text(f"{os.getppid()} {socket.gethostname()}\n")
     os.utime(lock, (old, old))  # here the process itself is asked
-    assert "is being written" in target.find_target_problem(path, False)
+    assert "is being written" in output_lock.find_target_problem(path, False)
     lock.unlink()
-    monkeypatch.setattr(target, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(output_lock, "BEAT_SECONDS", 0.01)
     threads = set(threading.enumerate())
-    with target.claim(path, overwrite=False):
+    with output_lock.claim(path, overwrite=False):
         os.utime(lock, (old, old))
         deadline = time.monotonic() + 20
         while lock.stat().st_mtime == old and time.monotonic() < deadline:

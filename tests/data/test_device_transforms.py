@@ -81,7 +81,7 @@ def test_normalize_every_level_and_other_types():
     assert torch.allclose(half.double(), slow_normalize(images_bhwc), rtol=2**-8, atol=1e-6)
 
 
-def test_normalize_takes_strided_pictures():
+def test_normalize_takes_strided_images():
     images_bhwc = pictures(4, 16, 12).permute(0, 2, 1, 3)[:, ::2]
     assert close(normalize(images_bhwc, MEAN, STD), slow_normalize(images_bhwc))
 
@@ -200,7 +200,7 @@ def slow_erase(images_bchw, boxes, mode, seed, epoch, samples):
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_erase(device, mode, count):
-    """Against a loop over pixels; the boxes of a count of 3 overlap in some pictures."""
+    """Against a loop over pixels; the boxes of a count of 3 overlap in some images."""
     images_bchw = normalize(pictures(8, 21, 17), MEAN, STD)
     samples = np.array([5, 900, 2, 2**40, 4, 77, 6, 1])
     boxes = draw_erasing(3, 1, samples, (21, 17), 0.8, count)
@@ -260,7 +260,7 @@ def test_the_batch_is_timms(device, mixup, cutmix):
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0)])
-def test_erased_pictures_are_mixed(device, mixup, cutmix):
+def test_erased_images_are_mixed(device, mixup, cutmix):
     """Erasing comes before mixing, as in timm's loader."""
     transforms = batch_transforms(mixup=mixup, cutmix=cutmix, erasing=0.6, erasing_mode="pixel")
     images_bhwc, labels_b, samples = pictures(), labels(), np.arange(6) * 11
@@ -273,7 +273,7 @@ def test_erased_pictures_are_mixed(device, mixup, cutmix):
 
 @pytest.mark.parametrize("b", [1, 5])
 def test_odd_batches(b):
-    """The last picture meets itself: it and its label stay; the others are mixed."""
+    """The last image meets itself: it and its label stay; the others are mixed."""
     images_bhwc, labels_b = pictures(b), labels(b)
     partner = [1, 0, 3, 2, 4][-b:] if b > 1 else [0]
     for step in range(12):

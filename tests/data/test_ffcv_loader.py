@@ -28,7 +28,7 @@ COUNT = 45
 
 
 class Numbered(Source):
-    """Pictures whose label is their number and whose colour is twice that."""
+    """Images whose label is their number and whose colour is twice that."""
 
     kind = "test"
     draws_pixels = True
@@ -37,7 +37,7 @@ class Numbered(Source):
         super().__init__(np.arange(COUNT), [f"c{i:02}" for i in range(COUNT)])
 
     def name(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
     def pixels(self, index):
         return np.full((40 + index % 3, 50, 3), 2 * index, np.uint8)
@@ -69,7 +69,7 @@ def one_rank(path):
     return train_loader(path)
 
 
-def test_order_is_the_shared_one_and_pictures_belong_to_labels(one_rank, labels):
+def test_order_is_the_shared_one_and_images_belong_to_labels(one_rank, labels):
     assert len(one_rank) == COUNT // 8 and one_rank.num_classes == COUNT
     for epoch in (0, 1):
         expected = labels[rank_batches(epoch_order(COUNT, 3, epoch), 8, 0, 1)]
@@ -96,8 +96,8 @@ def pixels_of(batches):
     return np.concatenate([images_bhwc.numpy().copy() for images_bhwc, *_ in batches])
 
 
-def test_pictures_depend_on_seed_epoch_and_sample_alone(tmp_path):
-    class Noise(Numbered):  # on plain pictures no crop or flip would show
+def test_images_depend_on_seed_epoch_and_sample_alone(tmp_path):
+    class Noise(Numbered):  # on plain images no crop or flip would show
         def pixels(self, index):
             return np.random.default_rng(index).integers(0, 256, (40 + index % 3, 50, 3), np.uint8)
 
@@ -114,7 +114,7 @@ def test_pictures_depend_on_seed_epoch_and_sample_alone(tmp_path):
     assert not np.array_equal(pixels_of(train_loader(path, seed=4).epoch(5, 24)), whole)
 
 
-def test_a_damaged_picture_is_named(path, tmp_path):
+def test_a_damaged_image_is_named(path, tmp_path):
     whole = loader.BetonFile(path)
     jpegs = [index for index in range(COUNT) if whole.modes[index] == "jpg"]
     data, start = bytearray(path.read_bytes()), int(whole.offsets[jpegs[2]])
@@ -346,7 +346,7 @@ assert torch.get_num_threads() == 3
     assert done.returncode == 0, done.stderr
 
 
-def test_a_validation_batch_takes_no_more_memory_than_there_are_pictures(path):
+def test_a_validation_batch_takes_no_more_memory_than_there_are_images(path):
     batches = loader.EvalLoader(path, batch_size=1_000_000).batches(512, 1.0)
     assert len(next(batches)[1]) == COUNT
     batches.close()

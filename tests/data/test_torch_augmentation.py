@@ -22,7 +22,7 @@ from fast_imagenet.data.torch_augmentation import (
     keyed_generator,
 )
 from fast_imagenet.data.torch_loader import TorchTrainLoader
-from tests.ops_data import picture
+from tests.ops_data import image as make_image
 
 SEED, EPOCH = 3, 2
 EVERYTHING = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
@@ -30,7 +30,7 @@ EVERYTHING |= {"grayscale": 0.3, "solarize": 0.3, "blur": 0.3}
 
 
 def pictures(n=12):
-    return [torch.from_numpy(picture(30 + i, 41, seed=i)) for i in range(n)]
+    return [torch.from_numpy(make_image(30 + i, 41, seed=i)) for i in range(n)]
 
 
 def changed(images, transforms="cpu", seed=SEED, epoch=EPOCH, **settings):
@@ -39,7 +39,7 @@ def changed(images, transforms="cpu", seed=SEED, epoch=EPOCH, **settings):
 
 
 def wanted(images, transform):
-    """The results of one transform on Pillow pictures, the generator in the keyed states."""
+    """The results of one transform on Pillow images, the generator in the keyed states."""
     results = []
     for index, image in enumerate(images):
         with keyed_generator([SEED, EPOCH, index, 1]):
@@ -129,7 +129,7 @@ def test_results_are_timms(name, settings):
 
 def test_posterize_to_no_bits_is_black():
     """timm's increasing policy asks for it at magnitude 10, and Pillow 13 refuses."""
-    image = Image.fromarray(picture(9, 8))
+    image = Image.fromarray(make_image(9, 8))
     assert not np.asarray(torch_augment.posterize(image, 0)).any()
     for bits in (1, 3, 7, 8):
         assert torch_augment.posterize(image, bits, fillcolor=0) == ImageOps.posterize(image, bits)

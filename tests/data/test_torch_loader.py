@@ -40,7 +40,7 @@ TRAIN, VAL = 24, 11
 
 
 def picture(number: int) -> Image.Image:
-    """A smooth picture of its own size and colors: resizing differences stay small."""
+    """A smooth image of its own size and colors: resizing differences stay small."""
     rng = np.random.default_rng(number)
     width, height = rng.integers(60, 140, 2)
     y, x = np.mgrid[:height, :width]
@@ -103,7 +103,7 @@ def test_batches_of_an_epoch(root, name):
     loader = train_loader(root, name)
     assert (len(loader), loader.num_samples, loader.num_classes) == (3, TRAIN, 3)
     assert loader.classes == CLASSES
-    labels = open_pictures(root, name).labels
+    labels = open_images(root, name).labels
     order = epoch_order(TRAIN, seed=1, epoch=4).reshape(3, 8)
     for step, (images_bhwc, labels_b, samples_b) in enumerate(loader.epoch(4, resolution=32)):
         assert images_bhwc.shape == (8, 32, 32, 3)
@@ -116,8 +116,8 @@ def test_batches_of_an_epoch(root, name):
     assert step == 2
 
 
-def open_pictures(root, name):
-    return torch_pipeline.open_pictures(root / name, "train")
+def open_images(root, name):
+    return torch_pipeline.open_images(root / name, "train")
 
 
 def test_the_incomplete_last_batch_is_dropped(root):
@@ -127,12 +127,12 @@ def test_the_incomplete_last_batch_is_dropped(root):
 
 @pytest.mark.parametrize("name", ["train", "train.beton"])
 def test_pixels_are_torchvisions(root, name):
-    """Against torchvision's own transforms on Pillow pictures, the generator in the same state.
+    """Against torchvision's own transforms on Pillow images, the generator in the same state.
 
     torchvision resizes tensors within one level of Pillow; one more for rounding twice.
     """
     images_bhwc, _, _ = next(train_loader(root, name).epoch(2, resolution=32))
-    source = open_pictures(root, name)
+    source = open_images(root, name)
     for image_hwc, index in zip(images_bhwc, epoch_order(TRAIN, 1, 2)[:8].tolist(), strict=True):
         pil = as_pil(source, index)
         key = np.random.SeedSequence([1, 2, index]).generate_state(1, np.uint64)[0]
@@ -260,7 +260,7 @@ TENSOR = Augment(crop_area=(0.25, 1.0), flip=0.3, policy="rand_augment_lite", **
 
 
 def cropped_then_changed(root, augment, epoch, resolution, transforms="cpu"):
-    """The pictures of an epoch, the changes made here to what a loader without them gives."""
+    """The images of an epoch, the changes made here to what a loader without them gives."""
     plain = Augment(crop_area=augment.crop_area, flip=augment.flip)
     keyed = KeyedTransforms(augment, 1, transforms)
     images = []
@@ -270,7 +270,7 @@ def cropped_then_changed(root, augment, epoch, resolution, transforms="cpu"):
     return torch.stack(images)
 
 
-def test_pictures_are_changed_after_crop_and_flip(root):
+def test_images_are_changed_after_crop_and_flip(root):
     """By the same key for any number of workers and ranks, and from any step."""
     wanted = cropped_then_changed(root, STRONG, 1, 40)
     images, _ = collect(train_loader(root, augment=STRONG).epoch(1, 40))
@@ -284,7 +284,7 @@ def test_pictures_are_changed_after_crop_and_flip(root):
     assert torch.equal(collect(batch for step in steps for batch in step)[0], wanted[8:])
 
 
-def test_pictures_are_changed_on_the_device(root, device_is_cpu):
+def test_images_are_changed_on_the_device(root, device_is_cpu):
     images, _ = collect(train_loader(root, augment=TENSOR, transforms="gpu").epoch(1, 40))
     assert torch.equal(images, cropped_then_changed(root, TENSOR, 1, 40, "gpu"))
 
@@ -317,7 +317,7 @@ def test_every_image_is_seen_once_over_all_ranks(root, name, world_size, workers
 
 @pytest.mark.parametrize("ratio", [1.0, 0.875, 0.5])
 def test_centre_crop_is_pillows(root, ratio):
-    source = torch_pipeline.open_pictures(root, "val")
+    source = torch_pipeline.open_images(root, "val")
     images, _ = collect(TorchEvalLoader(root, batch_size=4).batches(40, ratio))
     for index in range(VAL):
         pil = as_pil(source, index)
@@ -331,7 +331,7 @@ def test_centre_crop_is_pillows(root, ratio):
 
 
 def test_centre_crop_is_torchvisions_resize_and_crop_up_to_rounding():
-    """Same square, so the mean over the picture stays: within half a level on a smooth picture."""
+    """Same square, so the mean over the image stays: within half a level on a smooth image."""
     for number in range(10):
         pil = picture(number).resize((500, 375))
         usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(pil)
@@ -342,7 +342,7 @@ def test_centre_crop_is_torchvisions_resize_and_crop_up_to_rounding():
         assert difference.mean() < 1.0
 
 
-def test_the_smallest_picture_still_gives_a_pixel():
+def test_the_smallest_image_still_gives_a_pixel():
     assert CentreRegion()(1, 1, 0, 0.875) == Region(0, 0, 1, 1, False)
 
 
@@ -369,7 +369,7 @@ def device_is_cpu(monkeypatch):
 
 @pytest.mark.parametrize("name", ["train", "train.beton"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_device_transforms_give_the_same_pictures(root, device_is_cpu, name, workers):
+def test_device_transforms_give_the_same_images(root, device_is_cpu, name, workers):
     options = {"num_workers": workers, "transforms": "gpu"}
     images, labels = collect(train_loader(root, name, **options).epoch(0, 32))
     assert images.is_contiguous()
@@ -381,7 +381,7 @@ def test_device_transforms_for_validation(root, device_is_cpu):
     assert equal(collect(batches), collect(TorchEvalLoader(root, batch_size=4).batches(32, 0.9)))
 
 
-def test_one_picture_that_the_device_decoder_refuses(root, device_is_cpu, monkeypatch):
+def test_one_image_that_the_device_decoder_refuses(root, device_is_cpu, monkeypatch):
     """nvJPEG knows fewer kinds than libjpeg: the whole batch then goes the slow way, unchanged."""
 
     def refuse(*_):
@@ -509,7 +509,7 @@ def test_flat_folder(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("transforms", ["cpu", "gpu"])
-def test_a_damaged_picture_is_named_in_one_sentence(tmp_path, device_is_cpu, workers, transforms):
+def test_a_damaged_image_is_named_in_one_sentence(tmp_path, device_is_cpu, workers, transforms):
     write_split(tmp_path / "train", range(3, 11))
     broken = tmp_path / "train" / CLASSES[1] / "004.JPEG"
     broken.write_bytes(broken.read_bytes()[:700])

@@ -21,7 +21,7 @@ from tests.reference import blur_image, top_k_hits
 @pytest.mark.parametrize("height, width", [(9, 9), (8, 11), (1, 5)])
 def test_blurpool_is_blur_then_convolution(kernel, stride, padding, height, width):
     if height + 2 * padding < kernel:
-        pytest.skip("the picture is smaller than the kernel")
+        pytest.skip("the image is smaller than the kernel")
     torch.manual_seed(kernel + height)
     conv = nn.Conv2d(16, 4, kernel, stride=stride, padding=padding, bias=True)
     images = torch.randn(2, 16, height, width)
@@ -50,7 +50,7 @@ def test_blurpool_trains_its_weights():
     assert [name for name, _ in conv.named_parameters()] == ["weight", "bias"]
 
 
-def test_blurpool_does_not_change_a_constant_picture_inside():
+def test_blurpool_does_not_change_a_constant_image_inside():
     conv = nn.Conv2d(16, 2, 3, stride=2, padding=1)
     images = torch.ones(1, 16, 12, 12)
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))

@@ -22,7 +22,7 @@ from fast_imagenet.engine.guard import (
     STOPPED,
     Agreement,
     Guard,
-    Pauses,
+    StepMonitor,
     Stopped,
     lock_folder,
 )
@@ -234,9 +234,9 @@ def test_a_signal_is_answered_when_nobody_reads_the_errors():
     program = """
 import signal, time
 from fast_imagenet.engine.guard import stop_at_once
-from fast_imagenet.terminal import outlive_reader
+from fast_imagenet.terminal import ignore_broken_pipe
 stop_at_once()
-outlive_reader()
+ignore_broken_pipe()
 signal.raise_signal(signal.SIGTERM)
 time.sleep(60)
 """
@@ -441,7 +441,7 @@ def test_slow_steps_are_no_stall():
 
 def pauses(saved, guard=None, minutes=0.0):
     ranks = SimpleNamespace(world_size=1, most=lambda value: value, average=lambda tensors: None)
-    return Pauses(guard or SimpleNamespace(signal=""), ranks, minutes, saved.append)
+    return StepMonitor(guard or SimpleNamespace(signal=""), ranks, minutes, saved.append)
 
 
 def test_a_wild_loss_is_told_within_fifty_steps_and_never_saved():
@@ -532,7 +532,7 @@ def test_a_run_says_what_it_does_and_where_it_goes_on(quick_run, capsys):
     flags = ["--training.epochs=2", "--training.resume=auto", "--lr.lr_peak_epoch=1", SMALL]
     folder = quick_run(*flags, "--training.max_steps=7")
     said = capsys.readouterr().out
-    assert "on cpu: 80 pictures of 10 classes, 30 to evaluate; 2 epochs of 5 steps" in said
+    assert "on cpu: 80 images of 10 classes, 30 to evaluate; 2 epochs of 5 steps" in said
     assert "goes on" not in said
     quick_run(*flags, "--training.max_steps=0", folder=folder)
     assert "; goes on in epoch 2 after step 2\n" in capsys.readouterr().out

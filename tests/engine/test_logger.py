@@ -20,7 +20,7 @@ from fast_imagenet.engine.logger import (
     RunLogError,
     plot_curves,
     read_jsonl,
-    shareable,
+    redact_paths,
 )
 
 
@@ -241,7 +241,7 @@ def test_settings_are_written_without_private_folders(tmp_path):
         "data": {"train": "data/a.beton", "val": ".../b.beton"},
         "list": [".../c.pt", "data/d.pt", 3, None],
     }
-    assert json.loads((tmp_path / "config.json").read_text()) == expected == shareable(config)
+    assert json.loads((tmp_path / "config.json").read_text()) == expected == redact_paths(config)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -307,10 +307,10 @@ def test_curves_are_drawn(tmp_path, epochs, ema):
         same["val_loss_ema"] = values["val_loss"]
         log.write(**(values if ema else values | same))
     plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
-    with Image.open(tmp_path / "c.png") as picture:
-        assert picture.width > 1000
-        assert picture.height > 1000
-        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.width > 1000
+        assert image.height > 1000
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 24)}
     assert {(31, 95, 168), (217, 100, 30), (47, 143, 91)} <= colors
 
 

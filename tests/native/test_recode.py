@@ -52,7 +52,7 @@ def photographs(step):
 
 
 # ------------------------------------------------------------------------------------------------
-# A picture that fits
+# An image that fits
 # ------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +83,7 @@ def check_coefficients(data, quality, interval):
 
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_coefficients_are_kept_rounded_or_halved(subsampling):
-    """Sizes that end inside a block and inside an MCU, every quality, flat pictures and noise."""
+    """Sizes that end inside a block and inside an MCU, every quality, flat images and noise."""
     rng = np.random.default_rng(subsampling)
     for number in range(60):
         height, width = rng.integers(1, 70, 2)
@@ -111,7 +111,7 @@ def test_coefficients_of_photographs():
     ("height", "width"), [(375, 500), (97, 1100), (40, 9), (8, 8), (17, 33), (24, 24)]
 )
 def test_it_is_no_worse_than_encoding_again(subsampling, height, width):
-    """Measured against the source's pixels; the sides reach every way a picture can end."""
+    """Measured against the source's pixels; the sides reach every way an image can end."""
     image = picture(height, width)
     source = as_jpeg(image, quality=96, subsampling=subsampling)
     seen = pixels(source)
@@ -159,7 +159,7 @@ def test_photographs_are_nearer_and_smaller_than_encoded_again():
 
 
 # ------------------------------------------------------------------------------------------------
-# A picture that must shrink
+# An image that must shrink
 # ------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +227,7 @@ def test_what_is_not_plain_is_left_to_others():
     ("place", "symbol", "sound"),
     [(0, 11, True), (0, 12, False), (0, 0x1B, False), (1, 0xFA, True), (1, 11, False)],
 )
-def test_codes_that_no_8_bit_picture_has_are_not_read(place, symbol, sound):
+def test_codes_that_no_8_bit_image_has_are_not_read(place, symbol, sound):
     """One more code in the first or second table of a file, which its scan does not use."""
     data = as_jpeg(np.full((8, 8, 3), 128, np.uint8), subsampling=0)
     header = recode.read_header(data)
@@ -309,7 +309,7 @@ def test_without_the_library_the_long_way_is_taken_and_told(tmp_path, monkeypatc
     monkeypatch.setattr(recode, "ensure", lambda: "no compiler")
     other = write_beton(tmp_path / "b.beton", source, settings)
     assert usual["notes"] == []
-    assert other["notes"] == ["without the C library, pictures took longer: no compiler"]
+    assert other["notes"] == ["without the C library, images took longer: no compiler"]
     for key in ("num_samples", "max_width", "max_height", "modes"):
         assert usual[key] == other[key]
     assert (tmp_path / "a.beton").read_bytes() != (tmp_path / "b.beton").read_bytes()

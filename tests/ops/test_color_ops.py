@@ -28,7 +28,7 @@ def noise(height, width, seed=0):
 
 
 def all_colors(step=5):
-    """Every combination of channel values in steps, as one picture."""
+    """Every combination of channel values in steps, as one image."""
     levels = np.unique(np.r_[np.arange(0, 256, step), 1, 2, 127, 128, 254, 255]).astype(np.uint8)
     return np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
 
@@ -40,7 +40,7 @@ def changed(function, image, *arguments):
 
 
 def through_lut(image, *steps):
-    """The picture after a chain of (maker, arguments...) composed into one table."""
+    """The image after a chain of (maker, arguments...) composed into one table."""
     lut = np.empty((3, 256), np.int32)
     color.identity_lut(lut)
     for maker, *arguments in steps:
@@ -68,7 +68,7 @@ def test_enhancers_equal_pillow(side, factor):
         equal(result, enhancer(pil).enhance(float(factor)))
 
 
-def test_a_picture_that_is_not_contiguous_is_refused():
+def test_a_image_that_is_not_contiguous_is_refused():
     with pytest.raises(TypingError, match="contiguous"):
         color.adjust_saturation(noise(8, 9)[:, ::2], np.float32(0.5))
 
@@ -149,7 +149,7 @@ def test_each_channel_has_its_own_table():
 
 
 def pillow_jitter(image, order, factors):
-    """What torchvision's ColorJitter does to a PIL picture with this order and these factors."""
+    """What torchvision's ColorJitter does to a PIL image with this order and these factors."""
     steps = [
         functional.adjust_brightness,
         functional.adjust_contrast,

@@ -140,7 +140,7 @@ def test_what_cannot_be_cut_is_decoded_in_full(progressive, interval):
 
 @pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
 def test_the_last_columns_of_a_narrow_tile_are_interpolated(width):
-    """Chroma of a picture of 4 columns is repeated: such a tile must not be cut out alone."""
+    """Chroma of an image of 4 columns is repeated: such a tile must not be cut out alone."""
     data = encode(ops_data.picture(64, width), 1)
     full = reference.decode_jpeg(data)
     for left, own in itertools.product(range(32, width), (True, False)):
@@ -180,7 +180,7 @@ def test_other_segments_do_not_matter(keep):
     np.testing.assert_array_equal(pixels, full[10:40, 20:60])
 
 
-def test_damaged_streams_never_crash_and_stay_in_their_picture():
+def test_damaged_streams_never_crash_and_stay_in_their_image():
     """Thousands of damages; the process lives and what could not be decoded is black."""
     generator = np.random.default_rng(6)
     seen = set()
@@ -435,7 +435,7 @@ SIDES = [(60, 80), (100, 75), (1, 1), (33, 200), (200, 31), (96, 96), (128, 64),
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same 24 pictures as JPEG with markers, as stock FFCV writes them, raw, and mixed."""
+    """The same 24 images as JPEG with markers, as stock FFCV writes them, raw, and mixed."""
     folder = tmp_path_factory.mktemp("ops")
     images = [ops_data.picture(*SIDES[i % len(SIDES)], seed=i) for i in range(24)]
     kinds = {
@@ -452,7 +452,7 @@ def files(tmp_path_factory):
 
 
 def load(path, operation, batch_size=7, num_workers=1, **options):
-    """All pictures and labels of one epoch."""
+    """All images and labels of one epoch."""
     options = {"order": OrderOption.SEQUENTIAL, "os_cache": True, **options}
     loader = Loader(
         path,
@@ -506,7 +506,7 @@ def test_stock_ffcv_reads_our_files(files):
 
 @pytest.mark.parametrize("os_cache", [True, False])
 @pytest.mark.parametrize(("workers", "batch_size"), [(2, 7), (1, 24), (2, 1), (2, 5)])
-def test_same_pictures_for_any_workers_batches_and_cache(files, workers, batch_size, os_cache):
+def test_same_images_for_any_workers_batches_and_cache(files, workers, batch_size, os_cache):
     if workers > numba.config.NUMBA_NUM_THREADS:
         pytest.skip(f"needs {workers} cores")
     _, paths = files
@@ -569,7 +569,7 @@ def test_resolution_changes_between_epochs_without_compiling(files):
 
 
 def test_training_and_validation_loaders_run_side_by_side(files):
-    """Two loaders share the thread pool; neither waits for the other, pictures stay the same."""
+    """Two loaders share the thread pool; neither waits for the other, images stay the same."""
     _, paths = files
     workers = min(2, numba.config.NUMBA_NUM_THREADS)
     operations = CropDecode(24, seed=8), CenterCropDecode(24, 0.9)
@@ -678,7 +678,7 @@ def test_decode_error_names_file_sample_and_reason(damaged):
     assert [index for index, _ in operation.errors] == [5, 11]
 
 
-def test_counted_errors_give_black_pictures(damaged, files):
+def test_counted_errors_give_black_images(damaged, files):
     operation = CropDecode(16, on_error="count", seed=1)
     images = run_on_damaged(damaged, operation)
     good = run_on_damaged(files[1]["ours"], CropDecode(16, seed=1))

@@ -42,7 +42,7 @@ def torch_normalize(images_bhwc, dtype="float32"):
 
 
 def given(kind, images_bhwc):
-    """Pictures as RandomErasing may get them."""
+    """Images as RandomErasing may get them."""
     return (
         images_bhwc.copy() if kind == "uint8" else Normalize(MEAN, STD, kind).transform(images_bhwc)
     )
@@ -121,7 +121,7 @@ def test_half_types_are_rounded_as_torch_rounds(form, numpys):
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_erasing_is_the_devices(kind, mode, threads):
-    """Equal to erasing on the device after normalisation; overlapping boxes in some pictures."""
+    """Equal to erasing on the device after normalisation; overlapping boxes in some images."""
     numba.set_num_threads(threads)
     samples = np.array([3, 2**40, 8, 1, 0, 77])
     operation = RandomErasing(0.8, mode, 3, seed=5)
@@ -188,7 +188,7 @@ def test_noise_is_standard_normal(mode):
 
 
 @pytest.mark.parametrize("mode", ["const", "pixel"])
-def test_a_picture_depends_on_its_key_alone(mode):
+def test_a_image_depends_on_its_key_alone(mode):
     """Not on the batch, its order or the number of threads."""
     source, samples = Normalize(MEAN, STD).transform(pictures(9)), np.arange(9) * 5
     operation = RandomErasing(0.7, mode, 2, seed=3)
@@ -201,7 +201,7 @@ def test_a_picture_depends_on_its_key_alone(mode):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (2, 2), (3, 100)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     images = Normalize(MEAN, STD).transform(pictures(50, *size))
     before = images.copy()
     RandomErasing(1.0, "pixel", 2).transform(images, np.arange(50))
@@ -232,7 +232,7 @@ def test_erasing_settings_out_of_range(settings, words):
         RandomErasing(**settings)
 
 
-def test_noise_needs_normalised_pictures():
+def test_noise_needs_normalised_images():
     with pytest.raises(ValueError, match="put Normalize before"):
         RandomErasing(1.0, "pixel").transform(pictures(), np.arange(6))
 

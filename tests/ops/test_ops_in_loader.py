@@ -108,16 +108,16 @@ SIDES = [(1, 1), (1, 1000), (1000, 1), (5, 7), (23, 41), (24, 40), (300, 200), (
 COUNT = 3 * len(SIDES) + 2
 
 
-def write_pictures(path):
-    """COUNT pictures, some smaller than the output, some of one pixel's width, raw and JPEG."""
-    images = [ops_data.picture(*SIDES[k % len(SIDES)], seed=k) for k in range(COUNT)]
-    np.random.seed(2)  # FFCV draws here which pictures are stored raw
+def write_images(path):
+    """COUNT images, some smaller than the output, some of one pixel's width, raw and JPEG."""
+    images = [ops_data.image(*SIDES[k % len(SIDES)], seed=k) for k in range(COUNT)]
+    np.random.seed(2)  # FFCV draws here which images are stored raw
     return ops_data.write_file(path, images, mode="proportion", compress_probability=0.5)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    path = write_pictures(tmp_path_factory.mktemp("mixed") / "mixed.beton")
+    path = write_images(tmp_path_factory.mktemp("mixed") / "mixed.beton")
     assert {"jpg", "raw"} == set(BetonFile(path).modes[:9]) == set(BetonFile(path).modes)
     return path
 
@@ -128,7 +128,7 @@ def stored(path):
 
 
 def bare(stored, operations, epoch):
-    """A batch of all pictures, without FFCV."""
+    """A batch of all images, without FFCV."""
     set_epoch(operations, epoch)
     decoder, *changes = operations
     images_bhwc = stored.decode(decoder)
@@ -219,7 +219,7 @@ def test_an_operation_does_something_and_goes_by_seed_and_epoch(stored, name):
     if name.startswith("CropDecode"):
         plain = bare(stored, cases()["CenterCropDecode_0"](SEED), 0)
     changed = (first != plain).any((1, 2, 3))
-    assert changed.mean() > 0.3  # pictures of a few colours may stay as they are
+    assert changed.mean() > 0.3  # images of a few colours may stay as they are
     if name.partition("_")[0] in FIXED - {"Normalize"}:
         np.testing.assert_array_equal(first, later)
         np.testing.assert_array_equal(first, other)
@@ -289,7 +289,7 @@ def test_train_loader_does_not_care_how_it_is_cut(path, stored, options):
     np.testing.assert_array_equal(seen[order], expected[order])
 
 
-def test_ranks_and_a_resumed_epoch_see_the_pictures_of_one_whole_run(path):
+def test_ranks_and_a_resumed_epoch_see_the_images_of_one_whole_run(path):
     loader = train_loader(path)
     list(loader.epoch(0, SIDE))
     whole, order = pictures(loader.epoch(1, SIDE))

@@ -55,7 +55,7 @@ def run(apply, images, operations, arguments, *more):
 
 
 def torchvision_operation(image, name, argument):
-    """One operation by torchvision on a Pillow picture; `argument` as policy.py states it."""
+    """One operation by torchvision on a Pillow image; `argument` as policy.py states it."""
     if name in ENHANCERS:
         return getattr(ImageEnhance, name)(image).enhance(argument)
     return autoaugment._apply_op(image, name, argument, InterpolationMode.NEAREST, None)
@@ -196,7 +196,7 @@ def test_histogram_and_range(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", FULL_NAMES)
 def test_each_operation_equals_torchvision(name, size):
-    """At every bin of RandAugment and TrivialAugmentWide, with both signs, on every picture."""
+    """At every bin of RandAugment and TrivialAugmentWide, with both signs, on every image."""
     apply_op = autoaugment._apply_op
     images, code = pictures(*size), policy.NAMES.index(name)
     for space in (
@@ -362,7 +362,7 @@ def test_magnitude_0_changes_nothing(mode):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
-def test_a_picture_depends_on_its_key_alone(operation):
+def test_a_image_depends_on_its_key_alone(operation):
     images = np.concatenate([pictures(33, 47)] * 4)
     samples = np.arange(len(images)) * 7
     whole = operation.transform(images.copy(), samples)
@@ -375,7 +375,7 @@ def test_a_picture_depends_on_its_key_alone(operation):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
-def test_only_its_own_pictures_are_written(operation):
+def test_only_its_own_images_are_written(operation):
     images = np.concatenate([pictures(9, 5)] * 20)
     changed = images.copy()
     choices = operation.draw(np.arange(100), (9, 5))
@@ -483,7 +483,7 @@ def test_magnitudes_scatter_by_mstd(mode, scale):
     shear = np.abs(arguments[operations == policy.SHEAR_X]) / scale
     assert abs(shear.mean() - 6) < LIMIT * 0.5 / math.sqrt(len(shear))
     assert abs(shear.std() - 0.5) < LIMIT * 0.5 / math.sqrt(2 * len(shear))
-    both = (operations == policy.SHEAR_X).all(1)  # one picture's two magnitudes are two draws
+    both = (operations == policy.SHEAR_X).all(1)  # one image's two magnitudes are two draws
     first, second = np.abs(arguments[both]).T
     assert abs(np.corrcoef(first, second)[0, 1]) < LIMIT / math.sqrt(both.sum())
 

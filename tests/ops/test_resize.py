@@ -26,7 +26,7 @@ def noise(height, width, seed=0):
         ((64, 64), (31, 65)),
     ],
 )
-def test_whole_picture_equals_the_reference(method, side, size):
+def test_whole_image_equals_the_reference(method, side, size):
     image = noise(*side)
     expected = reference.crop_resize(image, (0, 0, *side, 0), size, method)
     result = resize(image, (0, 0, *side), size, method=method)
@@ -99,7 +99,7 @@ def test_never_reads_beside_the_box(method):
 
 
 def test_writes_only_its_own_bytes():
-    """The last pixel of a picture must not spill: three channels are written as four bytes."""
+    """The last pixel of an image must not spill: three channels are written as four bytes."""
     from fast_imagenet.ops.resize import resize_box
 
     image = noise(20, 30)
@@ -128,7 +128,7 @@ def test_taps_sum_to_one_and_stay_inside():
         assert not weights[beyond].any()
 
 
-def test_noncontiguous_picture():
+def test_noncontiguous_image():
     image = ops_data.picture(80, 90)[::2, ::3]
     expected = resize(np.ascontiguousarray(image), (0, 0, 40, 30), (16, 16))
     np.testing.assert_array_equal(resize(image, (0, 0, 40, 30), (16, 16)), expected)
@@ -149,6 +149,6 @@ def test_wrong_arguments_are_refused(box, size, method, text):
         resize(noise(20, 30), box, size, method=method)
 
 
-def test_wrong_picture_is_refused():
+def test_wrong_image_is_refused():
     with pytest.raises(ValueError, match="float64"):
         resize(np.zeros((4, 4, 3)), (0, 0, 4, 4), (2, 2))

@@ -1,4 +1,4 @@
-"""Every source kind holds the same pictures; odd files decode as in Pillow; wrong layouts."""
+"""Every source kind holds the same images; odd files decode as in Pillow; wrong layouts."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ from fast_imagenet.sources.base import MAX_IMAGE_BYTES, PackedNames, choose, rea
 from fast_imagenet.sources.decode import ImageError, decode_rgb
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import Official
-from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_picture
+from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_image
 from tests import make_sources as make
 from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, saved, scene
 
@@ -49,7 +49,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", odd_images())
-def test_odd_pictures_decode_as_in_pillow(name):
+def test_odd_images_decode_as_in_pillow(name):
     data, kinds = odd_images()[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about broken EXIF
@@ -61,7 +61,7 @@ def test_odd_pictures_decode_as_in_pillow(name):
 
 
 @pytest.mark.parametrize("name", broken_images())
-def test_broken_pictures_are_refused(name):
+def test_broken_images_are_refused(name):
     data, words = broken_images()[name]
     with pytest.raises(ImageError, match=words):
         decode_rgb(data, name)
@@ -78,9 +78,9 @@ def test_deep_gray_is_clipped_or_scaled_as_pillow_does():
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "PCX", "SGI"])
-def test_kinds_of_pictures_that_are_not_listed_are_refused(kind):
+def test_kinds_of_images_that_are_not_listed_are_refused(kind):
     assert kind not in decode_module.FORMATS
-    with pytest.raises(ImageError, match="not a picture of a known kind"):
+    with pytest.raises(ImageError, match="not an image of a known kind"):
         decode_rgb(saved(Image.fromarray(scene()), kind))
 
 
@@ -139,7 +139,7 @@ def test_every_kind_is_tested():
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("kind", MAKERS)
-def test_kind_gives_the_pictures_in_wnid_order(kind, split, tmp_path):
+def test_kind_gives_the_images_in_wnid_order(kind, split, tmp_path):
     MAKERS[kind](tmp_path)
     source = pickle.loads(pickle.dumps(open_source(kind, tmp_path, split)))
     assert source.classes == make.WNIDS
@@ -195,7 +195,7 @@ def test_use_classes_renumbers_and_refuses(tmp_path):
 
 
 def test_use_classes_matches_names(tmp_path):
-    """Too few pictures to learn every wnid: the split is known by class names only."""
+    """Too few images to learn every wnid: the split is known by class names only."""
     wnids = ["n00000007", "n00000009"]
     source, train = Source([1, 1], ["cat", "dog"]), Source([0, 1], wnids, ["cat", "dog"])
     use_classes(source, train)
@@ -205,7 +205,7 @@ def test_use_classes_matches_names(tmp_path):
 def test_labels_without_wnids_keep_their_numbers(tmp_path):
     members = []
     for i, label in enumerate([2, 0, 1, 2]):
-        members += [(f"{i:03d}.png", b"picture %d" % i), (f"{i:03d}.cls", b"%d" % label)]
+        members += [(f"{i:03d}.png", b"image %d" % i), (f"{i:03d}.cls", b"%d" % label)]
     (tmp_path / "train-0.tar").write_bytes(make.tar_bytes(members))
     source = open_source("webdataset", tmp_path, "train")
     assert source.classes == ["0", "1", "2"]
@@ -447,7 +447,7 @@ def test_parquet_faults(tmp_path):
 
     path = tmp_path / "train-0.parquet"
     pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), path)
-    _refused("parquet", tmp_path, "train", "columns picture, label")
+    _refused("parquet", tmp_path, "train", "columns image, label")
     make.make_parquet(tmp_path)
     path.write_bytes((tmp_path / "data/train-00000-of-00002.parquet").read_bytes()[:-50])
     _refused("parquet", tmp_path, "train", "no complete parquet file")
@@ -488,22 +488,22 @@ def test_matlab_file_cut_anywhere_is_refused():
 
 
 # ------------------------------------------------------------------------------------------------
-# Drawn pictures, order, limits
+# Drawn images, order, limits
 # ------------------------------------------------------------------------------------------------
 
 
-def test_drawn_pictures_depend_on_the_key_only():
+def test_drawn_images_depend_on_the_key_only():
     source = open_source("synthetic", "", "train", seed=5, size=40)
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(source.pixels(13), again.pixels(13))
-    np.testing.assert_array_equal(source.pixels(13), draw_picture(3, (5, 0, 13)))
+    np.testing.assert_array_equal(source.pixels(13), draw_image(3, (5, 0, 13)))
     others = [open_source("synthetic", "", "val", seed=5), open_source("synthetic", "", "train")]
     for other in others:
         assert not np.array_equal(other.pixels(13), source.pixels(13))
     assert np.array_equal(pillow_rgb(source.read(2)), source.pixels(2))
 
 
-def test_drawn_pictures_vary_in_size_and_are_balanced():
+def test_drawn_images_vary_in_size_and_are_balanced():
     source = open_source("synthetic", "", "val")
     assert len(source) == 1000
     assert len(open_source("synthetic", "", "train")) == 4000
@@ -518,7 +518,7 @@ def test_drawn_pictures_vary_in_size_and_are_balanced():
 
 
 def test_colour_and_brightness_do_not_tell_the_class():
-    """Nearest class mean of the average colour, on held-out pictures: chance is 10 %."""
+    """Nearest class mean of the average colour, on held-out images: chance is 10 %."""
     source = open_source("synthetic", "", "train", size=600)
     means = np.array([source.pixels(i).mean((0, 1)) for i in range(600)])
     train, test = slice(0, 400), slice(400, 600)
@@ -565,7 +565,7 @@ def test_truncated_file_loading_is_off():
 
 
 # ------------------------------------------------------------------------------------------------
-# Files that are no pictures, names that are no UTF-8
+# Files that are no images, names that are no UTF-8
 # ------------------------------------------------------------------------------------------------
 
 

@@ -76,7 +76,7 @@ def test_the_part_of_the_device_is_shown_as_pixels(tiny_beton):
         assert np.unique(picture.reshape(-1, 3), axis=0).tolist() == [[7, 7, 7], mean_color]
 
 
-def test_shares_of_mixed_pictures_are_those_of_their_pixels(tiny_beton):
+def test_shares_of_mixed_images_are_those_of_their_pixels(tiny_beton):
     p = pipeline(tiny_beton, Augment(mixup=1.0))
     plain = np.zeros((4, 8, 8, 3), np.uint8)
     plain[::2] = 200
@@ -109,7 +109,7 @@ def test_every_stage_has_a_column_with_words_of_its_own(tiny_beton):
 def test_a_rare_stage_is_shown_in_the_first_epoch_that_does_something():
     plain = np.zeros((3, 2, 2, 3), np.uint8)
 
-    def change(epoch):  # picture b changes in epochs 10 + b, 20 + b; the last never
+    def change(epoch):  # image b changes in epochs 10 + b, 20 + b; the last never
         return plain + np.array([epoch in (10, 20), epoch in (11, 21), False])[
             :, None, None, None
         ] * np.uint8(epoch)
@@ -136,7 +136,7 @@ def test_frames_lie_around_the_crops_of_the_loader(tiny_beton):
 # ---- drawing -------------------------------------------------------------------------------------
 
 
-def test_pictures_of_a_network_keep_their_pixels():
+def test_images_of_a_network_keep_their_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     side = preview.cell_side(SIDE)
@@ -161,7 +161,7 @@ def test_a_frame_is_drawn_where_its_crop_lies():
     assert (cell[20, 60] == preview.COLORS[0]).all() and not cell[50, 80].any()
 
 
-def test_a_sheet_has_a_cell_for_every_picture():
+def test_a_sheet_has_a_cell_for_every_image():
     greys = [[np.full((20, 20, 3), 10 * c + r, np.uint8) for r in range(3)] for c in range(1, 5)]
     columns = [preview.Column("A title", "some words " * 9, column, ["x"] * 3) for column in greys]
     sheet = preview.draw_sheet("t", "s", {"one": columns[:1], "two": columns[1:]}, 100)
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_one_sentence(arguments, tiny_beton, tmp_path, cut):
         preview.main([*arguments, f"--data.train_dataset={damaged}"])
 
 
-def test_more_pictures_than_there_are(arguments, tiny_beton, tmp_path):
+def test_more_images_than_there_are(arguments, tiny_beton, tmp_path):
     shutil.copy(tiny_beton / "train.beton", tmp_path / "train.beton")
     few = [f"--data.train_dataset={tmp_path / 'train.beton'}"]
     limited = BetonFile(tmp_path / "train.beton").num_samples
@@ -258,7 +258,7 @@ def test_more_pictures_than_there_are(arguments, tiny_beton, tmp_path):
     command += ["--source.split=train", f"--write.folder={tmp_path / 'few'}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     few = [f"--data.train_dataset={tmp_path / 'few' / 'train.beton'}", "--count=12"]
-    with pytest.raises(SystemExit, match="--count=12, but .* holds 10 pictures: lower it"):
+    with pytest.raises(SystemExit, match="--count=12, but .* holds 10 images: lower it"):
         preview.main([*arguments, *few])
 
 

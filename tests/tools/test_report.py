@@ -271,9 +271,9 @@ def test_the_demo_is_no_row_of_imagenette(place):
     make_run(place / "records/demo/2030-01-01_machine", 70.0)
     results = render_results(report.open_book(place / "records"))
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| [demo](imagenette_configs/demo.yaml), drawn pictures |" in readme
+    assert "| [demo](imagenette_configs/demo.yaml), drawn images |" in readme
     assert "| small, own data |" in readme
-    assert "| [demo]" in results.split("## drawn pictures")[1] and "## Imagenette" not in results
+    assert "| [demo]" in results.split("## drawn images")[1] and "## Imagenette" not in results
     about = place / "records/demo/2030-01-01_machine/group.json"
     about.write_text('{"data": "mine"}')
     assert "## mine" in render_results(report.open_book(place / "records"))
@@ -386,10 +386,10 @@ def test_workers_paths_and_logging_may_differ(place):
     assert len(read_entry(place / "records/small").main.runs) == 3
 
 
-def test_another_number_of_pictures_is_refused(place):
+def test_another_number_of_images_is_refused(place):
     log = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2) / "log.jsonl"
     log.write_text(log.read_text().replace('"seconds": 10.0', '"seconds": 11.0'))
-    with pytest.raises(RecordError, match="saw 1,100 pictures an epoch"):
+    with pytest.raises(RecordError, match="saw 1,100 images an epoch"):
         report.open_book(place / "records")
 
 
@@ -653,7 +653,7 @@ def test_a_network_without_a_mistake_is_said_to_have_none(trained):
 
 
 def test_mistakes_are_those_of_every_sample_alone(trained, tiny_beton):
-    """Against a picture at a time: the square of the thumbnail is the one that was tested."""
+    """Against an image at a time: the square of the thumbnail is the one that was tested."""
     run, val = read_run(trained), tiny_beton / "val.beton"
     found = find_mistakes(train_imagenet, run, trained / "weights.safetensors", val, 30)
     file, wrong = BetonFile(val), 30 - np.trace(found.counts_kk)

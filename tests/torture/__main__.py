@@ -3,7 +3,7 @@
 Every number that the project promises about faults comes from here. All parts take less than 20
 minutes on two cores. The result goes to records/torture/<date>.json; exit status 1 when a promise
 was broken. FAST_IMAGENET_PHOTOS=folder with imagenette/ lets it work on photographs; without it
-the pictures are drawn.
+the images are drawn.
 """
 
 import argparse

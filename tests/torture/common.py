@@ -1,4 +1,4 @@
-"""What the parts share: command lines, processes watched to their end, real pictures."""
+"""What the parts share: command lines, processes watched to their end, real images."""
 
 import contextlib
 import os
@@ -91,7 +91,7 @@ def _finish(script: str, flags: tuple, begin: float, process) -> float:
 
 
 def source_flags(photos: Path | None) -> list[str]:
-    """Photographs of Imagenette where there are any, else drawn pictures."""
+    """Photographs of Imagenette where there are any, else drawn images."""
     if photos is None:
         return ["--source.kind=synthetic"]
     return ["--source.kind=image_folder", f"--source.path={photos / 'imagenette'}"]

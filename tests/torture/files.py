@@ -26,11 +26,11 @@ LINE = (
 )
 
 
-def damages(count: int, photos: Path | None, pictures: int = 100, seed: int = 0) -> dict:
+def damages(count: int, photos: Path | None, images: int = 100, seed: int = 0) -> dict:
     """Cut (one in four) or flip a bit of a real file `count` times; how many `verify` refuses."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
-        path = _write(Path(name), photos, pictures)
+        path = _write(Path(name), photos, images)
         whole = path.read_bytes()
         missed = []
         for number in range(count):
@@ -61,7 +61,7 @@ def fuzzed_tables(count: int, starts: int, photos: Path | None, seed: int = 0) -
     through train_imagenet.py itself.
     """
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
-        # small pictures: what is altered are the tables, not they
+        # small images: what is altered are the tables, not they
         path = _write(Path(name), photos, 24, "--write.max_side=96")
         begin, middle = time.monotonic(), count // 2
         spans = [(0, middle), (middle, count)]
@@ -94,8 +94,8 @@ def _open_all(path: Path, seed: int, number: int, end_at: int) -> tuple[list[dic
     return lines, crashes
 
 
-def _write(folder: Path, photos: Path | None, pictures: int, *more: str) -> Path:
-    flags = [*more, *source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
+def _write(folder: Path, photos: Path | None, images: int, *more: str) -> Path:
+    flags = [*more, *source_flags(photos), "--source.split=train", f"--write.limit={images}"]
     succeed("write_dataset.py", *flags, f"--write.folder={folder}")
     return folder / "train.beton"
 

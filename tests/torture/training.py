@@ -30,7 +30,7 @@ RECIPE = [
     "--validation.plain_resolution=32", "--data.num_workers=1", "--logging.tensorboard=0",
     "--logging.progress=0", "--training.checkpoint_minutes=0.003",
 ]  # fmt: skip
-PICTURES, BATCH = (160, 40), 16
+IMAGES, BATCH = (160, 40), 16
 COLD = 5  # every fifth life is started as a user does it
 
 
@@ -115,7 +115,7 @@ def steps_done(folder: Path) -> int:
     if not (folder / "last.pt").exists():
         return 0
     state = load_checkpoint(folder / "last.pt")
-    return state["epoch"] * (PICTURES[0] // BATCH) + state["step"]
+    return state["epoch"] * (IMAGES[0] // BATCH) + state["step"]
 
 
 def _wait_for(path: Path, process) -> bool:
@@ -139,7 +139,7 @@ class _Place:
         self._folder = tempfile.TemporaryDirectory()
         self.folder = folder = Path(self._folder.name)
         self.whole = folder / "whole"
-        for split, count in zip(("train", "val"), PICTURES, strict=True):
+        for split, count in zip(("train", "val"), IMAGES, strict=True):
             flags = [*source_flags(photos), f"--source.split={split}", f"--write.limit={count}"]
             succeed("write_dataset.py", *flags, f"--write.folder={folder}")
         self.flags = [*RECIPE, "--training.resume=auto"]

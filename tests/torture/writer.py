@@ -18,7 +18,7 @@ COMPLETE = ("train.beton", "train.beton.json")
 VICTIMS = ("the writing process", "one worker", "all at once")
 
 
-def writer_kills(moments: int, photos: Path | None, pictures: int = 250, seed: int = 0) -> dict:
+def writer_kills(moments: int, photos: Path | None, images: int = 250, seed: int = 0) -> dict:
     """Kill write_dataset.py `moments` times, each time run it again; what was left each time.
 
     In turn the writing process, a worker or all of them are killed with SIGKILL, at a moment drawn
@@ -27,7 +27,7 @@ def writer_kills(moments: int, photos: Path | None, pictures: int = 250, seed: i
     """
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
-        flags = [*source_flags(photos), "--source.split=train", f"--write.limit={pictures}"]
+        flags = [*source_flags(photos), "--source.split=train", f"--write.limit={images}"]
         flags += ["--write.workers=2", "--write.overwrite=true"]
         seconds = succeed("write_dataset.py", *flags, f"--write.folder={name}/first")
         cases = [(number, draw.uniform(0.1, seconds)) for number in range(moments)]

@@ -27,11 +27,11 @@ from types import SimpleNamespace
 
 from fastargs import Param
 
-from fast_imagenet.config import Number, OneOf, Str, extended, read_config, told
-from fast_imagenet.engine.guard import Guard, lacking
+from fast_imagenet.config import Number, OneOf, Str, extended, format_error, read_config
+from fast_imagenet.engine.guard import Guard, resource_hint
 from fast_imagenet.processes import HANG_UP
-from fast_imagenet.terminal import outlive_reader
-from fast_imagenet.validation import impossible, unwritable
+from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.validation import unwritable, validate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run goes on.
@@ -66,7 +66,7 @@ def read_settings(script, argv: list[str] | None = None):
 
 def _problems(cfg) -> list[str]:
     unused = tuple(words.format(Path(cfg.logging.folder)) for words in UNUSED)
-    mine = [problem for problem in impossible(cfg) if not problem.startswith(unused)]
+    mine = [problem for problem in validate(cfg) if not problem.startswith(unused)]
     if cfg.training.eval_only:
         mine.append("training.eval_only trains nothing: leave it out to plan a training")
     refuses, sentence = unwritable("--json", cfg.json)
@@ -181,14 +181,14 @@ def measure_disk(cfg, ranks) -> dict:
 
 
 def open_data(path: str, split: str, ours: bool):
-    """A BetonFile, or the pictures of the torchvision backend."""
+    """A BetonFile, or the images of the torchvision backend."""
     if ours:
         from fast_imagenet.beton.reader import BetonFile
 
         return BetonFile(path)
-    from fast_imagenet.data.torch_loader import open_pictures
+    from fast_imagenet.data.torch_loader import open_images
 
-    return open_pictures(path, split)
+    return open_images(path, split)
 
 
 def machine_of(cfg, ranks):
@@ -244,9 +244,9 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
             f"Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"plan: {told(error)}")
+        sys.exit(f"plan: {format_error(error)}")
     except (RuntimeError, MemoryError) as error:
-        if (said := lacking(error)) is None:
+        if (said := resource_hint(error)) is None:
             raise
         sys.exit(f"plan: {said}")
     finally:
@@ -273,7 +273,7 @@ def _stop(number: int, frame) -> None:
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     for number in (signal.SIGTERM, *HANG_UP):
         signal.signal(number, _stop)
     try:

@@ -63,9 +63,9 @@ class Storage:
     room: int  # memory that the page cache can have beside the run
     resident: float | None  # share of the training data in the page cache; None = not told
     sequential: float | None  # bytes/s of large reads from the disk; None = not told
-    scattered: float | None  # bytes/s of single pictures, by all workers
+    scattered: float | None  # bytes/s of single images, by all workers
     cold: bool  # these rates are the disk's, not the page cache's
-    random_order: bool  # pictures are asked for all over the data, not window by window
+    random_order: bool  # images are asked for all over the data, not window by window
     checked: bool  # whole pages are read and checked when they are first needed
     check: float  # seconds of checking all pages once
 

@@ -244,7 +244,7 @@ class Session:
         )
         self.starts[side] = self.now() - begin
         steps = self._agree(min(self.fewest, len(self.loader)))
-        first = self.loaded(epoch, side, steps)  # brings the pictures into memory
+        first = self.loaded(epoch, side, steps)  # brings the images into memory
         if not self.warm:
             self.first_use = first.first
         self.warm[side] = self.fed(epoch, side, steps)
@@ -282,7 +282,7 @@ class Session:
         return [self._times(side, passes[side]) for side in sides]
 
     def _fetch(self, side: int, wanted: int) -> int:
-        """Read the pictures of an epoch's last batches into memory; returns of how many.
+        """Read the images of an epoch's last batches into memory; returns of how many.
 
         Reading from the disk is predicted from its rate: here it would be mixed with the step.
         """
@@ -334,7 +334,7 @@ class Session:
         return whole, max(0.0, first - pace * few / min(count, batches))
 
     def _evaluate(self, batches: int, pictures: int) -> tuple[float, float]:
-        """Seconds of some batches a view, and from them of all pictures of this rank."""
+        """Seconds of some batches a view, and from them of all images of this rank."""
         views: list[tuple[float, float, int]] = []
 
         def limited(*view) -> Iterator:
@@ -469,7 +469,7 @@ def mean_seconds(passes: list[Pass]) -> float:
 def smaller_micro_batch(images: int) -> int:
     """The largest even divisor below `images`; 0 where there is none.
 
-    Even, as Mixup pairs pictures; a divisor, so that all forward passes are equal.
+    Even, as Mixup pairs images; a divisor, so that all forward passes are equal.
     """
     return next((n for n in range(images // 2, 1, -1) if images % n == 0 and n % 2 == 0), 0)
 
@@ -487,7 +487,7 @@ def page_check_seconds(file: BetonFile) -> float:
 
 
 def data_bytes(source) -> int:
-    """Size of a BetonFile, or of a folder's pictures by a sample of them."""
+    """Size of a BetonFile, or of a folder's images by a sample of them."""
     if isinstance(source, BetonFile):
         return source.path.stat().st_size
     sample = np.linspace(0, len(source) - 1, min(len(source), 200)).astype(int)

@@ -147,7 +147,7 @@ def _loader(plan: Plan):
         side = max(192, 32 * round(1.5 * t.side / 32))
         yield Advice(
             f"write.max_side={side}",
-            f"{why}: smaller pictures decode faster, where yours are larger (write the file again)",
+            f"{why}: smaller images decode faster, where yours are larger (write the file again)",
         )
 
 
@@ -184,7 +184,7 @@ def _nothing(plan: Plan) -> Advice:
     return Advice(
         f"resolution.min_res={small} with resolution.start_ramp={start} and "
         f"resolution.end_ramp={end}",
-        f"nothing is amiss; growing pictures would save about {duration(saved)} (by the number of "
+        f"nothing is amiss; growing images would save about {duration(saved)} (by the number of "
         f"pixels), for a slightly different accuracy",
     )
 
@@ -220,7 +220,7 @@ def _head(plan: Plan) -> list[str]:
     m, training = plan.machine, plan.cfg.training
     ranks = f", {m.ranks} ranks" if m.ranks > 1 else ""
     return [
-        f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} pictures, "
+        f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images, "
         f"{training.batch_size} a step",
         f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
         f"{duration(plan.seconds)}{', processor time' * (plan.cfg.clock == 'cpu')}",
@@ -286,7 +286,7 @@ def _pace(row: Row, plan: Plan) -> str:
     rate = plan.cfg.training.batch_size / t.together
     digits = 0 if rate >= 10 else 2
     how = "" if t.steps else ", interpolated"
-    return f"{1000 * t.together:,.0f} ms a step, {rate:,.{digits}f} pictures/s{how}"
+    return f"{1000 * t.together:,.0f} ms a step, {rate:,.{digits}f} images/s{how}"
 
 
 def _bottleneck(plan: Plan) -> str:
@@ -318,7 +318,7 @@ def _disk_line(plan: Plan) -> str:
     s = plan.storage
     if not s.sequential:
         return f"{'disk:':14}not measured (a folder, or too small a file)"
-    rates = f"large reads {s.sequential / 1e6:,.0f} MB/s, pictures {s.scattered / 1e6:,.0f} MB/s"
+    rates = f"large reads {s.sequential / 1e6:,.0f} MB/s, images {s.scattered / 1e6:,.0f} MB/s"
     if not s.cold:
         return f"{'disk:':14}unknown: the pages stayed in memory ({rates} from there)"
     return f"{'disk:':14}{rates}"

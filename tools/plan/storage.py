@@ -20,7 +20,7 @@ from fast_imagenet.machine import available_memory  # noqa: F401  also asked for
 
 REGION = 64 << 20  # bytes of the file that the disk is timed on
 BLOCK = 8 << 20  # bytes a large read: a page of the file
-PICTURES = 256  # single reads
+IMAGES = 256  # single reads
 LIMIT = 5.0  # seconds for each of the two
 ABSENT = 0.1  # largest share in the page cache of what counts as read from the disk
 
@@ -58,16 +58,16 @@ def resident(path: str | Path, start: int = 0, size: int | None = None) -> float
 def reading_rates(
     path: str | Path, offsets: np.ndarray, sizes: np.ndarray, workers: int
 ) -> tuple[float | None, float | None, bool]:
-    """Rates of large reads and of single pictures, and whether they came from the disk.
+    """Rates of large reads and of single images, and whether they came from the disk.
 
     The kernel is asked to forget two regions in the middle of the file: one for large reads, one
-    for pictures, which is asked for again afterwards. Pages that another process has mapped stay;
+    for images, which is asked for again afterwards. Pages that another process has mapped stay;
     then the rates are the page cache's, and the last value is False.
 
     Args:
         path: the file.
-        offsets, sizes: int64 [n], where its pictures lie, bytes.
-        workers: threads that read pictures.
+        offsets, sizes: int64 [n], where its images lie, bytes.
+        workers: threads that read images.
     """
     size = os.stat(path).st_size
     half = size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
@@ -75,8 +75,8 @@ def reading_rates(
     inside = np.flatnonzero((offsets >= low) & (offsets + sizes <= half))
     if high - half < mmap.PAGESIZE or not len(inside):
         return None, None, False
-    chosen = np.random.default_rng(0).choice(inside, min(PICTURES, len(inside)), replace=False)
-    pictures = [(int(offsets[i]), int(sizes[i])) for i in chosen]
+    chosen = np.random.default_rng(0).choice(inside, min(IMAGES, len(inside)), replace=False)
+    images = [(int(offsets[i]), int(sizes[i])) for i in chosen]
     blocks = [(at, min(BLOCK, high - at)) for at in range(half, high, BLOCK)]
     with open(path, "rb", buffering=0) as file:
         handle = file.fileno()
@@ -85,7 +85,7 @@ def reading_rates(
         large = _rate(handle, blocks, map)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            single = _rate(handle, pictures, pool.map)
+            single = _rate(handle, images, pool.map)
         os.posix_fadvise(handle, low, high - low, os.POSIX_FADV_WILLNEED)
     return large, single, cold
 

@@ -6,7 +6,7 @@ tables.py      both -> README's table, docs/results.md, numbers in prose
 plots.py       both -> docs/*.png
 add.py         the folder of a run -> a record
 page.py        the folder of a run -> one HTML file
-mistakes.py    weights and pictures -> what a network gets wrong
+mistakes.py    weights and images -> what a network gets wrong
 
 A front end as preview.py: it may import everything, and nothing imports it.
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fast_imagenet.config import interpreter
 from fast_imagenet.files import write_atomically
-from fast_imagenet.terminal import outlive_reader
+from fast_imagenet.terminal import ignore_broken_pipe
 from tools.report.plots import draw, is_current, plot_data
 from tools.report.records import RecordError, read_records
 from tools.report.reported import read_reported
@@ -135,10 +135,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     page.add_argument("--out", type=Path, help="the file (page.html in the folder)")
     page.add_argument("--val", help="validation file, where it is not at the run's own path")
     page.add_argument("--weights", type=Path, help="weights (weights.safetensors of the folder)")
-    page.add_argument("--worst", type=int, default=24, help="worst-classified pictures shown (24)")
+    page.add_argument("--worst", type=int, default=24, help="worst-classified images shown (24)")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    outlive_reader()
+    ignore_broken_pipe()
     sys.exit(main())

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from fast_imagenet.engine.logger import read_jsonl, shareable
+from fast_imagenet.engine.logger import read_jsonl, redact_paths
 from fast_imagenet.files import write_json
 from tools.report.records import (
     Group,
@@ -120,14 +120,14 @@ def _write(run: Run, source: Path, place: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if run.settings:
-        write_json(partial / "config.json", shareable(run.settings))
+        write_json(partial / "config.json", redact_paths(run.settings))
     for name in ("environment", "summary"):
         if content := read_object(run.folder / f"{name}.json"):
-            write_json(partial / f"{name}.json", shareable(content))
+            write_json(partial / f"{name}.json", redact_paths(content))
     log = source if source.is_file() else source / "log.jsonl"
     for path, lines in ((log, run.log), (log.parent / "steps.jsonl", None)):
         lines = lines or read_jsonl(path)
-        text = "".join(json.dumps(shareable(line)) + "\n" for line in lines)
+        text = "".join(json.dumps(redact_paths(line)) + "\n" for line in lines)
         if text:
             (partial / ("log.jsonl" if path == log else path.name)).write_text(
                 text, encoding="utf-8"

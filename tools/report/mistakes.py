@@ -1,4 +1,4 @@
-"""What a network gets wrong: one pass over the validation pictures with a run's weights.
+"""What a network gets wrong: one pass over the validation images with a run's weights.
 
 Arrays: images_bhwc uint8 [b, h, w, 3]; n: samples of the file, in its order; k: classes.
 """
@@ -24,7 +24,7 @@ THUMBNAIL = 176  # px, longest side
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was taken for something else.
+    """An image that was taken for something else.
 
     Attributes:
         sample: its place in the file.
@@ -48,7 +48,7 @@ class Mistakes:
     Attributes:
         names: of the classes.
         counts_kk: int64, true class x guessed class.
-        worst: wrong pictures, the smallest probability of the truth first.
+        worst: wrong images, the smallest probability of the truth first.
         source: names of the two files.
     """
 
@@ -63,14 +63,14 @@ class Mistakes:
         return 100 * np.trace(self.counts_kk) / self.counts_kk.sum()
 
     def confused(self) -> list[tuple[int, int, int]]:
-        """(true, guessed, pictures), most pictures first, without the right ones."""
+        """(true, guessed, images), most images first, without the right ones."""
         wrong_kk = self.counts_kk * (1 - np.eye(len(self.counts_kk), dtype=np.int64))
         order = np.argsort(-wrong_kk, axis=None, kind="stable")[: np.count_nonzero(wrong_kk)]
         pairs = np.stack(np.unravel_index(order, wrong_kk.shape), axis=1).tolist()
         return [(label, guess, int(wrong_kk[label, guess])) for label, guess in pairs]
 
     def classes(self) -> list[tuple[int, int, int]]:
-        """(class, its pictures, right ones), the worst share first; without empty classes."""
+        """(class, its images, right ones), the worst share first; without empty classes."""
         sums, right = self.counts_kk.sum(1), np.diag(self.counts_kk)
         rows = [(k, int(sums[k]), int(right[k])) for k in np.flatnonzero(sums).tolist()]
         return sorted(rows, key=lambda row: (row[2] / row[1], row[0]))
@@ -104,7 +104,7 @@ def real_val(run: Run) -> str:
 
 
 def find_mistakes(script, run: Run, weights: Path, val: Path, count: int) -> Mistakes:
-    """Evaluate under the plain protocol and keep the worst `count` pictures.
+    """Evaluate under the plain protocol and keep the worst `count` images.
 
     Args:
         script: the module train_imagenet, whose loaders and network are used.
@@ -138,7 +138,7 @@ def find_mistakes(script, run: Run, weights: Path, val: Path, count: int) -> Mis
 
 @torch.no_grad()
 def _pass(script, cfg, model, loader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True classes, guesses, and the probabilities of both, of every picture."""
+    """True classes, guesses, and the probabilities of both, of every image."""
     model.eval()
     parts = []
     view = cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio
@@ -172,9 +172,9 @@ def settings_of(script, run: Run, weights: Path, val: Path):
 
 
 def _open(val: Path):
-    from fast_imagenet.data.torch_loader import open_pictures
+    from fast_imagenet.data.torch_loader import open_images
 
-    return open_pictures(val, "val")
+    return open_images(val, "val")
 
 
 def class_names(source, count: int) -> list[str]:
@@ -186,7 +186,7 @@ def class_names(source, count: int) -> list[str]:
 
 
 def thumbnail(source, sample: int, crop_ratio: float) -> bytes:
-    """The central square of a picture as JPEG."""
+    """The central square of an image as JPEG."""
     from fast_imagenet.data.torch_loader import CentreRegion, read_stored, to_chw
 
     rgb_hwc = to_chw(read_stored(source, sample)).permute(1, 2, 0).numpy()

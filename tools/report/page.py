@@ -44,7 +44,7 @@ th { font-weight: 600; } td.n, th.n { text-align: right; }
 table.values { margin-bottom: 1.2rem; width: 100%; table-layout: fixed; }
 .sections tr { break-inside: avoid; } .sections tr:has(th) { break-after: avoid; }
 .changed { font-weight: 600; color: var(--blue); }
-.pictures { display: grid; gap: 1rem;
+.images { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(176px, 1fr)); }
 figure { margin: 0; } figure img { width: 100%; background: #eee; display: block; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; } figcaption b { color: var(--ink); }
@@ -71,7 +71,7 @@ def write_page(
         out: the file; default: page.html in the folder.
         val: validation data, .beton or folder; default: that of the run's settings.
         weights: any file that `load_weights` reads; default: weights.safetensors of the folder.
-        worst: pictures shown.
+        worst: images shown.
     Returns:
         Sentences on what was written and what is missing in it.
     Raises:
@@ -199,7 +199,7 @@ def _waiting(run: Run) -> str:
     return (
         f'<p class="note">Bound by data: {run.numbers["data_wait"]:.0f} % of training time was '
         f"waiting, {worst['data_wait_share']:.0%} in epoch {worst['epoch']}. Raise "
-        f"data.num_workers, write smaller pictures (write.max_side) or lighten section augment.</p>"
+        f"data.num_workers, write smaller images (write.max_side) or lighten section augment.</p>"
     )
 
 
@@ -244,27 +244,27 @@ def _mistakes(run: Run, found: Mistakes) -> str:
     differs = abs(found.top1 - logged) > 0.1
     text += f" The log says {logged:.2f} %." if differs else ""
     note = "" if not differs else (
-        '<p class="note">That is not the number of the log: other weights or pictures, or a '
+        '<p class="note">That is not the number of the log: other weights or images, or a '
         "version that decodes and resizes them differently.</p>"
     )  # fmt: skip
-    figures = "".join(_figure(picture, found.names) for picture in found.worst)
+    figures = "".join(_figure(image, found.names) for image in found.worst)
     shown = len(found.worst)
     right = f"<p>No mistake: all {total:,} are right.</p>" if found.top1 == 100 else ""
-    heading = f"The {shown} pictures whose true class got the smallest share" if shown else ""
+    heading = f"The {shown} images whose true class got the smallest share" if shown else ""
     return "\n".join([
         f"<p>{_text(text)}</p>{note}",
-        f'<h3>{heading}</h3><div class="pictures">{figures}</div>' if shown else right,
+        f'<h3>{heading}</h3><div class="images">{figures}</div>' if shown else right,
         f'<div class="columns"><div>{_pairs(found)}</div><div>{_classes(found)}</div></div>',
         _matrix(found),
     ])  # fmt: skip
 
 
-def _figure(picture: Picture, names: list[str]) -> str:
-    label, guess = _text(names[picture.label]), _text(names[picture.guess])
+def _figure(image: Picture, names: list[str]) -> str:
+    label, guess = _text(names[image.label]), _text(names[image.guess])
     return (
-        f'<figure><img src="{_data(picture.jpeg, "jpeg")}" alt="{label}, taken for {guess}">'
-        f"<figcaption><b>{label}</b> {picture.label_share:.2%}<br>taken for <b>{guess}</b> "
-        f"{picture.guess_share:.0%}<br>sample {picture.sample}</figcaption></figure>"
+        f'<figure><img src="{_data(image.jpeg, "jpeg")}" alt="{label}, taken for {guess}">'
+        f"<figcaption><b>{label}</b> {image.label_share:.2%}<br>taken for <b>{guess}</b> "
+        f"{image.guess_share:.0%}<br>sample {image.sample}</figcaption></figure>"
     )
 
 

@@ -101,7 +101,7 @@ def draw(name: str, series: list) -> bytes:
 
 
 def fewer_colors(png: io.BytesIO, texts: dict[str, str]) -> bytes:
-    """The same picture in 200 colours, a third of the bytes, with no text but `texts`."""
+    """The same image in 200 colours, a third of the bytes, with no text but `texts`."""
     info, file = PngInfo(), io.BytesIO()
     for key, text in texts.items():
         info.add_text(key, text)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fast_imagenet.engine.logger import LOG_KEYS, RunLogError, read_jsonl, shareable
+from fast_imagenet.engine.logger import LOG_KEYS, RunLogError, read_jsonl, redact_paths
 from fast_imagenet.engine.schedules import is_evaluated
 from tools.report.errors import RecordError
 from tools.report.studies import FILE, Study, read_study
@@ -379,7 +379,7 @@ def settings_that_differ(run: Run, planned: dict) -> list[str]:
     """
     if not run.settings:
         return ["config.json is missing, its settings are unknown"]
-    plan = Run(run.folder, shareable(planned), {}, run.log)
+    plan = Run(run.folder, redact_paths(planned), {}, run.log)
     ours = plan.counting_settings() | {"training.seed": plan.seed}
     theirs = run.counting_settings() | {"training.seed": run.seed}
     return [
@@ -393,7 +393,7 @@ def check_alike(runs: tuple[Run, ...]) -> None:
     """Refuse runs whose mean would mean nothing.
 
     Raises:
-        RecordError: a seed comes twice, or settings or the number of pictures differ.
+        RecordError: a seed comes twice, or settings or the number of images differ.
     """
     first = runs[0]
     flat = first.counting_settings()
@@ -410,7 +410,7 @@ def check_alike(runs: tuple[Run, ...]) -> None:
         sizes = run.images_per_epoch, first.images_per_epoch
         if abs(sizes[0] - sizes[1]) > 0.01 * sizes[1]:
             raise RecordError(
-                f"{run.folder} saw {sizes[0]:,} pictures an epoch, {first.folder} {sizes[1]:,}: "
+                f"{run.folder} saw {sizes[0]:,} images an epoch, {first.folder} {sizes[1]:,}: "
                 f"they are not of one data set; make another group"
             )
 

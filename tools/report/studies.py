@@ -1,7 +1,7 @@
 """study.yaml: groups of runs that differ in a few settings, and what they were planned to be.
 
     title: What each ingredient is worth          heading in docs/results.md
-    note: Half of the pictures, 10 epochs.        words below it; may be left out
+    note: Half of the images, 10 epochs.        words below it; may be left out
 
 With a plan, which `python -m tools.study` carries out (all of these, or none):
 

@@ -28,7 +28,7 @@ FOLDERS = {
     "rn18_configs": "ImageNet",
     "imagenette_configs": "Imagenette",
 }
-DATA = {"demo": "drawn pictures"}  # of configs that are not for their folder's data set
+DATA = {"demo": "drawn images"}  # of configs that are not for their folder's data set
 
 
 @dataclass(frozen=True)

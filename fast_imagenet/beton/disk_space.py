@@ -1,6 +1,6 @@
 """Whether the disk and /dev/shm hold what a conversion will need: told before the first byte.
 
-The size of a file is estimated from its first pictures, which are a random sample, as the order is
+The size of a file is estimated from its first images, which are a random sample, as the order is
 shuffled. They are encoded anyway, so the estimate costs nothing.
 """
 
@@ -27,20 +27,20 @@ GO_ON = "or go on in spite of the estimate with --write.check_space=false"
 
 
 def estimate_file(chunks: Sequence[Chunk], count: int) -> tuple[float, float]:
-    """Bytes that a file of `count` pictures will take, and the least that it can well take.
+    """Bytes that a file of `count` images will take, and the least that it can well take.
 
     Args:
-        chunks: its first pictures, encoded; pictures of theirs that were skipped are counted on.
-        count: pictures that there are, skipped ones included.
+        chunks: its first images, encoded; images of theirs that were skipped are counted on.
+        count: images that there are, skipped ones included.
     """
     sizes = np.array([size for chunk in chunks for size in chunk.sizes], np.float64)
     seen = len(sizes) + sum(len(chunk.skipped) for chunk in chunks)
     if not len(sizes):
         return 0.0, 0.0
-    pictures = count * len(sizes) / seen
+    images = count * len(sizes) / seen
     unsure = 0 if seen >= count else SURE * sizes.std() / math.sqrt(len(sizes))
     row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
-    return pictures * (row + sizes.mean()), pictures * (row + max(0, sizes.mean() - unsure))
+    return images * (row + sizes.mean()), images * (row + max(0, sizes.mean() - unsure))
 
 
 def check_disk(path: Path, need: float, least: float, more: float = 0) -> str:
