@@ -1,21 +1,15 @@
 """Train ImageNet-class networks on FFCV files: what you would not change to change the training.
 
 The two scripts beside this package are the program: `write_dataset.py` and `train_imagenet.py`. The
-package holds the rest:
+package holds the rest, one room for each part (docs/design.md draws them):
 
-    config.py          read_config: defaults < YAML files < flags, every problem reported at once
-    schedules.py       lr_at, resolution_at, ema_decay_at: pure functions of progress
-    rng.py             keyed random numbers: hash(seed, epoch, sample, stream)
-    metrics.py ema.py blurpool.py
-    ops/               FFCV operations, one file each
-    loader.py          the only file that touches ffcv.Loader
-    torch_pipeline.py torch_augment.py   the same recipe on torchvision and a DataLoader
-    augment.py         Augment: every random change to training images, as plain values
-    batch_transforms.py   on the device: normalise, erase, mix
-    beton/             the data file: write, check, read
-    recode/            the writer's C library: plain JPEGs written anew
-    sources/           where images come from: folders, archives, parquet, web data sets, drawn
-    ones checkpoint.py runlog.py
+    engine/    what surrounds a training loop: checkpoints, log, signals, ranks, metrics, schedules
+    data/      from a file to a batch on the device
+    models/    networks by name, BlurPool, where weights come from
+    ops/       FFCV operations, one file each, usable alone
+    native/    the C library that writes plain JPEGs anew
+    beton/     the data file: write, check, read
+    sources/   where images come from: folders, archives, Parquet, WebDataset, synthetic
 
 Importing the package imports nothing else, so that a wrong setting is reported before anything
 heavy is loaded.
