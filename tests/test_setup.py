@@ -86,7 +86,7 @@ def test_everything_that_is_imported_is_pinned():
     provides = metadata.packages_distributions()
     pinned = {canonicalize_name(name) for name in PINS}
     allowed = pinned | COMES_ALONG
-    own = {"fast_imagenet", "tests", "benchmarks", "scripts"}
+    own = {"fast_imagenet", "tools", "tests", "benchmarks", "scripts"}
     own |= {path.stem for path in ROOT.glob("*.py")} | {p.stem for p in ROOT.glob("*/*.py")}
     unknown = {}
     for path in tracked_files():

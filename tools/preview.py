@@ -527,15 +527,8 @@ def make_sheet(cfg, script) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the settings, write the sheet, say where it is."""
-    try:
-        import train_imagenet as script
-    except ModuleNotFoundError as error:
-        if error.name != "train_imagenet":
-            raise
-        sys.exit(
-            "preview: train_imagenet.py is not here, and its settings are what is shown; run "
-            "`python -m tools.preview` in the folder that holds it"
-        )
+    import train_imagenet as script
+
     cfg = read_settings(script, argv)
     try:
         sheet = make_sheet(cfg, script)

@@ -85,7 +85,7 @@ def test_fuzz_random_crops_equal_the_full_decode(own):
     cut = 0
     for _ in range(100):
         height, width = (int(n) for n in generator.integers(1, 150, 2))
-        image = ops_data.picture(height, width, int(generator.integers(1000)))
+        image = ops_data.image(height, width, int(generator.integers(1000)))
         if generator.random() < 0.1:
             image = image[..., 0]
         interval = int(generator.choice([0, 1, 2, 3, 4, 5, 7, jpeg.restart_interval(width), 40]))
@@ -114,7 +114,7 @@ def _is_cut(data, crop=(0, 0, 1, 1)):
 
 def test_only_the_tiles_under_the_crop_are_copied():
     """The bytes of a small crop are few: a silent fall-back to the full decode would be slow."""
-    image = ops_data.picture(375, 500)
+    image = ops_data.image(375, 500)
     data = np.frombuffer(jpeg.encode_jpeg(image), np.uint8)
     address = np.uintp(data.ctypes.data)
     header = module.parse_header(address, data.size)
@@ -131,7 +131,7 @@ def test_only_the_tiles_under_the_crop_are_copied():
 
 @pytest.mark.parametrize(("progressive", "interval"), [(True, 0), (False, 0), (False, 5)])
 def test_what_cannot_be_cut_is_decoded_in_full(progressive, interval):
-    data = encode(ops_data.picture(60, 100), interval, progressive=progressive)
+    data = encode(ops_data.image(60, 100), interval, progressive=progressive)
     assert not _is_cut(data)
     pixels, status = decode(data, (60, 100), (5, 6, 40, 50))
     assert status == module.GOOD
@@ -141,7 +141,7 @@ def test_what_cannot_be_cut_is_decoded_in_full(progressive, interval):
 @pytest.mark.parametrize("width", [33, 34, 35, 36, 37])
 def test_the_last_columns_of_a_narrow_tile_are_interpolated(width):
     """Chroma of an image of 4 columns is repeated: such a tile must not be cut out alone."""
-    data = encode(ops_data.picture(64, width), 1)
+    data = encode(ops_data.image(64, width), 1)
     full = reference.decode_jpeg(data)
     for left, own in itertools.product(range(32, width), (True, False)):
         crop = (20, left, 30, width - left)
@@ -151,7 +151,7 @@ def test_the_last_columns_of_a_narrow_tile_are_interpolated(width):
 
 def test_misnumbered_or_missing_markers_are_not_trusted():
     """Counting tiles would go wrong, so what lies behind the damage is left to a full decode."""
-    image = ops_data.picture(64, 64)
+    image = ops_data.image(64, 64)
     good = bytes(encode(image, 2))
     third = [at for at in range(len(good)) if good[at] == 0xFF and 0xD0 <= good[at + 1] <= 0xD7][2]
     wrong = good[: third + 1] + b"\xd5" + good[third + 2 :]
@@ -164,14 +164,14 @@ def test_misnumbered_or_missing_markers_are_not_trusted():
 
 
 def test_intervals_of_whole_rows_are_cut():
-    data = encode(ops_data.picture(100, 64), 8)  # two rows of four MCUs
+    data = encode(ops_data.image(100, 64), 8)  # two rows of four MCUs
     assert _is_cut(data)
 
 
 @pytest.mark.parametrize("keep", ["exif", "comment"])
 def test_other_segments_do_not_matter(keep):
     buffer = io.BytesIO()
-    image = Image.fromarray(ops_data.picture(70, 90))
+    image = Image.fromarray(ops_data.image(70, 90))
     extra = {"exif": {"exif": b"Exif\0\0" + bytes(3000)}, "comment": {"comment": b"x" * 500}}[keep]
     image.save(buffer, "JPEG", quality=90, restart_marker_blocks=1, **extra)
     assert _is_cut(buffer.getvalue())
@@ -186,7 +186,7 @@ def test_damaged_streams_never_crash_and_stay_in_their_image():
     seen = set()
     for _ in range(12):
         height, width = (int(n) for n in generator.integers(17, 120, 2))
-        good = encode(ops_data.picture(height, width), jpeg.restart_interval(width))
+        good = encode(ops_data.image(height, width), jpeg.restart_interval(width))
         for _ in range(250):
             data = _damage(good, generator)
             crop = random_crop(generator, height, width)
@@ -237,11 +237,11 @@ def own_decoder(data, crop):
 def test_our_own_decoder_takes_our_files_and_no_others():
     """A silent fall-back to libturbojpeg would be slow and would hide a broken decoder."""
     for height, width in ((17, 17), (375, 500), (64, 333), (100, 31)):
-        data = jpeg.encode_jpeg(ops_data.picture(height, width))
+        data = jpeg.encode_jpeg(ops_data.image(height, width))
         assert own_decoder(data, (0, 0, height, width)) > 0
         assert own_decoder(data, (height - 1, width - 1, 1, 1)) > 0
         assert own_decoder(data, (0, 0, 1, 1)) > 0
-    image = ops_data.picture(64, 64)
+    image = ops_data.image(64, 64)
     assert own_decoder(jpeg.encode_jpeg(image, optimize=False), (0, 0, 64, 64)) > 0
     assert own_decoder(encode(image, 8), (0, 0, 64, 64)) == 0  # tiles of two rows
     for other in ("422", "440", "411", "444"):
@@ -253,7 +253,7 @@ def test_our_own_decoder_takes_our_files_and_no_others():
 def test_our_own_decoder_at_every_quality(quality):
     """Noise at quality 100 has the longest codes, quality 1 the largest quantisers."""
     noise = np.random.default_rng(quality).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    for image in (noise, ops_data.picture(50, 70), noise // 255 * 255):
+    for image in (noise, ops_data.image(50, 70), noise // 255 * 255):
         for optimize in (True, False):
             data = jpeg.encode_jpeg(image, quality, interval=1, optimize=optimize)
             assert own_decoder(data, (0, 0, 50, 70)) > 0
@@ -264,7 +264,7 @@ def test_our_own_decoder_at_every_quality(quality):
 def test_our_own_decoder_and_damage():
     """One flipped bit: it gives up, or finds what libturbojpeg, which saw no damage, finds."""
     generator = np.random.default_rng(8)
-    good = encode(ops_data.picture(64, 64), 2)
+    good = encode(ops_data.image(64, 64), 2)
     start = good.index(b"\xff\xda") + 14
     gave_up = different = 0
     whole = (0, 0, 64, 64)
@@ -285,7 +285,7 @@ def test_our_own_decoder_and_damage():
 
 
 def test_header_that_contradicts_the_file_is_an_error():
-    data = jpeg.encode_jpeg(ops_data.picture(40, 60))
+    data = jpeg.encode_jpeg(ops_data.image(40, 60))
     assert decode(data, (60, 40), (0, 0, 40, 40))[1] == module.WRONG_SIZE
     assert decode(bytes(40 * 60 * 3 - 1), (40, 60), (0, 0, 4, 4), mode=1)[1] == module.WRONG_SIZE
 
@@ -297,7 +297,7 @@ def test_header_that_contradicts_the_file_is_an_error():
 @pytest.mark.parametrize("flip", [0, 1])
 def test_crop_and_resize_equal_the_reference(method, flip):
     generator = np.random.default_rng(7)
-    image = ops_data.picture(200, 260)
+    image = ops_data.image(200, 260)
     data = jpeg.encode_jpeg(image)
     full = reference.decode_jpeg(data)
     for _ in range(30):
@@ -327,7 +327,7 @@ def test_denominator(crop, out, expected):
 @pytest.mark.parametrize(("size", "own"), [(150, False), (70, True), (30, True)])
 def test_reduced_decode_is_close_to_exact(size, own):
     """1/2, 1/4 and 1/8: the transform's own reduction is a box filter, so close and not equal."""
-    image = ops_data.picture(400, 500, 3)
+    image = ops_data.image(400, 500, 3)
     data = jpeg.encode_jpeg(image)
     for crop in ((0, 0, 400, 500), (31, 77, 333, 402)):
         exact = decode(data, image.shape, crop, (size, size))[0].astype(int)
@@ -341,7 +341,7 @@ def test_reduced_decode_is_close_to_exact(size, own):
 
 
 def test_output_that_shrinks_by_less_than_two_is_exact():
-    data = jpeg.encode_jpeg(ops_data.picture(200, 200))
+    data = jpeg.encode_jpeg(ops_data.image(200, 200))
     both = [
         decode(data, (200, 200), (0, 0, 200, 200), (101, 101), reduced_decode=r)[0] for r in (0, 1)
     ]
@@ -437,7 +437,7 @@ SIDES = [(60, 80), (100, 75), (1, 1), (33, 200), (200, 31), (96, 96), (128, 64),
 def files(tmp_path_factory):
     """The same 24 images as JPEG with markers, as stock FFCV writes them, raw, and mixed."""
     folder = tmp_path_factory.mktemp("ops")
-    images = [ops_data.picture(*SIDES[i % len(SIDES)], seed=i) for i in range(24)]
+    images = [ops_data.image(*SIDES[i % len(SIDES)], seed=i) for i in range(24)]
     kinds = {
         "ours": {},
         "stock": {"markers": False},

@@ -244,7 +244,7 @@ def test_noise_needs_normalised_images():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    images = [ops_data.picture(40 + 3 * i, 50, seed=i) for i in range(11)]
+    images = [ops_data.image(40 + 3 * i, 50, seed=i) for i in range(11)]
     return ops_data.write_file(tmp_path_factory.mktemp("erasing") / "a.beton", images)
 
 

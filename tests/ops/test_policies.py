@@ -39,7 +39,7 @@ def one_thread():
 def pictures(height, width):
     """A smooth one, noise, four levels only, one level only, a dark one. uint8 [5, h, w, 3]."""
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
-    smooth = ops_data.picture(height, width, seed=height + width)
+    smooth = ops_data.image(height, width, seed=height + width)
     return np.stack([smooth, noise, noise // 64 * 60 + 40, noise * 0 + 77, smooth // 3 + 20])
 
 

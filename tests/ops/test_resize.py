@@ -129,7 +129,7 @@ def test_taps_sum_to_one_and_stay_inside():
 
 
 def test_noncontiguous_image():
-    image = ops_data.picture(80, 90)[::2, ::3]
+    image = ops_data.image(80, 90)[::2, ::3]
     expected = resize(np.ascontiguousarray(image), (0, 0, 40, 30), (16, 16))
     np.testing.assert_array_equal(resize(image, (0, 0, 40, 30), (16, 16)), expected)
 

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,25 +259,6 @@ def test_more_images_than_there_are(arguments, tiny_beton, tmp_path):
     few = [f"--data.train_dataset={tmp_path / 'few' / 'train.beton'}", "--count=12"]
     with pytest.raises(SystemExit, match="--count=12, but .* holds 10 images: lower it"):
         preview.main([*arguments, *few])
-
-
-def test_elsewhere_it_says_where_it_belongs(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.preview"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(package_alone(tmp_path))},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("preview: train_imagenet.py is not here")
-    assert done.stderr.count("\n") == 1
-
-
-def package_alone(tmp_path) -> Path:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "fast_imagenet").symlink_to(ROOT / "fast_imagenet")
-    return tmp_path / "site"
 
 
 @pytest.mark.parametrize("config", ["rn50_88_epochs_strong.yaml", "rn50_300_epochs.yaml"])

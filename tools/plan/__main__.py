@@ -221,15 +221,8 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
         age: seconds since the process was started.
     """
     begin = time.perf_counter()
-    try:
-        import train_imagenet as script
-    except ModuleNotFoundError as error:
-        if error.name != "train_imagenet":
-            raise
-        sys.exit(
-            "plan: train_imagenet.py is not here, and its steps are what is timed; run "
-            "`python -m tools.plan` in the folder that holds it"
-        )
+    import train_imagenet as script
+
     cfg = read_settings(script, argv)
     ranks = script.start_ranks()
     try:
