@@ -25,7 +25,7 @@ bench:  ## speed beside the peers: make bench IMAGES=folder of photographs (500 
 torture: setup  ## kill, cut, flip and fill, under 20 minutes; the counts go to records/torture/
 	$(PY) -m tests.torture
 
-doctor:  ## what is missing or odd on this machine, and how to mend it
+doctor:  ## what is missing on this machine, warnings, and how to fix them
 	@if [ -x $(PY) ]; then $(PY) -m tools.doctor; else $(PYTHON) -m tools.doctor; fi
 
 clean:  ## removes .venv and caches; data/ and runs/ stay

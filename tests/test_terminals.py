@@ -71,7 +71,7 @@ def test_records_and_the_doctor(tmp_path, environment, name):
     assert "added" in add
     code = "from tools import doctor as d;"
     code += (
-        "d.CHECKS = (lambda: iter([d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]),); d.main()"
+        "d.CHECKS = {'': lambda: [d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]}; d.main([])"
     )
     assert "1 GB in /gr\\xf6\\xdfe" in call(environment, "-c", code)[0]
 
