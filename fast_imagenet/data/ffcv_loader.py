@@ -46,7 +46,7 @@ from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 from fast_imagenet import ops  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
 from fast_imagenet.beton.verify import PageChecks  # noqa: E402
-from fast_imagenet.data.augmentation import CROP_AND_FLIP, STAGES, Augment  # noqa: E402
+from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment, stages_of  # noqa: E402
 from fast_imagenet.data.sampler import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
 from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
@@ -83,8 +83,7 @@ def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     crop = ops.CropDecode(
         resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
     )
-    wanted = [stage for stage in STAGES if stage.wanted(augment)]
-    return [crop, *(stage.operation(ops, augment, seed) for stage in wanted)]
+    return [crop, *(stage.operation(ops, augment, seed) for stage in stages_of(augment))]
 
 
 class TrainLoader:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from fast_imagenet.data.augmentation import STAGES, Augment, check_policy
+from fast_imagenet.data.augmentation import Augment, stages_of
 
 TOP_MAGNITUDE = 30  # torchvision's strongest bin
 BLUR = {"kernel_size": 13, "sigma": (0.1, 2.0)}  # 13 px reach three deviations
@@ -60,7 +60,7 @@ def build_stages(augment: Augment, transforms: str) -> list:
         ValueError: a stage that torchvision cannot do, a setting out of range, or a policy that
             cannot run on a GPU.
     """
-    wanted = [stage for stage in STAGES if stage.wanted(augment)]
+    wanted = stages_of(augment)
     for stage in wanted:
         if stage.transform is None:
             raise ValueError(
@@ -77,24 +77,8 @@ def blur() -> v2.GaussianBlur:
     return v2.GaussianBlur(**BLUR)
 
 
-def policy_transform(augment: Augment, transforms: str):
-    """The policy of the settings; it is not 'none'."""
-    a = augment
-    check_policy(a.policy)
-    if a.policy in ("rand_augment", "rand_augment_lite"):
-        kind = RandAugment if a.policy == "rand_augment" else LiteRandAugment
-        return kind(a.policy_ops, a.policy_magnitude, a.policy_mstd)
-    if a.policy == "rand_augment_timm":
-        if transforms == "gpu":
-            raise ValueError(
-                "augment.policy=rand_augment_timm changes Pillow images and so cannot run with "
-                "data.transforms=gpu; use data.transforms=cpu, or augment.policy=rand_augment"
-            )
-        return TimmRandAugment(a.policy_ops, a.policy_magnitude, a.policy_mstd)
-    if a.policy == "trivial_augment":
-        return v2.TrivialAugmentWide()
-    if a.policy == "auto_augment":
-        return v2.AutoAugment()
+def three_augment() -> v2.RandomChoice:
+    """The policy three_augment."""
     return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, 1.0), blur()])
 
 
@@ -102,15 +86,16 @@ class RandAugment(v2.RandAugment):
     """torchvision's RandAugment, also with a noisy or fractional magnitude.
 
     Args:
-        num_ops: operations an image.
+        num_ops: operations per image.
         magnitude: 0 to 30; between two bins to a hundredth.
         mstd: standard deviation of the magnitude, drawn for each operation; above 100 it is uniform
             from 0 to `magnitude`.
+        where: 'cpu' or 'gpu'; it runs on both.
     Raises:
         ValueError: the magnitude is out of range.
     """
 
-    def __init__(self, num_ops: int, magnitude: float, mstd: float) -> None:
+    def __init__(self, num_ops: int, magnitude: float, mstd: float, where: str = "cpu") -> None:
         if not 0 <= magnitude <= TOP_MAGNITUDE:
             raise ValueError(
                 f"augment.policy_magnitude={magnitude:g}; torchvision's RandAugment takes 0 to "
@@ -151,10 +136,15 @@ class TimmRandAugment:
 
     Args: as RandAugment; the magnitude is a whole number from 0 to 10.
     Raises:
-        ValueError: it is not.
+        ValueError: it is not, or it shall run on a GPU.
     """
 
-    def __init__(self, num_ops: int, magnitude: float, mstd: float) -> None:
+    def __init__(self, num_ops: int, magnitude: float, mstd: float, where: str = "cpu") -> None:
+        if where == "gpu":
+            raise ValueError(
+                "augment.policy=rand_augment_timm changes Pillow images and so cannot run with "
+                "data.transforms=gpu; use data.transforms=cpu, or augment.policy=rand_augment"
+            )
         from timm.data.auto_augment import rand_augment_transform
 
         if magnitude != int(magnitude) or not 0 <= magnitude <= 10:

@@ -275,8 +275,10 @@ def test_settings_that_cannot_be(transforms, settings, words):
 
 def test_a_stage_without_a_torchvision_transform_is_refused_by_name(tiny_beton, monkeypatch):
     """Added for FFCV only, it must not be left out in silence."""
-    stage = augment.Stage("sepia", lambda a: True, lambda ops, a, seed: None, None)
-    monkeypatch.setattr(torch_augment, "STAGES", (*augment.STAGES, stage))
+    stage = augment.Stage(
+        "sepia", lambda a: True, lambda ops, a, seed: None, None, lambda a: ("", "")
+    )
+    monkeypatch.setattr(augment, "STAGES", (*augment.STAGES, stage))
     with pytest.raises(ValueError, match="backend=torchvision cannot.*'sepia'.*backend=ffcv"):
         TorchTrainLoader(tiny_beton / "train.beton", global_batch=8, seed=0)
 
@@ -284,8 +286,27 @@ def test_a_stage_without_a_torchvision_transform_is_refused_by_name(tiny_beton, 
 def test_both_backends_take_their_stages_from_one_table(monkeypatch):
     from fast_imagenet.data import ffcv_loader as loader
 
-    added = augment.Stage("added", lambda a: True, lambda *_: "operation", lambda *_: "transform")
-    for module in (loader, torch_augment):
-        monkeypatch.setattr(module, "STAGES", (added,))
+    added = augment.Stage(
+        "added",
+        wanted=lambda a: True,
+        operation=lambda *_: "operation",
+        transform=lambda *_: "transform",
+        caption=lambda a: ("Added", ""),
+    )
+    monkeypatch.setattr(augment, "STAGES", (added,))
     assert loader.image_operations(Augment(), 32, 0)[1:] == ["operation"]
     assert build_stages(Augment(), "cpu") == ["transform"]
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
+def test_captions_name_the_settings(policy):
+    settings = Augment(policy=policy, policy_mstd=0.5, hue=0.1, contrast=0.4, blur=0.25)
+    stages = augment.stages_of(settings)
+    captions = {stage.name: stage.caption(settings) for stage in stages}
+    assert list(captions) == ["policy", "color jitter", "blur"]
+    assert captions["color jitter"] == ("Color jitter", "contrast 0.4, hue 0.1")
+    assert captions["blur"] == ("Blur", "25% of images, radius 0.1 to 2 px")
+    detail = "2 operations, magnitude 9±0.5" if "rand" in policy else ""
+    assert captions["policy"] == (POLICIES[policy].title, detail)
+    lighter = stages[0].lighter(settings)
+    assert (lighter is None) == (policy in ("rand_augment_lite", "three_augment"))
