@@ -1,33 +1,42 @@
 # Every target installs what it needs first. PYTHON=/path/to/python3.12 chooses another interpreter.
 PYTHON ?= python3
 PY := .venv/bin/python
-.PHONY: setup demo test lint bench torture doctor clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench torture doctor clean
 
-setup:  ## system packages where permitted, .venv from requirements.txt; nothing when up to date
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | awk -F '\t' '{printf "make %-11s %s\n", $$1, $$2}'
+
+setup:  ## install everything into .venv: system packages where permitted, requirements.txt, this repository
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 
-demo: setup  ## write the embedded data set, train a small network on it afresh, evaluate
+demo: setup  ## write the built-in synthetic dataset, train a small network on it, evaluate
 	rm -rf runs/demo
 	$(PY) write_dataset.py --source.kind=synthetic --write.folder=data/demo --write.overwrite=true
 	$(PY) train_imagenet.py --config demo.yaml
 
-test: setup  ## the whole test suite
-	$(PY) -m pytest
+test: setup  ## run all tests
+	$(PY) -m pytest -n 2
 
-lint: setup  ## style and common mistakes
+test-fast: setup  ## run the tests that are not marked slow: under 3 minutes on two cores
+	$(PY) -m pytest -n 2 -m "not slow"
+
+lint: setup  ## check style, format and types
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
-bench:  ## speed beside the peers: make bench IMAGES=folder of photographs (500 px or more)
-	@test -d "$(IMAGES)" || { echo "IMAGES='$(IMAGES)' is no folder of photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }
+bench:  ## measure speed against the peers: make bench IMAGES=folder of photographs (500 px or more)
+	@test -d "$(IMAGES)" || { echo "IMAGES='$(IMAGES)' is not a folder of photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 	$(PY) benchmarks/run_all.py --images "$(IMAGES)"
 
-torture: setup  ## kill, cut, flip and fill, under 20 minutes; the counts go to records/torture/
+torture: setup  ## kill processes, damage files, fill disks, and count what held: under 20 minutes
 	$(PY) -m tests.torture
 
-doctor:  ## what is missing on this machine, warnings, and how to fix them
+doctor:  ## report what is missing on this machine, and how to fix it
 	@if [ -x $(PY) ]; then $(PY) -m tools.doctor; else $(PYTHON) -m tools.doctor; fi
 
-clean:  ## removes .venv and caches; data/ and runs/ stay
-	rm -rf .venv .ruff_cache .pytest_cache
+clean:  ## remove .venv and caches; data/ and runs/ stay
+	rm -rf .venv .ruff_cache .pytest_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

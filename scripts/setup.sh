@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Install everything into .venv; run again, it only looks at its stamp. Called by `make setup`.
+# Install everything into .venv, this repository included; does nothing when .venv is up to date.
+# Called by `make setup`.
 #
 #   PYTHON=python3.12 bash scripts/setup.sh     another interpreter, 3.11 or later
 #
 # System packages come through apt where that is permitted (root or password-free sudo); elsewhere
-# one line says what to run. FFCV is built from source and linked with --as-needed: otherwise it
-# would load every module of OpenCV that pkg-config names instead of the two that it uses.
+# one line prints the command to run. FFCV is built from source and linked with --as-needed:
+# otherwise it would load every module of OpenCV that pkg-config names instead of the two it uses.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 venv=.venv
-stamp=$venv/setup.stamp
+state=$venv/setup.state
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
@@ -26,15 +27,16 @@ quietly() {
 
 check_python() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        fail "$python is not Python 3.11 or later; name one: make setup PYTHON=/path/to/python3.11"
+        fail "$python is not Python 3.11 or later; choose one: make setup PYTHON=/path/to/python3.11"
 }
 
-wanted_stamp() {
+# What .venv depends on: the interpreter, the packages, this script, the C library.
+wanted_state() {
     "$python" --version
-    cat requirements.txt scripts/setup.sh fast_imagenet/native/*.[chp]* | sha256sum
+    cat requirements.txt pyproject.toml scripts/setup.sh fast_imagenet/native/*.[chp]* | sha256sum
 }
 
-# Names of the Debian packages whose contents are not there.
+# Names of the Debian packages that are missing.
 missing_packages() {
     local version
     version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
@@ -88,17 +90,19 @@ install_python_packages() {
         LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" quietly "${pip[@]}" install -q --no-deps \
             --no-build-isolation --no-cache-dir --no-binary ffcv "$ffcv"
     fi
+    # As a path to this folder, so that the library and tools/ are found from any folder.
+    quietly "${pip[@]}" install -q --no-deps --no-build-isolation --editable .
     quietly "${pip[@]}" check
     quietly "$venv/bin/python" -c 'import ffcv.loader, cv2, torch, torchvision'
 }
 
 up_to_date() {
-    [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted_stamp)" ]
+    [ -x "$venv/bin/python" ] && [ -f "$state" ] && [ "$(cat "$state")" = "$(wanted_state)" ]
 }
 
 check_python
 up_to_date && exit 0
-if command -v flock >/dev/null; then  # two `make` at once: the second waits, then finds the stamp
+if command -v flock >/dev/null; then  # two `make` at once: the second waits, then is up to date
     exec 9<.
     flock 9
     up_to_date && exit 0
@@ -109,5 +113,5 @@ install_python_packages
 echo "setup: compiling the operations for this processor (a minute or two)"
 quietly "$venv/bin/python" -m fast_imagenet.ops.compile
 quietly "$venv/bin/python" -m fast_imagenet.native
-wanted_stamp >"$stamp"
+wanted_state >"$state"
 echo "setup: ready"

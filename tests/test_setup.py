@@ -20,15 +20,31 @@ from packaging.utils import canonicalize_name
 from tools.doctor import judge_pair, read_pins
 
 ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = read_pins((ROOT / "requirements.txt").read_text())
+EXTRAS = PROJECT["optional-dependencies"]
 BOUNDS = {
     canonicalize_name(bound.name): bound
-    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for group in (PROJECT["dependencies"], *EXTRAS.values())
     for bound in map(Requirement, group)
+    if bound.name != PROJECT["name"]  # an extra that includes others
 }
 OPTIONAL = {"wandb", "albumentations", "nvidia"}  # imported only when asked for, or if there
-COMES_ALONG = {"llvmlite", "packaging"}  # with numba, which pins it, and with pytest
+# Installed by another package: llvmlite by numba, packaging by pytest, jinja2 by torch
+COMES_ALONG = {"llvmlite", "packaging", "jinja2"}
+# Rooms that a program of stock FFCV uses: docs/operations.md
+BASE_ROOMS = (
+    "ops",
+    "beton",
+    "native",
+    "data/ffcv_loader",
+    "data/augmentation",
+    "rng",
+    "sources/base",
+)
+# Where the packages of an extra may be imported besides the scripts, tools and tests
+EXTRA_ROOMS = {"parquet": ("sources/parquet",), "logging": ("engine/logger", "engine/sinks")}
 
 
 def tracked_files() -> list[Path]:
@@ -76,7 +92,9 @@ def test_torch_and_torchvision_are_pairs():
     assert PROJECT["requires-python"] == ">=3.11"
 
 
-@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="only .venv holds the pins")
+@pytest.mark.skipif(
+    VENV.is_symlink() or Path(sys.prefix) != VENV, reason="only .venv holds the pins"
+)
 def test_what_is_installed_is_what_is_pinned():
     installed = {name: metadata.version(name).partition("+")[0] for name in PINS}
     assert installed == PINS
@@ -95,6 +113,31 @@ def test_everything_that_is_imported_is_pinned():
             if name not in OPTIONAL and not packages & allowed:
                 unknown.setdefault(name, path.relative_to(ROOT).as_posix())
     assert unknown == {}
+
+
+def extra_of(package: str) -> str:
+    """The first extra that lists a package itself, or '' for a package of the base."""
+    for extra, lines in EXTRAS.items():
+        if package in {canonicalize_name(Requirement(line).name) for line in lines}:
+            return extra
+    return ""
+
+
+def test_the_operations_need_no_extra():
+    """Someone who installs the wheel for the operations installs neither timm nor pyarrow."""
+    provides = metadata.packages_distributions()
+    found = {}
+    for path in sorted((ROOT / "fast_imagenet").rglob("*.py")):
+        room = path.relative_to(ROOT / "fast_imagenet").as_posix().removesuffix(".py")
+        for name in imported_names(path) - set(sys.stdlib_module_names) - {"fast_imagenet"}:
+            packages = {canonicalize_name(package) for package in provides.get(name, [name])}
+            for extra in {extra_of(package) for package in packages} - {""}:
+                found.setdefault(extra, set()).add(room)
+    base = {room for rooms in found.values() for room in rooms if room.startswith(BASE_ROOMS)}
+    assert base == set()
+    assert found.keys() <= {"train", *EXTRA_ROOMS}
+    for extra, rooms in EXTRA_ROOMS.items():
+        assert found.get(extra, set()) <= set(rooms)
 
 
 def imported_names(path: Path) -> set[str]:
@@ -171,7 +214,7 @@ def test_setup_wants_python_311(bare_clone):
     done = bare_clone(py="exit 1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "is not Python 3.11 or later; name one: make setup PYTHON=" in done.stderr
+    assert "is not Python 3.11 or later; choose one: make setup PYTHON=" in done.stderr
 
 
 def test_setup_without_rights_says_in_one_line_what_to_run(bare_clone):
@@ -196,7 +239,9 @@ def test_setup_shows_why_apt_failed(bare_clone):
     assert "setup: failed, for the reason above: apt-get update" in done.stderr
 
 
-@pytest.mark.skipif(not (ROOT / ".venv/setup.stamp").exists(), reason="`make setup` was not run")
+@pytest.mark.skipif(
+    VENV.is_symlink() or not (VENV / "setup.state").exists(), reason="`make setup` was not run here"
+)
 def test_setup_does_nothing_the_second_time():
     command = ["make", "--no-print-directory", "setup"]  # a make below `make test` names its folder
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -209,8 +254,11 @@ def test_setup_does_nothing_the_second_time():
         ("setup", "bash scripts/setup.sh"),
         ("demo", "python train_imagenet.py --config demo.yaml"),
         ("demo", "python write_dataset.py --source.kind=synthetic --write.folder=data/demo"),
-        ("test", "python -m pytest"),
+        ("test", "python -m pytest -n 2"),
+        ("test-fast", 'python -m pytest -n 2 -m "not slow"'),
         ("lint", "ruff check ."),
+        ("lint", "ruff format --check ."),
+        ("lint", "python -m mypy"),
         ("doctor", "python -m tools.doctor"),
         ("clean", "rm -rf .venv"),
     ],
@@ -221,10 +269,23 @@ def test_make_targets(target, command):
     assert command in done.stdout
 
 
-def test_ci_calls_make_test():
+def test_make_alone_lists_every_target():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()
+    assert done.returncode == 0
+    assert [line.split()[1] for line in done.stdout.splitlines()] == targets
+    assert re.findall(r"^([a-z-]+):.*  ## ", makefile, re.M) == targets
+
+
+def test_both_cis_call_the_same_commands():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "exec make test" in script.read_text()
+    public = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step.get("run", "") for step in public["jobs"]["test"]["steps"]]
+    commands = [step for step in steps if step.startswith("make")]
+    assert commands == ["make setup", "make lint", "make test"]
+    assert re.findall(r"^make .*", script.read_text(), re.M) == commands[1:]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -8,12 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fast_imagenet import ops, rng
 from fast_imagenet.beton.reader import BetonFile
@@ -27,6 +33,7 @@ from tools.preview import Stored
 DOCS = (ROOT / "docs/operations.md").read_text()
 (PROGRAM,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
 (STOP,) = re.findall(r"```py\n(.*?)```", DOCS, re.S)  # what its section on errors recommends
+SHIPPED = (".py", ".c", ".h", ".typed")
 SEED, SIDE, BATCH, COUNT = 7, 64, 16, 37  # of PROGRAM, and of its file: the last batch is partial
 AUGMENT = Augment(
     crop_area=(0.25, 1.0),
@@ -74,28 +81,84 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, pytestconfig):
-    """Environment of a process that has the wheel installed.
+    """(interpreter, environment) of a virtual environment with the wheel and its dependencies.
 
-    The place and the times of the files stay the same between test runs, so that only kernels whose
-    source has changed are compiled anew: all of them take a minute.
+    It sees neither the repository nor an editable install of it. The place and the times of the
+    files stay the same between test runs, so that only kernels whose source has changed are
+    compiled anew: all of them take a minute.
     """
     caches = pytestconfig.cache.mkdir("wheel")
     with open(caches / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the end: two test runs share the place
-        site = caches / "site"
-        shutil.rmtree(site, ignore_errors=True)
+        shutil.rmtree(caches / "venv", ignore_errors=True)
+        call([sys.executable, "-m", "venv", "--without-pip", str(caches / "venv")])
+        (site,) = (caches / "venv").glob("lib/python*/site-packages")
+        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
         call([*command, "--target", str(site), str(wheel)])
         for path in site.glob("fast_imagenet/**/*.py"):
             shutil.copystat(ROOT / path.relative_to(site), path)
-        kernels = {"NUMBA_CACHE_DIR": str(caches / "kernels")}
-        yield {**os.environ, "PYTHONPATH": str(site), **kernels}
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(caches / "kernels")}
+        environment.pop("PYTHONPATH", None)
+        yield str(caches / "venv/bin/python"), environment
+
+
+EVERY_MODULE = """
+import importlib, pkgutil, sys
+import fast_imagenet
+for module in pkgutil.walk_packages(fast_imagenet.__path__, "fast_imagenet."):
+    loaded = importlib.import_module(module.name)
+    assert loaded.__file__.startswith(sys.prefix), loaded.__file__
+    print(module.name)
+assert not {"tools", "train_imagenet", "write_dataset"} & sys.modules.keys()
+"""
+
+
+def test_every_module_of_it_can_be_imported(installed, tmp_path):
+    python, environment = installed
+    printed = call([python, "-c", EVERY_MODULE], cwd=tmp_path, env=environment)
+    files = (ROOT / "fast_imagenet").rglob("*.py")
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    names = {name.removesuffix(".__init__") for name in names} - {"fast_imagenet"}
+    assert sorted(printed.split()) == sorted(names)
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import fast_imagenet.beton.reader, fast_imagenet.beton.writer
+import fast_imagenet.data.augmentation, fast_imagenet.data.device_transforms
+import fast_imagenet.data.ffcv_loader
+import fast_imagenet.ops, fast_imagenet.sources
+"""
+
+
+def test_operations_files_and_loader_need_no_extra(installed, tmp_path):
+    """Nothing of the extras is imported that FFCV does not install by itself."""
+    python, environment = installed
+    lines = chain.from_iterable(project()["optional-dependencies"].values())
+    packages = {canonicalize_name(Requirement(line).name) for line in lines}
+    packages -= {canonicalize_name(Requirement(line).name) for line in metadata.requires("ffcv")}
+    refused = {
+        name
+        for name, providers in metadata.packages_distributions().items()
+        if packages & set(map(canonicalize_name, providers)) and name != "fast_imagenet"
+    }
+    assert {"timm", "pyarrow", "matplotlib", "torchvision", "safetensors", "yaml"} <= refused
+    code = WITHOUT_EXTRAS.format(refused=refused)
+    call([python, "-c", code], cwd=tmp_path, env=environment)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if name.startswith("fast_imagenet/")}
-    sources = [p for p in (ROOT / "fast_imagenet").rglob("*") if p.suffix in (".py", ".c", ".h")]
+    sources = [p for p in (ROOT / "fast_imagenet").rglob("*") if p.suffix in SHIPPED]
     assert package == {path.relative_to(ROOT).as_posix() for path in sources}
     assert {name.split("/")[0].partition("-")[2] for name in names - package} == {
         f"{project()['version']}.dist-info"
@@ -105,15 +168,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 def test_its_metadata_is_that_of_the_project(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
-    metadata = email.message_from_bytes(archive.read(name))
+    written = email.message_from_bytes(archive.read(name))
     stated = project()
-    assert [metadata[key] for key in ("Name", "Version", "Summary", "License-Expression")] == [
+    assert [written[key] for key in ("Name", "Version", "Summary", "License-Expression")] == [
         stated[key] for key in ("name", "version", "description", "license")
     ]
-    assert metadata["Requires-Python"] == stated["requires-python"]
-    always = [need for need in metadata.get_all("Requires-Dist") if "extra ==" not in need]
+    assert written["Requires-Python"] == stated["requires-python"]
+    always = [need for need in written.get_all("Requires-Dist") if "extra ==" not in need]
     assert sorted(always) == sorted(stated["dependencies"])
-    assert metadata.get_payload().startswith("# fast-imagenet")
+    assert sorted(written.get_all("Provides-Extra")) == sorted(stated["optional-dependencies"])
+    assert written.get_payload().startswith("# fast-imagenet")
     assert any(entry.endswith("licenses/LICENSE") for entry in archive.namelist())
 
 
@@ -127,8 +191,9 @@ def test_the_program_of_the_docs_runs_on_it(installed, tmp_path):
     images = [ops_data.image(50 + 7 * k, 120 - 2 * k, seed=k) for k in range(COUNT)]
     path = ops_data.write_file(tmp_path / "train.beton", images, markers=False)
     (tmp_path / "program.py").write_text(PROGRAM + KEEP)
-    printed = call([sys.executable, "program.py"], cwd=tmp_path, env=installed)
-    assert printed.split() == [f"{installed['PYTHONPATH']}/fast_imagenet/__init__.py", "set()"]
+    python, environment = installed
+    file, loaded = call([python, "program.py"], cwd=tmp_path, env=environment).split()
+    assert file.startswith(str(Path(python).parents[1])) and loaded == "set()"
     seen = np.load(tmp_path / "seen.npz")
     assert sorted(seen["labels"].tolist()) == list(range(COUNT))
     assert seen["images"].shape == (COUNT, 3, SIDE, SIDE) and seen["images"].dtype == np.float32
