@@ -12,9 +12,7 @@ Arrays: images_bhwc uint8 as loaded; images_bchw float, normalised, channels las
 samples_b int64, the images' places in the file, which key everything drawn.
 """
 
-import faulthandler
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -33,24 +31,13 @@ from fast_imagenet.config import (
     OffOr,
     OneOf,
     Str,
-    interpreter,
     read_config,
     to_dict,
 )
 from fast_imagenet.data.augmentation import MIX_ALPHAS, POLICIES, Augment
-from fast_imagenet.engine.guard import (
-    STOPPED,
-    Agreement,
-    Guard,
-    NotFinite,
-    StepMonitor,
-    Stopped,
-    lock_folder,
-    mean_losses,
-    resource_hint,
-    stop_at_once,
-)
 from fast_imagenet.engine.schedules import SCHEDULES
+from fast_imagenet.engine.signals import SignalWatch, exit_statuses, stop_at_once
+from fast_imagenet.engine.watchdog import Watchdog
 from fast_imagenet.terminal import ignore_broken_pipe
 from fast_imagenet.validation import validate
 
@@ -201,11 +188,19 @@ from torch import nn
 from fast_imagenet.data.class_lists import class_list, difference, notes, same_names, unequal
 from fast_imagenet.data.device_transforms import BatchTransforms, normalize
 from fast_imagenet.engine.checkpoint import load_into, load_weights, save_weights
-from fast_imagenet.engine.distributed import Ranks, choose_precision, start_ranks
+from fast_imagenet.engine.distributed import (
+    Consensus,
+    Distributed,
+    choose_precision,
+    init_distributed,
+)
 from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.finite import NotFinite, mean_losses
 from fast_imagenet.engine.logger import RunLog, epoch_line, redact_paths
 from fast_imagenet.engine.metrics import Score
 from fast_imagenet.engine.progress import Progress, peak_memory_gb
+from fast_imagenet.engine.run import StepMonitor
+from fast_imagenet.engine.run_lock import lock_folder
 from fast_imagenet.engine.run_state import (
     FRESH,
     catch_up_best,
@@ -239,7 +234,7 @@ MEAN, STD = IMAGENET
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def build_loaders(cfg, ranks: Ranks):
+def build_loaders(cfg, distributed: Distributed):
     """Training loader (None when only evaluating) and validation loader of the chosen backend."""
     if cfg.data.backend == "ffcv":
         from fast_imagenet.data.ffcv_loader import EvalLoader, TrainLoader
@@ -250,12 +245,14 @@ def build_loaders(cfg, ranks: Ranks):
         from fast_imagenet.data.torch_loader import TorchTrainLoader as TrainLoader
 
         extra = {"transforms": cfg.data.transforms}
-    place = dict(rank=ranks.rank, world_size=ranks.world_size, device=ranks.device, **extra)
+    place = dict(
+        rank=distributed.rank, world_size=distributed.world_size, device=distributed.device, **extra
+    )
     place["check_pages"] = cfg.data.check_pages
-    place["num_workers"] = ranks.workers(cfg.data.num_workers)
+    place["num_workers"] = distributed.workers(cfg.data.num_workers)
     val = EvalLoader(cfg.data.val_dataset, batch_size=cfg.validation.batch_size, **place)
     if cfg.training.eval_only:
-        tell_notes(ranks, {cfg.data.val_dataset: val})
+        tell_notes(distributed, {cfg.data.val_dataset: val})
         return None, val
     train = TrainLoader(
         cfg.data.train_dataset,
@@ -267,13 +264,13 @@ def build_loaders(cfg, ranks: Ranks):
     if fault := unequal(train, val):
         names = f"{cfg.data.train_dataset} and {cfg.data.val_dataset}"
         raise ValueError(f"{names} {fault}; write both from one source")
-    tell_notes(ranks, {cfg.data.train_dataset: train, cfg.data.val_dataset: val})
+    tell_notes(distributed, {cfg.data.train_dataset: train, cfg.data.val_dataset: val})
     return train, val
 
 
-def tell_notes(ranks: Ranks, loaders: dict) -> None:
+def tell_notes(distributed: Distributed, loaders: dict) -> None:
     """Print what a user should know of the data: file -> loader."""
-    if ranks.is_main:
+    if distributed.is_main:
         print(*(f"{sentence}\n" for sentence in notes(loaders)), sep="", end="", flush=True)
 
 
@@ -332,13 +329,13 @@ def build_model(cfg, num_classes: int, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def wrap_model(model: nn.Module, cfg, ranks: Ranks):
+def wrap_model(model: nn.Module, cfg, distributed: Distributed):
     """The network as called in training and in evaluation: distributed, compiled when asked."""
     train = model
-    if ranks.world_size > 1:
-        train = distribute(model, ranks.device)
+    if distributed.world_size > 1:
+        train = distribute(model, distributed.device)
     on = cfg.training.compile == "on"
-    if not (on or (cfg.training.compile == "auto" and ranks.device.type == "cuda")):
+    if not (on or (cfg.training.compile == "auto" and distributed.device.type == "cuda")):
         return train, model
     torch._dynamo.config.recompile_limit = 64  # one graph a resolution and mode; the default is 8
     compiled = torch.compile(train, dynamic=False)
@@ -517,15 +514,19 @@ def evaluate(model: nn.Module, loader, cfg, autocast, device) -> dict:
     return {name: score.read() for name, score in scores.items()}
 
 
-def evaluate_both(model, raw, average: WeightAverage, loader, cfg, autocast, ranks: Ranks) -> dict:
+def evaluate_both(
+    model, raw, average: WeightAverage, loader, cfg, autocast, distributed: Distributed
+) -> dict:
     """The log's evaluation keys, for the raw weights and for their average."""
-    ranks.average(dict(raw.named_buffers()))  # each rank's batch norm has seen its own images
-    scores = evaluate(model, loader, cfg, autocast, ranks.device)
+    distributed.all_reduce_mean(
+        dict(raw.named_buffers())
+    )  # each rank's batch norm has seen its own images
+    scores = evaluate(model, loader, cfg, autocast, distributed.device)
     ema_scores = scores  # with decay 0 the average is the raw weights: the same numbers
     if cfg.ema.decay:
-        ranks.average(average.state_dict())
+        distributed.all_reduce_mean(average.state_dict())
         with average.applied():
-            ema_scores = evaluate(model, loader, cfg, autocast, ranks.device)
+            ema_scores = evaluate(model, loader, cfg, autocast, distributed.device)
     record = {"val_loss": scores["plain"]["loss"], "val_loss_ema": ema_scores["plain"]["loss"]}
     for prefix, result in (("", scores), ("ema_", ema_scores)):
         for key in ("top1", "top5"):
@@ -539,21 +540,23 @@ def evaluate_both(model, raw, average: WeightAverage, loader, cfg, autocast, ran
 # └────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 
-def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks) -> Training:
+def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, distributed) -> Training:
     """Everything that a step uses, from the settings."""
-    dtype = choose_precision(cfg.training.precision, ranks.device)
+    dtype = choose_precision(cfg.training.precision, distributed.device)
     scale = cfg.training.batch_size / 256
     return Training(
         model=called,
         optimizer=build_optimizer(cfg, model),
-        scaler=torch.amp.GradScaler(ranks.device.type, enabled=dtype == torch.float16),
+        scaler=torch.amp.GradScaler(distributed.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(model),
         loss=build_loss(cfg.training.loss, classes, cfg.training.label_smoothing),
         prepare=BatchTransforms(
             *(augment_of(cfg), *input_norm(model), classes),
             *(cfg.training.label_smoothing, cfg.training.seed),
         ),
-        autocast=partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32),
+        autocast=partial(
+            torch.autocast, distributed.device.type, dtype, enabled=dtype != torch.float32
+        ),
         lr_at_epoch=partial(
             lr_at,
             kind=cfg.lr.lr_schedule_type,
@@ -566,8 +569,9 @@ def build_training(cfg, model: nn.Module, called: nn.Module, classes: int, ranks
             flat_fraction=cfg.lr.flat_fraction,
         ),
         decay_at_step=partial(ema_decay_at, decay=cfg.ema.decay, warmup=cfg.ema.warmup),
-        seed_at_step=partial(step_seed, cfg.training.seed, ranks.rank),
-        micro_batch=cfg.training.micro_batch_size or cfg.training.batch_size // ranks.world_size,
+        seed_at_step=partial(step_seed, cfg.training.seed, distributed.rank),
+        micro_batch=cfg.training.micro_batch_size
+        or cfg.training.batch_size // distributed.world_size,
         clip_grad=cfg.training.clip_grad,
     )
 
@@ -577,7 +581,7 @@ class Run:
     """A run under way: what its epochs share."""
 
     cfg: object
-    ranks: Ranks
+    distributed: Distributed
     t: Training
     model: nn.Module  # raw
     loader: object  # training batches
@@ -586,7 +590,8 @@ class Run:
     state: dict  # where the run stands: runstate.FRESH
     last: int  # its last epoch, from 0
     save: object  # (state, best=False) -> None: writes last.pt, best.pt
-    guard: Guard
+    signals: SignalWatch
+    watchdog: Watchdog
     log: RunLog
     bar: Progress
 
@@ -596,7 +601,7 @@ def run_epoch(run: Run) -> dict:
 
     Raises: Stopped, when the run is saved; ValueError: a loss is not finite.
     """
-    cfg, t, state, ranks = run.cfg, run.t, run.state, run.ranks
+    cfg, t, state, distributed = run.cfg, run.t, run.state, run.distributed
     epoch, done, earlier = (state[key] for key in ("epoch", "step", "losses"))
     spent, waited_before = state["spent"], state["waited"]
     steps, resolution = len(run.loader), resolution_at(epoch, **vars(cfg.resolution))
@@ -617,11 +622,13 @@ def run_epoch(run: Run) -> dict:
 
     last = min(steps, (cfg.training.max_steps or sys.maxsize) - epoch * steps)
     batches = islice(run.loader.epoch(epoch, resolution, done), last - done) if done < last else ()
-    pause = StepMonitor(run.guard, ranks, cfg.training.checkpoint_minutes, pause_saves)
+    pause = StepMonitor(run.signals, distributed, cfg.training.checkpoint_minutes, pause_saves)
     first = epoch * steps + done
-    watched = run.guard.watch(batches)
+    watched = run.watchdog.watch(batches)
     losses, waited, _ = train_epoch(t, watched, first, steps, show, pause)
-    advance(mean_losses(losses, first, ranks))  # waits for the device, so that the clock is honest
+    advance(
+        mean_losses(losses, first, distributed)
+    )  # waits for the device, so that the clock is honest
     state["waited"] = waited_before + waited
     return {  # of the whole epoch, also where this process did only the end of it
         "epoch": epoch + 1,
@@ -649,7 +656,7 @@ def end_epoch(run: Run, record: dict) -> dict:
         run.save(state)
     record |= evaluate_now(run) if due else {"eval_seconds": 0.0}
     total = state["seconds"] + record["seconds"] + record["eval_seconds"]
-    record |= {"total_seconds": total, "memory_gb": peak_memory_gb(run.ranks.device)}
+    record |= {"total_seconds": total, "memory_gb": peak_memory_gb(run.distributed.device)}
     run.log.write_steps(state["epoch"] * steps, state["losses"])
     if due:
         run.log.write(**record)
@@ -667,42 +674,43 @@ def evaluate_now(run: Run) -> dict:
     Raises: Stopped, when a signal came meanwhile; the run is saved already.
     """
     network, start = (run.eval_model, run.model, run.t.ema), time.perf_counter()
-    scores = evaluate_both(*network, watched_loader(run), run.cfg, run.t.autocast, run.ranks)
+    scores = evaluate_both(*network, watched_loader(run), run.cfg, run.t.autocast, run.distributed)
     return scores | {"eval_seconds": time.perf_counter() - start}
 
 
-def samples_of(loader, ranks: Ranks) -> int:
+def samples_of(loader, distributed: Distributed) -> int:
     """Validation samples that every rank has; the first ranks may have one more."""
-    return loader.num_samples // ranks.world_size
+    return loader.num_samples // distributed.world_size
 
 
 def watched_loader(run: Run):
     """The validation loader under guard: after a signal all ranks leave it at the same batch."""
-    share = samples_of(run.val_loader, run.ranks)
+    share = samples_of(run.val_loader, run.distributed)
     common = -(-share // run.cfg.validation.batch_size)  # batches that every rank has
-    watch = partial(run.guard.watch, agreement=Agreement(run.ranks), asked=common)
+    watch = partial(run.watchdog.watch, consensus=Consensus(run.distributed), common=common)
     return SimpleNamespace(batches=lambda *view: watch(run.val_loader.batches(*view)))
 
 
-def train(cfg, ranks: Ranks) -> None:
+def train(cfg, distributed: Distributed) -> None:
     """The whole run: build, resume, epochs, final weights."""
-    loader, val_loader = build_loaders(cfg, ranks)
+    loader, val_loader = build_loaders(cfg, distributed)
     if cfg.model.checkpoint:
         check_classes(cfg.model.checkpoint, cfg.data.train_dataset, loader)
-    model = build_model(cfg, loader.num_classes, ranks.device)
-    called, called_eval = wrap_model(model, cfg, ranks)
-    t = build_training(cfg, model, called, loader.num_classes, ranks)
+    model = build_model(cfg, loader.num_classes, distributed.device)
+    called, called_eval = wrap_model(model, cfg, distributed)
+    t = build_training(cfg, model, called, loader.num_classes, distributed)
     folder, settings = cfg.logging.folder, to_dict(cfg)
     data, steps = data_identity(loader, val_loader), len(loader)
     with (
-        lock_folder(folder, ranks.is_main),
+        lock_folder(folder, distributed.is_main),
         closing(loader),
         closing(val_loader),
-        Guard(cfg.data.timeout) as guard,
+        SignalWatch() as signals,
+        Watchdog(cfg.data.timeout, signals) as watchdog,
     ):
         asked = (cfg.training.resume, folder)
         state = restore_run(*asked, model, t, settings, data, defaults(), steps=steps)
-        if ranks.is_main and cfg.training.resume == "auto":
+        if distributed.is_main and cfg.training.resume == "auto":
             catch_up_best(folder, state)
         last_step = cfg.training.max_steps or sys.maxsize
         epochs = range(state["epoch"], min(cfg.training.epochs, -(-last_step // steps)))
@@ -713,26 +721,29 @@ def train(cfg, ranks: Ranks) -> None:
         if not epochs or (cut and state["step"] < steps and epoch_line(folder, state["epoch"] + 1)):
             refuse_finished_elsewhere(*asked, at)
             print(f"{folder} is finished, {at}: nothing to do")
-            if ranks.is_main and not Path(folder, "summary.json").exists():  # killed before
-                log = open_log(cfg, ranks)
+            if distributed.is_main and not Path(folder, "summary.json").exists():  # killed before
+                log = open_log(cfg, distributed)
                 finish(cfg, log, t, loader, log.last())
             return
-        try_evaluation(model, cfg.validation, samples_of(val_loader, ranks), t.autocast)
-        prepare_network(cfg, model, called, t, epochs, ranks.device)
-        log = open_log(cfg, ranks)
+        try_evaluation(model, cfg.validation, samples_of(val_loader, distributed), t.autocast)
+        prepare_network(cfg, model, called, t, epochs, distributed.device)
+        log = open_log(cfg, distributed)
         log.truncate_after(state["epoch"])
-        if ranks.is_main:
-            print(opening_line(cfg, model, loader, val_loader, state, ranks.device), flush=True)
-        bar = Progress(steps * cfg.training.epochs, steps * epochs[0] + state["step"],
-                       ranks.world_size, cfg.logging.progress, ranks.is_main)  # fmt: skip
-        save = partial(save_run, folder, model, t, settings, data, ranks)
+        if distributed.is_main:
+            print(
+                opening_line(cfg, model, loader, val_loader, state, distributed.device), flush=True
+            )
+        done = steps * epochs[0] + state["step"]
+        shown = (distributed.world_size, cfg.logging.progress, distributed.is_main)
+        bar = Progress(steps * cfg.training.epochs, done, *shown)
+        save = partial(save_run, folder, model, t, settings, data, distributed)
         network = (t, model, loader, val_loader, called_eval)
-        run = Run(cfg, ranks, *network, state, epochs[-1], save, guard, log, bar)
+        run = Run(cfg, distributed, *network, state, epochs[-1], save, signals, watchdog, log, bar)
         for _ in epochs:
             record = end_epoch(run, run_epoch(run))
             bar.report(record)
         bar.close()
-        if ranks.is_main:
+        if distributed.is_main:
             finish(cfg, log, t, loader, record)
 
 
@@ -819,31 +830,33 @@ def summary_line(cfg, record: dict) -> str:
     return f"{cfg.model.arch}: top-1 {', '.join(texts)}"
 
 
-def evaluate_file(cfg, ranks: Ranks) -> None:
+def evaluate_file(cfg, distributed: Distributed) -> None:
     """Evaluate model.checkpoint under both protocols and print one line."""
-    _, loader = build_loaders(cfg, ranks)
+    _, loader = build_loaders(cfg, distributed)
     check_classes(cfg.model.checkpoint, cfg.data.val_dataset, loader)
-    model = build_model(cfg, loader.num_classes, ranks.device)
-    dtype = choose_precision(cfg.training.precision, ranks.device)
-    autocast = partial(torch.autocast, ranks.device.type, dtype, enabled=dtype != torch.float32)
-    try_evaluation(model, cfg.validation, samples_of(loader, ranks), autocast)
-    with closing(loader), Guard(cfg.data.timeout, obeys=False) as guard:
-        watched = SimpleNamespace(batches=lambda *view: guard.watch(loader.batches(*view)))
-        scores = evaluate(model, watched, cfg, autocast, ranks.device)
+    model = build_model(cfg, loader.num_classes, distributed.device)
+    dtype = choose_precision(cfg.training.precision, distributed.device)
+    autocast = partial(
+        torch.autocast, distributed.device.type, dtype, enabled=dtype != torch.float32
+    )
+    try_evaluation(model, cfg.validation, samples_of(loader, distributed), autocast)
+    with closing(loader), SignalWatch(record=False), Watchdog(cfg.data.timeout) as watchdog:
+        watched = SimpleNamespace(batches=lambda *view: watchdog.watch(loader.batches(*view)))
+        scores = evaluate(model, watched, cfg, autocast, distributed.device)
     record = {"plain_top1": scores["plain"]["top1"], "top1": scores["configured"]["top1"]}
     cfg.ema.decay = 0.0  # a file holds one set of weights
-    if ranks.is_main:
+    if distributed.is_main:
         which = f"{model.origin.weights} of {cfg.model.checkpoint}"
         print(f"{summary_line(cfg, record)}; {loader.num_samples} images; {which}")
 
 
-def open_log(cfg, ranks: Ranks) -> RunLog:
+def open_log(cfg, distributed: Distributed) -> RunLog:
     """The run's folder: settings, environment and log; rank 0 alone writes."""
     return RunLog(
         cfg.logging.folder,
         config=to_dict(cfg),
         resume=cfg.training.resume != "none",
-        enabled=ranks.is_main,
+        enabled=distributed.is_main,
         tensorboard=cfg.logging.tensorboard,
         wandb_project=cfg.logging.wandb,
     )
@@ -851,35 +864,15 @@ def open_log(cfg, ranks: Ranks) -> RunLog:
 
 def main(cfg) -> None:
     """Train, or evaluate a file, as the settings say."""
-    ranks = start_ranks()
+    distributed = init_distributed()
     try:
-        evaluate_file(cfg, ranks) if cfg.training.eval_only else train(cfg, ranks)
+        evaluate_file(cfg, distributed) if cfg.training.eval_only else train(cfg, distributed)
     except NotFinite as error:
         raise ValueError(f"{error}; {last_good(cfg.logging.folder)}") from error
     finally:
-        ranks.close()
+        distributed.close()
 
 
 if __name__ == "__main__":
-    faulthandler.enable()  # SIGBUS, when somebody cuts the data file meanwhile, ends without a word
-    try:
+    with exit_statuses("train_imagenet.py"):
         main(CFG)
-    except ValueError as error:  # a sentence for the user; anything else is a defect: traceback
-        sys.exit(f"train_imagenet.py: {error}")
-    except Stopped as stop:
-        more = [flag for flag in ["--training.resume=auto"] if flag not in sys.argv]
-        alone = [] if "LOCAL_RANK" in os.environ else [interpreter()]  # else torchrun's command
-        print(
-            f"stopped by {stop}, saved; go on with {shlex.join(alone + sys.argv + more)}",
-            file=sys.stderr,
-        )
-        sys.exit(STOPPED)
-    except (RuntimeError, MemoryError, OSError) as error:
-        if (said := resource_hint(error)) is None:
-            raise
-        sys.exit(f"train_imagenet.py: {said}")
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the last checkpoint goes on with --training.resume=auto", file=sys.stderr
-        )
-        sys.exit(130)

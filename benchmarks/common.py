@@ -147,12 +147,12 @@ def build_training(cfg, classes: int, device: str):
     import torch
 
     import train_imagenet as recipe
-    from fast_imagenet.engine.distributed import Ranks
+    from fast_imagenet.engine.distributed import Distributed
 
-    ranks = Ranks(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
-    model = recipe.build_model(cfg, classes, ranks.device)
-    called, evaluated = recipe.wrap_model(model, cfg, ranks)
-    return recipe.build_training(cfg, model, called, classes, ranks), evaluated
+    alone = Distributed(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
+    model = recipe.build_model(cfg, classes, alone.device)
+    called, evaluated = recipe.wrap_model(model, cfg, alone)
+    return recipe.build_training(cfg, model, called, classes, alone), evaluated
 
 
 def _version(name: str) -> str | None:

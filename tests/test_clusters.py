@@ -18,7 +18,7 @@ import yaml
 import train_imagenet
 import write_dataset
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.engine.guard import STALLED, STOPPED
+from fast_imagenet.program import STALLED, STOPPED
 from tests import make_sources as make
 from tests.conftest import ROOT
 

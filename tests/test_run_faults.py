@@ -18,12 +18,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fast_imagenet.engine import guard
+from fast_imagenet.engine import signals
 from fast_imagenet.engine.checkpoint import CheckpointError, load_checkpoint
-from fast_imagenet.engine.guard import STALLED, STOPPED, Agreement, Guard, Stopped
+from fast_imagenet.engine.distributed import Consensus
 from fast_imagenet.engine.logger import RunLog
+from fast_imagenet.engine.signals import SignalWatch, Stopped
+from fast_imagenet.engine.watchdog import Watchdog
 from fast_imagenet.models import factory as models
 from fast_imagenet.processes import SIGNALS
+from fast_imagenet.program import STALLED, STOPPED
 from tests.agents import free_port, wait_until
 from tests.conftest import ROOT, SMOKE
 from tests.faults import CannotInject, name_space, session
@@ -58,8 +61,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(quick_run):
 def run_as_script(monkeypatch, *flags):
     """train_imagenet.py as a command, in this process; what it ends with."""
     monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *flags])
-    monkeypatch.setattr(guard, "_end_by_force", lambda error: None)  # it would end the tests
-    monkeypatch.setattr(guard, "_is_program", False)  # as it was, after the test
+    monkeypatch.setattr(signals, "_end_by_force", lambda error: None)  # it would end the tests
+    monkeypatch.setattr(signals, "_is_program", False)  # as it was, after the test
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as ended:
@@ -341,8 +344,8 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(two_ranks):
     said = [trainer.communicate(60)[1] for trainer in trainers]
     assert [trainer.returncode for trainer in trainers] == [STOPPED, STOPPED], said
     assert time.monotonic() - begin < 25
-    assert "stopped by a signal to another rank, saved; go on with" in said[0]
-    assert "stopped by SIGTERM, saved; go on with" in said[1]
+    assert "stopped by a signal to another rank, saved; resume with" in said[0]
+    assert "stopped by SIGTERM, saved; resume with" in said[1]
     state = load_checkpoint(folder / "last.pt")
     assert len(state["losses"]) == state["step"]
 
@@ -356,24 +359,25 @@ def test_a_rank_that_dies_ends_the_other(two_ranks):
 
 def test_ranks_leave_an_evaluation_together():
     """A signal to one of two: both stop before the same batch, though one has a batch more."""
-    barrier, wishes, ended = threading.Barrier(2, timeout=20), [0, 0], {}
+    barrier, requests, ended = threading.Barrier(2, timeout=20), [0, 0], {}
 
     def rank(number, batches):
-        def most(value):
-            wishes[number] = value
+        def all_reduce_max(value):
+            requests[number] = value
             barrier.wait()
-            largest = max(wishes)
+            largest = max(requests)
             barrier.wait()
             return largest
 
-        guard = Guard()
-        ranks = SimpleNamespace(world_size=2, most=most)
+        watch = SignalWatch()
+        ranks = SimpleNamespace(world_size=2, all_reduce_max=all_reduce_max)
+        watched = Watchdog(signals=watch).watch(range(1, batches), Consensus(ranks), common=40)
         seen = []
         try:
-            for batch in guard.watch(range(1, batches), Agreement(ranks), asked=40):
+            for batch in watched:
                 seen.append(batch)
                 if number == 1 and batch == 14:
-                    guard.signal = "SIGTERM"
+                    watch.received = "SIGTERM"
         except Stopped as stop:
             seen.append(str(stop))
         ended[number] = seen

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.config import interpreter, read_config, to_dict
-from fast_imagenet.engine.guard import STOPPED
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
+from fast_imagenet.program import STOPPED
 from fast_imagenet.terminal import ignore_broken_pipe
 from tools.report.add import add_run
 from tools.report.errors import RecordError

@@ -137,7 +137,7 @@ class TorchTrainLoader:
             start_step: steps to leave out at the beginning.
 
         Workers start as the first batch is asked for. An epoch may be left early; the next one's
-        first batch ends it. The wait for a batch has no limit: see guard.Guard.
+        first batch ends it. The wait for a batch has no limit: see watchdog.Watchdog.
 
         Raises:
             SampleError: an image is damaged.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+ASK_STEPS = 10  # several ranks ask each other after so many steps at most ...
+ASK_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank asks after every step
+
 
 @dataclass(frozen=True)
-class Ranks:
-    """Who this process is. A run without torchrun is rank 0 of 1."""
+class Distributed:
+    """This process among those that train together; without torchrun it is rank 0 of 1."""
 
     rank: int
     world_size: int
@@ -23,12 +27,12 @@ class Ranks:
         """Whether this rank writes files and prints."""
         return self.rank == 0
 
-    def workers(self, asked: int) -> int:
-        """Loader workers: `asked`, or with 0 this rank's share of the usable cores, at least 1."""
-        return asked or max(1, len(os.sched_getaffinity(0)) // self.ranks_on_node)
+    def workers(self, requested: int) -> int:
+        """Loader workers: `requested`, or with 0 an equal part of the usable cores, at least 1."""
+        return requested or max(1, len(os.sched_getaffinity(0)) // self.ranks_on_node)
 
     @torch.no_grad()
-    def average(self, tensors: dict[str, torch.Tensor]) -> None:
+    def all_reduce_mean(self, tensors: dict[str, torch.Tensor]) -> None:
         """Replace every floating-point tensor by its mean over the ranks, in place."""
         if self.world_size == 1:
             return
@@ -37,7 +41,7 @@ class Ranks:
                 dist.all_reduce(tensor)
                 tensor /= self.world_size
 
-    def most(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the ranks' numbers, the same on all; waits for them."""
         if self.world_size == 1:
             return value
@@ -51,7 +55,36 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def start_ranks() -> Ranks:
+class Consensus:
+    """Ranks that ask each other now and then, all after the same step, what to do.
+
+    Asking makes the ranks wait for each other, so fast steps are not asked after each; slow ones
+    are, since a signal must be obeyed within seconds.
+
+    Args: distributed: its ranks must call `ask` equally often.
+    """
+
+    def __init__(self, distributed: Distributed) -> None:
+        self._distributed, self._left, self._every = distributed, 1, 1
+        self._since = time.monotonic()
+
+    def ask(self, request: int) -> int | None:
+        """The largest request of all ranks, the same on each; None: they do not ask now."""
+        if self._distributed.world_size == 1:
+            return request
+        self._left -= 1
+        if self._left:
+            return None
+        milliseconds = round(1000 * (time.monotonic() - self._since) / self._every)
+        largest = self._distributed.all_reduce_max(request)
+        slowest = self._distributed.all_reduce_max(milliseconds)
+        fitting = int(1000 * ASK_SECONDS / max(1, slowest))
+        self._every = self._left = min(ASK_STEPS, max(1, fitting))
+        self._since = time.monotonic()
+        return largest
+
+
+def init_distributed() -> Distributed:
     """Join the group that torchrun describes in the environment, and choose this rank's device."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -61,7 +94,7 @@ def start_ranks() -> Ranks:
         torch.cuda.set_device(device)
     if world_size > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device)
+    return Distributed(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -17,7 +17,8 @@ from fast_imagenet.engine.checkpoint import (
     refuse_misfit,
     save_checkpoint,
 )
-from fast_imagenet.engine.guard import CALM, NotFinite
+from fast_imagenet.engine.distributed import Distributed
+from fast_imagenet.engine.finite import refuse_not_finite
 from fast_imagenet.engine.logger import epoch_line
 from fast_imagenet.models.origin import IMAGENET, input_norm
 from fast_imagenet.validation import differences
@@ -265,23 +266,11 @@ def run_info(config: dict, data: dict, model: nn.Module) -> dict:
     }
 
 
-@torch.no_grad()
 def refuse_wild_weights(model: nn.Module, training, state: dict) -> None:
-    """A step of finite loss can still leave weights that are not: such a run is never saved.
-
-    Raises:
-        NotFinite: names the tensor and the place in the run.
-    """
+    """As finite.refuse_not_finite, of a run's weights and their EMA."""
     average = {f"ema.{name}": value for name, value in training.ema.state_dict().items()}
-    tensors = model.state_dict() | average
-    fine = {k: v.isfinite().all() for k, v in tensors.items() if v.is_floating_point()}
-    flags = torch.stack(list(fine.values())).tolist()  # one wait for the device
-    wild = [name for name, good in zip(fine, flags, strict=True) if not good]
-    if wild:
-        raise NotFinite(
-            f"{wild[0]} is not finite in epoch {state['epoch'] + 1} after {state['step']} steps of "
-            f"it; {CALM}"
-        )
+    place = f"epoch {state['epoch'] + 1} after {state['step']} steps of it"
+    refuse_not_finite(model.state_dict() | average, place)
 
 
 def save_run(
@@ -290,7 +279,7 @@ def save_run(
     training,
     config: dict,
     data: dict,
-    ranks,
+    distributed: Distributed,
     state: dict,
     best: bool = False,
 ) -> None:
@@ -301,7 +290,7 @@ def save_run(
 
     Args:
         folder, model, training, config, data: as restore_run.
-        ranks: who writes, and whose statistics are averaged.
+        distributed: who writes, and whose statistics are averaged.
         state: the keys of FRESH.
         best: this is the best epoch so far.
 
@@ -311,11 +300,11 @@ def save_run(
         NotFinite: a weight is not finite; nothing is written.
     """
     buffers = dict(model.named_buffers())
-    ranks.average(buffers)
+    distributed.all_reduce_mean(buffers)
     average = training.ema.state_dict()
-    ranks.average({name: average[name] for name in buffers if name in average})
+    distributed.all_reduce_mean({name: average[name] for name in buffers if name in average})
     refuse_wild_weights(model, training, state)
-    if not ranks.is_main:
+    if not distributed.is_main:
         return
     if not Path(folder).is_dir():  # made anew, it would hold no settings and no log of the run
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))

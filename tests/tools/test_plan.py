@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train_imagenet
-from fast_imagenet.engine.guard import STALLED
+from fast_imagenet.program import STALLED
 from tests.conftest import ROOT, SMOKE
 from tools.plan import __main__ as plan_command
 from tools.plan import measure, report, storage
@@ -287,7 +287,9 @@ class Simulated:
 
 def simulated_session(seconds: float, cold: bool) -> measure.Session:
     machine = Simulated(steps=1000)
-    ranks = SimpleNamespace(world_size=1, device=torch.device("cpu"), most=lambda value: value)
+    ranks = SimpleNamespace(
+        world_size=1, device=torch.device("cpu"), all_reduce_max=lambda value: value
+    )
     clock = lambda: machine.time  # noqa: E731
     session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold, clock)
     session.loader, session.model, session.called = machine, None, None

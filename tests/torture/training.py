@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from fast_imagenet.engine.guard import STOPPED
+from fast_imagenet.program import STOPPED
 from tests.torture.common import (
     PATIENCE,
     end,

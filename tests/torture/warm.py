@@ -86,7 +86,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _train(arguments: list[str], environment: dict[str, str], said: str, ready) -> None:
-    from fast_imagenet.engine.guard import stop_at_once
+    from fast_imagenet.engine.signals import stop_at_once
     from fast_imagenet.processes import SIGNALS
 
     os.setsid()

@@ -28,8 +28,9 @@ from types import SimpleNamespace
 from fastargs import Param
 
 from fast_imagenet.config import Number, OneOf, Str, extended, format_error, read_config
-from fast_imagenet.engine.guard import Guard, resource_hint
+from fast_imagenet.engine.watchdog import Watchdog
 from fast_imagenet.processes import HANG_UP
+from fast_imagenet.program import resource_hint
 from fast_imagenet.terminal import ignore_broken_pipe
 from fast_imagenet.validation import unwritable, validate
 
@@ -100,14 +101,14 @@ def make_plan(cfg, script, ranks, imports: float, tell):
     disk = measure_disk(cfg, ranks)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
         run, cold = measured_settings(cfg, folder), (disk["resident"] or 0.0) < 0.999
-        guard = Guard(cfg.data.timeout, obeys=False, at_stall=partial(shutil.rmtree, folder))
-        watch = guard.watch
+        watchdog = Watchdog(cfg.data.timeout, on_stall=partial(shutil.rmtree, folder))
+        watch = watchdog.watch
         session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock, room, watch)
         start = imports + session.build()
         whole = session.steps
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
         sides = [script.resolution_at(epoch, **vars(cfg.resolution)) for epoch in range(len(steps))]
-        with guard:
+        with watchdog:
             times, costs = measure.measure_all(session, sides, start, ready)
     peak, capacity = session.memory()
     data = forecast.Storage(room=max(0, room - session.own_peak * ranks.ranks_on_node), **disk)
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None, age: float = 0.0) -> None:
     import train_imagenet as script
 
     cfg = read_settings(script, argv)
-    ranks = script.start_ranks()
+    ranks = script.init_distributed()
     try:
         # processor time counts from the start of the process
         imports = age + time.perf_counter() - begin if cfg.clock == "wall" else time.process_time()

@@ -73,7 +73,7 @@ class Session:
     cold: bool = True
     clock: Callable[[], float] = time.perf_counter
     room: int = 0  # bytes of main memory that were available at the start; 0 = not asked for
-    watch: Callable = iter  # guard.Guard.watch: no batch is waited for without a limit
+    watch: Callable = iter  # watchdog.Watchdog.watch: no batch is waited for without a limit
     own_peak: int = 0  # bytes of this process
     per_image: float = 0.0  # bytes that an image of a forward pass takes; 0 = not known
     fewest: int = FEWEST  # steps, or batches, of one timing
@@ -117,7 +117,7 @@ class Session:
             self.t.micro_batch = self.fitting = smaller
         if self.t.micro_batch > fits:  # it cannot be halved
             most = min(most, max(fits, PROBED))
-        most = -self.ranks.most(-int(most))
+        most = -self.ranks.all_reduce_max(-int(most))
         if most < 2:  # even the smallest batch takes too long
             self.fewest = 1
         if most < asked:
@@ -254,7 +254,7 @@ class Session:
 
     def _agree(self, count: float) -> int:
         """The same number on every rank."""
-        return self.ranks.most(max(1, min(int(count), len(self.loader))))
+        return self.ranks.all_reduce_max(max(1, min(int(count), len(self.loader))))
 
     def _rounds(self, sides: list[int]) -> list[SideTimes]:
         """All sides in turn, round after round."""
@@ -291,7 +291,7 @@ class Session:
             count = self._agree(count)
             self.loaded(self.epochs[side], side, count)
             taken = time.perf_counter() - begin > FETCHING * self.seconds
-            if count >= wanted or self.ranks.most(int(taken)):
+            if count >= wanted or self.ranks.all_reduce_max(int(taken)):
                 return min(wanted, count)
             count = min(wanted, 2 * count)
         return wanted
@@ -329,7 +329,7 @@ class Session:
         batches = -(-per_rank // self.cfg.validation.batch_size)
         few = min(2, self.fewest, batches)
         first, _ = self._evaluate(few, per_rank)
-        count = self.ranks.most(int(max(few, few * EVALUATION * self.seconds / first)))
+        count = self.ranks.all_reduce_max(int(max(few, few * EVALUATION * self.seconds / first)))
         pace, whole = self._evaluate(min(count, batches), per_rank)
         return whole, max(0.0, first - pace * few / min(count, batches))
 

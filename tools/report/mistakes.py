@@ -111,13 +111,13 @@ def find_mistakes(script, run: Run, weights: Path, val: Path, count: int) -> Mis
     Raises:
         ValueError: the weights do not fit the settings, or the files are refused.
     """
-    from fast_imagenet.engine.distributed import start_ranks
+    from fast_imagenet.engine.distributed import init_distributed
 
     cfg = settings_of(script, run, weights, val)
-    ranks = start_ranks()
-    _, loader = script.build_loaders(cfg, ranks)
+    distributed = init_distributed()
+    _, loader = script.build_loaders(cfg, distributed)
     with closing(loader):
-        model = script.build_model(cfg, loader.num_classes, ranks.device)
+        model = script.build_model(cfg, loader.num_classes, distributed.device)
         labels_n, guesses_n, shares_n2 = _pass(script, cfg, model, loader)
     counts_kk = np.zeros((loader.num_classes, loader.num_classes), np.int64)
     np.add.at(counts_kk, (labels_n, guesses_n), 1)

@@ -1,0 +1,111 @@
+"""The start and the end that all programs share: streams, signals, errors, exit statuses.
+
+    if __name__ == "__main__":
+        run_program("preview", main)
+
+Only the standard library is imported at the start, for the doctor.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from fast_imagenet.processes import HANG_UP
+from fast_imagenet.terminal import FULL, ignore_broken_pipe, readable
+
+FAILED = 1  # exit statuses: an error, reported in one sentence
+WRONG_SETTINGS = 2
+STALLED = 70  # no batch came (sysexits: EX_SOFTWARE)
+STOPPED = 75  # stopped on request, the same command resumes (sysexits: EX_TEMPFAIL)
+INTERRUPTED = 130
+
+SignalHandler = Callable[[int, FrameType | None], None]
+
+
+def run_program(
+    name: str,
+    main: Callable[[], int | None],
+    *,
+    interrupted: str = "interrupted",
+    on_signal: SignalHandler | None = None,
+) -> NoReturn:
+    """Run `main` and end the process with the status that it returns; None is 0.
+
+    Args:
+        name: of the program, for its error messages.
+        interrupted: what to print after Ctrl-C.
+        on_signal: answers SIGTERM and a hang-up, as `interrupt` or `exit_on_signal`; None leaves
+            them to the system.
+    """
+    ignore_broken_pipe()
+    if on_signal is not None:
+        for number in (signal.SIGTERM, *HANG_UP):
+            signal.signal(number, on_signal)
+    with errors_as_sentences(name, interrupted):
+        sys.exit(main())
+
+
+@contextmanager
+def errors_as_sentences(name: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """Within the block, an error that is the user's to fix ends the process with one sentence.
+
+    Raises:
+        SystemExit: FAILED with the sentence on stderr, or INTERRUPTED. Any other error passes, with
+            its traceback: it is a defect.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(readable(f"{name}: {interrupted}"), file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if (sentence := error_sentence(error)) is None:
+            raise
+        sys.exit(readable(f"{name}: {sentence}", keep="\n"))
+
+
+def error_sentence(error: BaseException) -> str | None:
+    """What is wrong and what to change, for the user; None for a defect of the program."""
+    from fast_imagenet.config import format_error
+
+    if isinstance(error, ValueError):
+        return str(error)
+    if (hint := resource_hint(error)) is not None:
+        return hint
+    # a path that the system refuses (rights, a folder removed meanwhile, a failing disk), or a
+    # library's own words
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
+        return format_error(error)
+    return None
+
+
+def resource_hint(error: BaseException) -> str | None:
+    """What was too small and which setting to change, as a sentence; None: it is another error."""
+    text = str(error)
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
+    if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
+        lower = "training.micro_batch_size (images per forward pass) or validation.batch_size"
+        return f"{text or 'out of memory'}\nLower {lower}"
+    if "WorkerError" in kinds:
+        return text
+    if isinstance(error, OSError) and error.errno in FULL:
+        return (
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room or move "
+            f"the run's folder. last.pt is whole: resume with --training.resume=auto"
+        )
+    return None
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal ends the program as Ctrl-C does, so that its unfinished files are removed."""
+    raise KeyboardInterrupt
+
+
+def exit_on_signal(number: int, frame: FrameType | None) -> None:
+    """A signal ends the program with status 128 + its number, its temporary files removed."""
+    raise SystemExit(128 + number)
