@@ -31,8 +31,8 @@ BOUNDS = {
     if bound.name != PROJECT["name"]  # an extra that includes others
 }
 OPTIONAL = {"wandb", "albumentations", "nvidia"}  # imported only when asked for, or if there
-# Installed by another package: llvmlite by numba, packaging by pytest, jinja2 by torch
-COMES_ALONG = {"llvmlite", "packaging", "jinja2"}
+# Installed by another package: llvmlite by numba, packaging by pytest
+COMES_ALONG = {"llvmlite", "packaging"}
 # Rooms that a program of stock FFCV uses: docs/operations.md
 BASE_ROOMS = (
     "ops",
