@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+
+
+def worker_count(asked: int, ranks_on_node: int = 1) -> int:
+    """Loader workers of one rank: `asked`, or with 0 its part of the usable cores, at least 1.
+
+    Usable means the process's affinity mask, not the machine's core count: in a container or under
+    SLURM the two differ.
+    """
+    return asked or max(1, len(os.sched_getaffinity(0)) // ranks_on_node)
 
 
 def cpu_quota(cgroup: Path) -> float | None:

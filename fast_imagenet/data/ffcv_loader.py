@@ -9,7 +9,7 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 - leaving an epoch early leaks its thread: `_Epoch.close` ends and joins it;
 - it decodes into host memory whose copy to the GPU may still be waiting, several steps later, and
   copies into device memory that an earlier step may still read: `_Epoch` waits for both;
-- its distributed order repeats samples and depends on the number of ranks: order.py decides;
+- its distributed order repeats samples and depends on the number of ranks: sampler.py decides;
 - importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
   torch's number is put back, and `_set_numba_threads` leaves it alone;
 - its page-cache reader marks numba's shared uint8[::1] type read-only, for all code of the process:
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from queue import Empty, Full
 
@@ -45,9 +45,10 @@ from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 
 from fast_imagenet import ops  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
-from fast_imagenet.beton.verify import PageChecks  # noqa: E402
 from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment, stages_of  # noqa: E402
-from fast_imagenet.data.sampler import epoch_order, paged_epoch_order, rank_batches  # noqa: E402
+from fast_imagenet.data.base import BaseTrainLoader, DatasetLoader, page_checks  # noqa: E402
+from fast_imagenet.data.sampler import paged_epoch_order  # noqa: E402
+from fast_imagenet.machine import worker_count  # noqa: E402
 from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 
@@ -56,22 +57,19 @@ RESIZE = "area"  # as FFCV's own decoders, which the recipe's numbers were reach
 PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
 
 
-def worker_count(asked: int, ranks_on_node: int = 1) -> int:
-    """Loader threads for one rank: `asked`, or with 0 this rank's share of the usable cores.
-
-    Usable means the process's affinity mask, not the machine's core count: in a container or under
-    SLURM the two differ, and numba refuses more threads than the mask holds.
+def thread_count(asked: int) -> int:
+    """Loader threads: `asked`, or with 0 all usable cores (machine.py); numba refuses more.
 
     Raises:
         ValueError: `asked` is more than the usable cores.
     """
-    usable = min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    usable = min(worker_count(0), numba.config.NUMBA_NUM_THREADS)
     if asked > usable:
         raise ValueError(
             f"data.num_workers={asked} but this process may use {usable} cores; "
             f"lower it, or use 0 for a fair share of what there is"
         )
-    return asked or max(1, usable // ranks_on_node)
+    return asked or usable
 
 
 def image_operations(augment: Augment, resolution: int, seed: int) -> list:
@@ -86,20 +84,18 @@ def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     return [crop, *(stage.operation(ops, augment, seed) for stage in stages_of(augment))]
 
 
-class TrainLoader:
+class TrainLoader(BaseTrainLoader):
     """Augmented batches of a .beton file; order and draws are set by (seed, epoch, sample) alone.
 
     Args:
         path: .beton file; beton/fields.py says which of its fields are read.
-        global_batch: images per optimizer step over all ranks; must divide by `world_size`.
-        rank, world_size: which slice of every global batch this process gets.
+        global_batch, seed, rank, world_size: as BaseTrainLoader.
         num_workers: FFCV threads, 0 = the usable cores.
-        seed: of the order and of every draw.
         device: where the batches end up.
         in_memory: True: uniformly random order, the file stays in the page cache. False: random
             within windows of PAGES_IN_MEMORY pages, for files larger than memory.
         check_pages: check the checksum of each page of the file as it is first read, where the file
-            has them: 0.3 ms of processor time a MB, once.
+            has them: 0.3 ms of processor time per MB, once.
         augment: the random changes; those of the batch (erasing, mixup, cutmix) are not done here.
 
     Raises:
@@ -122,28 +118,15 @@ class TrainLoader:
         check_pages: bool = True,
         augment: Augment = CROP_AND_FLIP,
     ) -> None:
-        self._file = BetonFile(path)
-        self.num_samples = self._file.num_samples
-        self.num_classes, self.classes = self._file.num_classes, self._file.classes
-        self.class_digest = self._file.class_digest
-        self.note = self._file.note
-        self.content = self._file.content
-        self._batch = (global_batch, rank, world_size)
-        self._seed = seed
-        if len(self) == 0:
-            raise ValueError(
-                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
-                f"lower training.batch_size"
-            )
-        file = self._file
+        file = BetonFile(path)
+        super().__init__(file, path, global_batch, seed, rank, world_size)
         self._pages = None if in_memory else file.offsets // file.page_size
         self._operations = image_operations(augment, 224, seed)
-        if check_pages:
-            self._operations[0].before_batch = _page_checker(file)
+        self._operations[0].before_batch = _page_checker(file, check_pages)
         if rank == 0 and not is_compiled(apply_crops):
             print("compiling the operations, once on this machine: about a minute", flush=True)
         self._loader = _make_loader(
-            self._file,
+            file,
             self._operations,
             batch_size=global_batch // world_size,
             num_workers=num_workers,
@@ -151,9 +134,10 @@ class TrainLoader:
             in_memory=in_memory,
         )
 
-    def __len__(self) -> int:
-        """Optimizer steps of an epoch; the last, incomplete batch is left out."""
-        return self.num_samples // self._batch[0]
+    def order(self, epoch: int) -> np.ndarray:
+        if self._pages is None:
+            return super().order(epoch)
+        return paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
         """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
@@ -165,22 +149,15 @@ class TrainLoader:
 
         A batch is valid until the next one is asked for: its memory is used again.
         """
-        if self._pages is None:
-            order = epoch_order(self.num_samples, self._seed, epoch)
-        else:
-            order = paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
-        mine = rank_batches(order, *self._batch)[start_step:]
+        mine = self.step_samples(epoch, start_step)
         self._operations[0].output_size = resolution
         for operation in self._operations:
             operation.set_epoch(epoch)
         return _train_batches(self._loader, mine)
 
-    def close(self) -> None:
-        """Nothing stays open between epochs."""
 
-
-class EvalLoader:
-    """Centre crops of a .beton file; over all ranks every image comes exactly once.
+class EvalLoader(DatasetLoader):
+    """Center crops of a .beton file; over all ranks every image comes exactly once.
 
     Args:
         path: .beton file; beton/fields.py says which of its fields are read.
@@ -200,18 +177,13 @@ class EvalLoader:
         in_memory: bool = True,
         check_pages: bool = True,
     ) -> None:
-        self._file = BetonFile(path)
-        self.num_samples = self._file.num_samples
-        self.num_classes, self.classes = self._file.num_classes, self._file.classes
-        self.content = self._file.content
-        self.class_digest = self._file.class_digest
-        self.note = self._file.note
+        file = BetonFile(path)
+        super().__init__(file)
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
-        if check_pages:
-            self._decoder.before_batch = _page_checker(self._file)
+        self._decoder.before_batch = _page_checker(file, check_pages)
         self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = _make_loader(
-            self._file,
+            file,
             [self._decoder],
             batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
             num_workers=num_workers,
@@ -224,20 +196,17 @@ class EvalLoader:
 
         Args:
             resolution: side in pixels.
-            crop_ratio: side of the central square as a share of the image's shorter side;
+            crop_ratio: side of the central square as a fraction of the image's shorter side;
                 0.875 is torchvision's Resize(256), CenterCrop(224).
         """
         self._decoder.ratio, self._decoder.output_size = crop_ratio, resolution
         return _batches(self._loader, self._mine)
 
-    def close(self) -> None:
-        """Nothing stays open between epochs."""
 
-
-def _page_checker(file: BetonFile):
-    """A function that checks the pages of a batch of samples; nothing where there are no sums."""
-    checks, pages = PageChecks(file), file.offsets // file.page_size
-    return None if checks.why_not else lambda samples: checks.check(pages[samples])
+def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], None] | None:
+    """A function that checks the pages of a batch of samples; None as `page_checks`."""
+    checks, pages = page_checks(file, wanted), file.offsets // file.page_size
+    return None if checks is None else lambda samples: checks.check(pages[samples])
 
 
 def _make_loader(
@@ -256,7 +225,7 @@ def _make_loader(
     loader = Loader(
         str(file.path),
         batch_size=batch_size,
-        num_workers=worker_count(num_workers),
+        num_workers=thread_count(num_workers),
         order=OrderOption.SEQUENTIAL,  # a placeholder: every epoch brings its own order
         os_cache=in_memory,
         drop_last=False,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from fast_imagenet.machine import worker_count
+
 ASK_STEPS = 10  # several ranks ask each other after so many steps at most ...
 ASK_SECONDS = 4.0  # ... and after so much time, of the slowest; one rank asks after every step
 
@@ -29,7 +31,7 @@ class Distributed:
 
     def workers(self, requested: int) -> int:
         """Loader workers: `requested`, or with 0 an equal part of the usable cores, at least 1."""
-        return requested or max(1, len(os.sched_getaffinity(0)) // self.ranks_on_node)
+        return worker_count(requested, self.ranks_on_node)
 
     @torch.no_grad()
     def all_reduce_mean(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -18,19 +18,12 @@ from torchvision.transforms import v2
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
-from fast_imagenet.data import torch_loader as torch_pipeline
+from fast_imagenet.data import samples, torch_loader, workers
 from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.data.sampler import epoch_order
+from fast_imagenet.data.samples import CenterCrop, CropBox, RandomCrop, SampleError, crop_and_resize
 from fast_imagenet.data.torch_augmentation import KeyedTransforms
-from fast_imagenet.data.torch_loader import (
-    CentreRegion,
-    RandomRegion,
-    Region,
-    SampleError,
-    TorchEvalLoader,
-    TorchTrainLoader,
-    crop_and_resize,
-)
+from fast_imagenet.data.torch_loader import TorchEvalLoader, TorchTrainLoader
 from fast_imagenet.sources import SourceError, open_source
 from tests import simulated_streams
 from tests.conftest import ROOT
@@ -39,7 +32,7 @@ CLASSES = ["n00000001", "n00000002", "n00000003"]
 TRAIN, VAL = 24, 11
 
 
-def picture(number: int) -> Image.Image:
+def drawn_image(number: int) -> Image.Image:
     """A smooth image of its own size and colors: resizing differences stay small."""
     rng = np.random.default_rng(number)
     width, height = rng.integers(60, 140, 2)
@@ -52,7 +45,7 @@ def picture(number: int) -> Image.Image:
 
 def encoded(number: int) -> bytes:
     """JPEG; of the first ones one is gray, one CMYK, one a PNG, as in ImageNet."""
-    image, format_ = picture(number), "JPEG"
+    image, format_ = drawn_image(number), "JPEG"
     if number in (0, 1):
         image = image.convert(("L", "CMYK")[number])
     if number == 2:
@@ -72,7 +65,7 @@ def write_split(folder, numbers):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """An image folder with train/ and val/, and beside them train.beton and val.beton."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     write_split(root / "train", range(TRAIN))
     write_split(root / "val", range(100, 100 + VAL))
     for split in ("train", "val"):
@@ -103,7 +96,7 @@ def test_batches_of_an_epoch(root, name):
     loader = train_loader(root, name)
     assert (len(loader), loader.num_samples, loader.num_classes) == (3, TRAIN, 3)
     assert loader.classes == CLASSES
-    labels = open_images(root, name).labels
+    labels = open_dataset(root, name).labels
     order = epoch_order(TRAIN, seed=1, epoch=4).reshape(3, 8)
     for step, (images_bhwc, labels_b, samples_b) in enumerate(loader.epoch(4, resolution=32)):
         assert images_bhwc.shape == (8, 32, 32, 3)
@@ -116,8 +109,8 @@ def test_batches_of_an_epoch(root, name):
     assert step == 2
 
 
-def open_images(root, name):
-    return torch_pipeline.open_images(root / name, "train")
+def open_dataset(root, name):
+    return samples.open_dataset(root / name, "train")
 
 
 def test_the_incomplete_last_batch_is_dropped(root):
@@ -132,7 +125,7 @@ def test_pixels_are_torchvisions(root, name):
     torchvision resizes tensors within one level of Pillow; one more for rounding twice.
     """
     images_bhwc, _, _ = next(train_loader(root, name).epoch(2, resolution=32))
-    source = open_images(root, name)
+    source = open_dataset(root, name)
     for image_hwc, index in zip(images_bhwc, epoch_order(TRAIN, 1, 2)[:8].tolist(), strict=True):
         pil = as_pil(source, index)
         key = np.random.SeedSequence([1, 2, index]).generate_state(1, np.uint64)[0]
@@ -174,7 +167,7 @@ def test_any_number_of_workers_which_outlive_the_epoch(root, expected, workers):
 
 
 def worker_ids(loader):
-    return [worker.pid for worker in loader._pipeline._loader._iterator._workers]
+    return [worker.pid for worker in loader._loader._loader._iterator._workers]
 
 
 def alive(pid):
@@ -196,8 +189,8 @@ def test_any_number_of_ranks(root, expected, world_size):
 def test_from_any_step(root, expected, start_step):
     batches = list(train_loader(root).epoch(0, 32, start_step=start_step))
     assert len(batches) == 3 - start_step
-    for (images, labels, samples), step in zip(batches, range(start_step, 3), strict=True):
-        assert samples.tolist() == epoch_order(TRAIN, 1, 0)[step * 8 : step * 8 + 8].tolist()
+    for (images, labels, samples_b), step in zip(batches, range(start_step, 3), strict=True):
+        assert samples_b.tolist() == epoch_order(TRAIN, 1, 0)[step * 8 : step * 8 + 8].tolist()
         assert torch.equal(images, expected[0][0][step * 8 : step * 8 + 8])
         assert torch.equal(labels, expected[0][1][step * 8 : step * 8 + 8])
 
@@ -213,11 +206,11 @@ def test_after_an_epoch_that_was_left_early(root, expected, workers):
 
 
 def test_seed_and_epoch_change_the_pixels(root):
-    regions = [
-        RandomRegion(seed, (0.08, 1.0), 0.5)(100, 100, index, epoch)
+    boxes = [
+        RandomCrop(seed, (0.08, 1.0), 0.5)(100, 100, index, epoch)
         for seed, epoch, index in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     ]
-    assert len(set(regions)) == 4
+    assert len(set(boxes)) == 4
 
 
 def numpy_state():
@@ -233,21 +226,21 @@ def test_the_runs_generators_are_left_alone(root):
 
 
 def test_crops_and_flips_follow_the_settings():
-    """Area shares uniform in the asked range, aspect ratios within 3/4 .. 4/3, flips as asked."""
-    draw = RandomRegion(0, (0.2, 0.6), 0.25)
-    regions = [draw(400, 500, index, epoch=0) for index in range(1500)]
-    areas = np.array([r.height * r.width / 200_000 for r in regions])
-    aspects = np.array([r.width / r.height for r in regions])
+    """Area fractions uniform in the range, aspect ratios within 3/4 .. 4/3, flips as asked."""
+    draw = RandomCrop(0, (0.2, 0.6), 0.25)
+    boxes = [draw(400, 500, index, epoch=0) for index in range(1500)]
+    areas = np.array([box.height * box.width / 200_000 for box in boxes])
+    aspects = np.array([box.width / box.height for box in boxes])
     assert areas.min() > 0.195
     assert areas.max() < 0.605
     assert abs(areas.mean() - 0.4) < 4 * 0.4 / np.sqrt(12 * 1500)
     assert aspects.min() > 0.74
     assert aspects.max() < 1.35
-    assert abs(np.mean([r.flip for r in regions]) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1500)
-    assert all(r.top >= 0 and r.top + r.height <= 400 for r in regions)
-    assert all(r.left >= 0 and r.left + r.width <= 500 for r in regions)
-    assert not any(RandomRegion(0, (0.2, 0.6), 0.0)(40, 40, i, 0).flip for i in range(50))
-    assert all(RandomRegion(0, (0.2, 0.6), 1.0)(40, 40, i, 0).flip for i in range(50))
+    assert abs(np.mean([box.flip for box in boxes]) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1500)
+    assert all(box.top >= 0 and box.top + box.height <= 400 for box in boxes)
+    assert all(box.left >= 0 and box.left + box.width <= 500 for box in boxes)
+    assert not any(RandomCrop(0, (0.2, 0.6), 0.0)(40, 40, i, 0).flip for i in range(50))
+    assert all(RandomCrop(0, (0.2, 0.6), 1.0)(40, 40, i, 0).flip for i in range(50))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -316,8 +309,8 @@ def test_every_image_is_seen_once_over_all_ranks(root, name, world_size, workers
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.875, 0.5])
-def test_centre_crop_is_pillows(root, ratio):
-    source = torch_pipeline.open_images(root, "val")
+def test_center_crop_is_pillows(root, ratio):
+    source = samples.open_dataset(root, "val")
     images, _ = collect(TorchEvalLoader(root, batch_size=4).batches(40, ratio))
     for index in range(VAL):
         pil = as_pil(source, index)
@@ -330,20 +323,20 @@ def test_centre_crop_is_pillows(root, ratio):
         assert difference.mean() < 0.3
 
 
-def test_centre_crop_is_torchvisions_resize_and_crop_up_to_rounding():
+def test_center_crop_is_torchvisions_resize_and_crop_up_to_rounding():
     """Same square, so the mean over the image stays: within half a level on a smooth image."""
     for number in range(10):
-        pil = picture(number).resize((500, 375))
+        pil = drawn_image(number).resize((500, 375))
         usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(pil)
-        image_chw = torch_pipeline.to_chw(np.asarray(pil))
-        region = CentreRegion()(375, 500, 0, 0.875)
-        ours = crop_and_resize(image_chw, region, 224)
+        image_chw = samples.to_chw(np.asarray(pil))
+        box = CenterCrop()(375, 500, 0, 0.875)
+        ours = crop_and_resize(image_chw, box, 224)
         difference = np.abs(ours.numpy().astype(int) - np.asarray(usual).astype(int))
         assert difference.mean() < 1.0
 
 
 def test_the_smallest_image_still_gives_a_pixel():
-    assert CentreRegion()(1, 1, 0, 0.875) == Region(0, 0, 1, 1, False)
+    assert CenterCrop()(1, 1, 0, 0.875) == CropBox(0, 0, 1, 1, False)
 
 
 def test_labels_follow_the_classes_of_train(tmp_path, root):
@@ -364,7 +357,7 @@ def test_labels_follow_the_classes_of_train(tmp_path, root):
 @pytest.fixture
 def device_is_cpu(monkeypatch):
     """Lets the path for GPUs run on the CPU; all but the decoder's backend is the same code."""
-    monkeypatch.setattr(torch_pipeline, "check_transforms", lambda transforms, device: None)
+    monkeypatch.setattr(torch_loader, "check_transforms", lambda transforms, device: None)
 
 
 @pytest.mark.parametrize("name", ["train", "train.beton"])
@@ -387,16 +380,16 @@ def test_one_image_that_the_device_decoder_refuses(root, device_is_cpu, monkeypa
     def refuse(*_):
         raise RuntimeError("unsupported")
 
-    monkeypatch.setattr(torch_pipeline, "_decode_jpegs", refuse)
+    monkeypatch.setattr(samples, "_decode_jpegs", refuse)
     images, _ = collect(train_loader(root, transforms="gpu").epoch(0, 32))
     assert torch.equal(images, collect(train_loader(root).epoch(0, 32))[0])
 
 
 def test_only_plain_jpegs_are_left_to_the_device():
-    sizes = [picture(number).size[::-1] for number in range(4)]
-    found = [torch_pipeline.plain_jpeg_size(encoded(number)) for number in range(4)]
+    sizes = [drawn_image(number).size[::-1] for number in range(4)]
+    found = [samples.plain_jpeg_size(encoded(number)) for number in range(4)]
     assert found == [sizes[0], None, None, sizes[3]]  # gray, CMYK, PNG, color
-    assert torch_pipeline.plain_jpeg_size(np.zeros((4, 4, 3), np.uint8)) is None
+    assert samples.plain_jpeg_size(np.zeros((4, 4, 3), np.uint8)) is None
 
 
 def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
@@ -413,8 +406,8 @@ def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
         simulated_streams.launch(lambda: (slow.wait(0.2), order.append("transforms")))
         return batch
 
-    monkeypatch.setattr(torch_pipeline, "finish_on_device", decode)
-    pipeline = torch_pipeline._Pipeline(SimpleNamespace(finish=False), 0, torch.device("cuda"))
+    monkeypatch.setattr(workers, "finish_on_device", decode)
+    pipeline = workers.PersistentLoader(SimpleNamespace(finish=False), 0, torch.device("cuda"))
     assert pipeline._finish_batch([]) is batch
     step.launch(lambda: order.append("step"))
     step.synchronize()
@@ -425,9 +418,9 @@ def test_a_worker_whose_server_is_gone_already_ends():
     """In a process of its own, since it asks the system to be killed with its parent."""
     code = """
 import os
-from fast_imagenet.data import torch_loader as torch_pipeline
+from fast_imagenet.data import workers
 os.getppid = lambda: 1
-torch_pipeline._end_with_the_run(0)
+workers._end_with_parent(0)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
@@ -563,9 +556,8 @@ def test_a_killed_worker_is_an_error_not_a_hang(root):
 
 
 @pytest.mark.parametrize("place", ["within", "start"])
-def test_the_wait_for_a_batch_has_no_limit_of_its_own(root, place, monkeypatch):
+def test_the_wait_for_a_batch_has_no_limit_of_its_own(root, place):
     """The workers are stopped for longer than torch waits at a time: data.timeout alone decides."""
-    monkeypatch.setattr(torch_pipeline, "TIMEOUT_SECONDS", -1, raising=False)
     loader = train_loader(root, global_batch=1, num_workers=1)
     batches = loader.epoch(0, 32)
     next(batches) if place == "within" else collect(batches)
@@ -595,7 +587,7 @@ def test_the_signals_that_stop_a_run_are_blocked_for_the_server_of_the_workers()
     """In a process of its own, where nothing has started multiprocessing's tracker before."""
     code = """
 from multiprocessing import forkserver
-from fast_imagenet.data.torch_loader import _start_method
+from fast_imagenet.data.workers import _start_method
 _start_method()
 server = forkserver._forkserver._forkserver_pid
 lines = open(f"/proc/{server}/status").read().splitlines()

@@ -26,6 +26,7 @@ def start(tmp_path):
     package = tmp_path / "there" / "fast_imagenet"
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "fast_imagenet", package, ignore=skip)
+    shutil.copytree(ROOT / "tools", package.parent / "tools", ignore=skip)
     for folder in (package, package / "ops"):  # where no folder can be made, not even by root
         (folder / "__pycache__").write_text("")
     (tmp_path / "tmp").mkdir()

@@ -187,9 +187,9 @@ def open_data(path: str, split: str, ours: bool):
         from fast_imagenet.beton.reader import BetonFile
 
         return BetonFile(path)
-    from fast_imagenet.data.torch_loader import open_images
+    from fast_imagenet.data.samples import open_dataset
 
-    return open_images(path, split)
+    return open_dataset(path, split)
 
 
 def machine_of(cfg, ranks):

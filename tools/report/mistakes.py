@@ -172,9 +172,9 @@ def settings_of(script, run: Run, weights: Path, val: Path):
 
 
 def _open(val: Path):
-    from fast_imagenet.data.torch_loader import open_images
+    from fast_imagenet.data.samples import open_dataset
 
-    return open_images(val, "val")
+    return open_dataset(val, "val")
 
 
 def class_names(source, count: int) -> list[str]:
@@ -187,10 +187,10 @@ def class_names(source, count: int) -> list[str]:
 
 def thumbnail(source, sample: int, crop_ratio: float) -> bytes:
     """The central square of an image as JPEG."""
-    from fast_imagenet.data.torch_loader import CentreRegion, read_stored, to_chw
+    from fast_imagenet.data.samples import CenterCrop, read_stored, to_chw
 
     rgb_hwc = to_chw(read_stored(source, sample)).permute(1, 2, 0).numpy()
-    region = CentreRegion()(*rgb_hwc.shape[:2], sample, crop_ratio)
+    region = CenterCrop()(*rgb_hwc.shape[:2], sample, crop_ratio)
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
     image, file = Image.fromarray(np.ascontiguousarray(rgb_hwc)).crop(box), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))

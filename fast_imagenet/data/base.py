@@ -1,0 +1,87 @@
+"""What the loaders of both backends share: facts about the data, and which samples a step gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fast_imagenet.beton.checksums import class_digest
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.beton.verify import PageChecks
+from fast_imagenet.data.sampler import epoch_order, rank_batches
+from fast_imagenet.sources import Source
+
+
+class DatasetLoader:
+    """Base of all loaders.
+
+    Attributes:
+        num_samples, num_classes: counts.
+        classes: class identifiers in the order of the labels; None for a .beton without its JSON.
+        class_digest: their checksum; None where it is unknown.
+        content: checksum of the data; of an image folder, of its names, labels and file sizes.
+        note: what a user should know about the file; may be empty.
+    """
+
+    def __init__(self, source: BetonFile | Source) -> None:
+        self.num_samples, self.content = len(source), source.content
+        self.classes: list[str] | None = source.classes
+        if isinstance(source, BetonFile):
+            self.num_classes, self.note = source.num_classes, source.note
+            self.class_digest: str | None = source.class_digest
+        else:
+            self.num_classes, self.note = len(source.classes), ""
+            self.class_digest = class_digest(source.classes)
+
+    def close(self) -> None:
+        """End worker processes, where there are any; a later epoch starts new ones."""
+
+
+class BaseTrainLoader(DatasetLoader):
+    """Base of the loaders for training: the order of samples, by (seed, epoch) alone.
+
+    Args:
+        source: of the samples.
+        path: for messages.
+        global_batch: images per optimizer step over all ranks; must divide by `world_size`.
+        seed: of the order, >= 0.
+        rank, world_size: which slice of every global batch this process gets.
+    Raises:
+        ValueError: fewer images than one batch, or the batch does not divide.
+    """
+
+    def __init__(
+        self,
+        source: BetonFile | Source,
+        path: str | Path,
+        global_batch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        super().__init__(source)
+        self._seed, self._slice = seed, (global_batch, rank, world_size)
+        if rank_batches(np.arange(self.num_samples), *self._slice).size == 0:
+            raise ValueError(
+                f"{path} holds {self.num_samples} images, fewer than one batch of {global_batch}; "
+                f"lower training.batch_size"
+            )
+
+    def __len__(self) -> int:
+        """Optimizer steps of an epoch; the last, incomplete batch is left out."""
+        return self.num_samples // self._slice[0]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All samples in the order of an epoch, int64 [num_samples]."""
+        return epoch_order(self.num_samples, self._seed, epoch)
+
+    def step_samples(self, epoch: int, start_step: int) -> np.ndarray:
+        """The samples of this rank in each step from `start_step` on, int64 [steps, b]."""
+        return rank_batches(self.order(epoch), *self._slice)[start_step:]
+
+
+def page_checks(source: BetonFile | Source, wanted: bool) -> PageChecks | None:
+    """What checks the pages of a .beton as they are first read; None where it has no checksums."""
+    checks = PageChecks(source) if wanted and isinstance(source, BetonFile) else None
+    return checks if checks and checks.why_not is None else None

@@ -1,0 +1,262 @@
+"""Samples for the torchvision backend: read, decode, crop, resize and augment one image.
+
+`SampleDataset` does it in a worker or in the training process; `finish_on_device` does the part
+after reading for a whole batch on the GPU.
+
+Arrays: rgb_hwc and image_hwc uint8 in 0..255, RGB; image_chw the same as torch sees it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional
+
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.beton.verify import PageChecks
+from fast_imagenet.data.torch_augmentation import KeyedTransforms, keyed_generator
+from fast_imagenet.sources import Source, open_source
+from fast_imagenet.sources.decode import decode_rgb
+from fast_imagenet.terminal import readable
+
+ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
+Key = tuple[int, int, int | float]  # of a sample: index, resolution, epoch or crop ratio
+
+
+class SampleError(ValueError):
+    """An image cannot be read or decoded. The message names it in one sentence."""
+
+
+def open_dataset(path: str | Path, split: str) -> BetonFile | Source:
+    """A .beton file, or one split of an image folder; both have labels and classes.
+
+    Raises:
+        BetonError, SourceError: nothing usable is there.
+        ValueError: a folder of another split.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return BetonFile(path)
+    if (path / split).is_dir():
+        return open_source("image_folder", path, split)
+    if path.name not in ("train", "val"):
+        raise ValueError(
+            f"{path} is neither a folder train/ or val/ of class folders nor one that has {split}/ "
+            f"in it; name one of these, or a .beton file"
+        )
+    # labels come from the class folders of train/, so that both splits number the classes alike
+    return open_source("image_folder", path.parent, path.name)
+
+
+# ------------------------------------------------------------------------------------------------
+# What to cut out of an image: draw
+# ------------------------------------------------------------------------------------------------
+
+
+class CropBox(NamedTuple):
+    """A part of an image in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip, drawn by key.
+
+    Args:
+        seed: of the run.
+        crop_area: smallest and largest fraction of the image.
+        flip: probability.
+    """
+
+    seed: int
+    crop_area: tuple[float, float]
+    flip: float
+
+    def __call__(self, height: int, width: int, index: int, epoch: int | float) -> CropBox:
+        """The box of sample `index` in `epoch`: nothing else changes it."""
+        shape = torch.empty((3, height, width), device="meta")
+        with keyed_generator([self.seed, int(epoch), index]):
+            box = RandomResizedCrop.get_params(shape, list(self.crop_area), list(ASPECT_RATIO))
+            flip = torch.rand(1).item() < self.flip
+        return CropBox(*box, flip)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The central square, placed as FFCV's CenterCropRGBImageDecoder does."""
+
+    def __call__(self, height: int, width: int, index: int, crop_ratio: int | float) -> CropBox:
+        """A square with side crop_ratio * min(height, width), rounded down, 1 px at least."""
+        side = max(1, int(crop_ratio * min(height, width)))
+        return CropBox((height - side) // 2, (width - side) // 2, side, side, False)
+
+
+# ------------------------------------------------------------------------------------------------
+# Cut it out: apply
+# ------------------------------------------------------------------------------------------------
+
+
+def crop_and_resize(image_chw: torch.Tensor, box: CropBox, resolution: int) -> torch.Tensor:
+    """A part of uint8 image_chw, on any device, antialiased bilinear: uint8 (r, r, 3)."""
+    size = [resolution, resolution]
+    out_chw = functional.resized_crop(image_chw, *box[:4], size=size, antialias=True)
+    if box.flip:
+        out_chw = functional.horizontal_flip(out_chw)
+    return out_chw.permute(1, 2, 0).contiguous()
+
+
+class SampleDataset(Dataset):
+    """Samples by key (index, resolution, argument of the crop).
+
+    Args:
+        source: of encoded images or pixels.
+        crop: RandomCrop (argument: epoch) or CenterCrop (argument: crop ratio).
+        finish: True: uint8 images (r, r, 3). False: (uint8 JPEG bytes [n] or pixels (H, W, 3),
+            box, key), for `finish_on_device`.
+        augment: what happens to an image of the right size, with (epoch, index); None: nothing.
+        checks: of the source's pages; None: they are not checked.
+    """
+
+    def __init__(
+        self,
+        source: BetonFile | Source,
+        crop: RandomCrop | CenterCrop,
+        finish: bool,
+        augment: KeyedTransforms | None = None,
+        checks: PageChecks | None = None,
+    ) -> None:
+        self.source, self.crop, self.finish, self.augment = source, crop, finish, augment
+        self.checks = checks
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor | tuple, int]:
+        """One sample and its label; whatever goes wrong is reported with the sample's name."""
+        index, _, argument = key
+        try:
+            if self.checks:
+                self.checks.check(self.source.offsets[index : index + 1] // self.source.page_size)
+            stored, label = read_stored(self.source, index), int(self.source.labels[index])
+            if not self.finish:
+                return (*self._unfinished(stored, index, argument), key), label
+            image_chw = to_chw(stored)
+            box = self.crop(*image_chw.shape[1:], index, argument)
+            return self.finished(image_chw, box, key), label
+        except Exception as error:
+            raise SampleError(describe(self.source, index, error)) from error
+
+    def finished(self, image_chw: torch.Tensor, box: CropBox, key: Key) -> torch.Tensor:
+        """A decoded image, on any device, as the network gets it: uint8 (r, r, 3)."""
+        index, resolution, argument = key
+        image_hwc = crop_and_resize(image_chw, box, resolution)
+        return self.augment(image_hwc, int(argument), index) if self.augment else image_hwc
+
+    def _unfinished(
+        self, stored: bytes | np.ndarray, index: int, argument: int | float
+    ) -> tuple[torch.Tensor, CropBox]:
+        size = plain_jpeg_size(stored)
+        if size is None:  # the device decodes JPEG only: the rare rest is decoded here
+            rgb_hwc = to_hwc(stored)
+            return torch.tensor(rgb_hwc), self.crop(*rgb_hwc.shape[:2], index, argument)
+        data = torch.tensor(np.frombuffer(stored, np.uint8))
+        return data, self.crop(*size, index, argument)
+
+
+def read_stored(source: BetonFile | Source, index: int) -> bytes | np.ndarray:
+    """Encoded bytes of an image, or uint8 (H, W, 3) where the file holds raw pixels."""
+    return source.read(index)[0] if isinstance(source, BetonFile) else source.read(index)
+
+
+def describe(source: BetonFile | Source, index: int, error: Exception) -> str:
+    """A sentence that names the sample of an error."""
+    where = f"of {source.path}" if isinstance(source, BetonFile) else f"({source.name(index)})"
+    reason = " ".join(str(error).split())  # one line
+    return readable(f"sample {index} {where} cannot be used: {type(error).__name__}: {reason}")
+
+
+def to_hwc(stored: bytes | np.ndarray) -> np.ndarray:
+    """The pixels, uint8 (H, W, 3)."""
+    return stored if isinstance(stored, np.ndarray) else decode_rgb(stored)[0]
+
+
+def to_chw(stored: bytes | np.ndarray) -> torch.Tensor:
+    """The pixels, uint8 (3, H, W), channels last in memory, which torch resizes fastest."""
+    with warnings.catch_warnings():
+        # an image of the decoder may be read-only; it is only read here
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(to_hwc(stored)).permute(2, 0, 1)
+
+
+def plain_jpeg_size(stored: bytes | np.ndarray) -> tuple[int, int] | None:
+    """(height, width) of a gray or color JPEG from its header; None for everything else."""
+    if isinstance(stored, np.ndarray) or stored[:2] != b"\xff\xd8":
+        return None
+    with Image.open(io.BytesIO(stored), formats=["JPEG"]) as image:
+        return (image.height, image.width) if image.mode in ("RGB", "L") else None
+
+
+def finish_on_device(
+    samples: list[tuple], device: torch.device, dataset: SampleDataset
+) -> torch.Tensor:
+    """Decode, cut out, resize and augment a batch where the network is.
+
+    Args:
+        samples: (JPEG bytes or pixels, box, key), from `dataset`.
+        device: GPU, or CPU in tests.
+        dataset: a SampleDataset with finish=False.
+    Returns:
+        images_bhwc on `device`.
+    Raises:
+        SampleError: a JPEG is damaged.
+    """
+    images_chw = _decode_all([sample[0] for sample in samples], device)
+    finished = []
+    for image_chw, (data, box, key) in zip(images_chw, samples, strict=True):
+        if image_chw is None:  # the fast decoder refused the batch: this one may not be to blame
+            try:
+                image_chw = to_chw(data.numpy().tobytes()).to(device)
+            except Exception as error:
+                raise SampleError(describe(dataset.source, key[0], error)) from error
+        finished.append(dataset.finished(image_chw, box, key))
+    return torch.stack(finished)
+
+
+def _decode_all(data: list[torch.Tensor], device: torch.device) -> list[torch.Tensor | None]:
+    """uint8 (3, H, W) on the device for each; None for JPEGs when the decoder refused them."""
+    images = [None if d.ndim == 1 else d.to(device).permute(2, 0, 1) for d in data]
+    jpegs = [i for i, image in enumerate(images) if image is None]
+    try:
+        decoded = _decode_jpegs([data[i] for i in jpegs], device) if jpegs else []
+    except RuntimeError:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # it may still write into memory that is free now
+        return images
+    for i, image in zip(jpegs, decoded, strict=True):
+        images[i] = image
+    return images
+
+
+def _decode_jpegs(jpegs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """One call for a batch: nvJPEG decodes its images in parallel."""
+    # imported here: torchvision 0.29 announces that a later version will have no decoders, and the
+    # CPU path shall not end with them
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
+        return decode_jpeg(jpegs, ImageReadMode.RGB, device)
