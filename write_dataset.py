@@ -31,7 +31,7 @@ except ModuleNotFoundError as missing:
         f"then run .venv/bin/python write_dataset.py"
     )
 
-from fast_imagenet.beton.output_lock import find_target_problem
+from fast_imagenet.beton.output_lock import find_output_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, format_error, read_config
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.sources import KINDS, SPLITS
@@ -133,7 +133,7 @@ def find_folder_problems(cfg: SimpleNamespace) -> list[str]:
     if existing and not cfg.write.overwrite and cfg.source.shards == 1:
         names = " and ".join(map(str, existing))
         problems.append(f"{names} exist: choose --write.folder or allow --write.overwrite=true")
-    found = [find_target_problem(target, overwrite=True) for target in targets]
+    found = [find_output_problem(target, overwrite=True) for target in targets]
     return problems + [problem for problem in found if problem]
 
 
@@ -256,7 +256,7 @@ def convert(cfg: SimpleNamespace, split: str, source, path: Path, later: int = 0
             shard=shard,
             check_space=write.check_space,
             later=later // shards,
-            tell=bar.write,
+            report=bar.write,
         )
     is_part = write.limit > 0 or shards > 1 or cfg.source.holdout > 0
     print("\n".join(map(readable, report(split, path, summary, is_part))), flush=True)

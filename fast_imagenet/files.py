@@ -40,7 +40,7 @@ def write_atomically(
         if isinstance(error, OSError) and error.errno and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def write_json(path: str | Path, content: dict) -> None:
@@ -53,8 +53,8 @@ def write_json(path: str | Path, content: dict) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _fsync_folder(folder: Path) -> None:
-    """Without this the rename itself may be lost by a power cut."""
+def fsync_folder(folder: Path) -> None:
+    """Sync a folder to the disk: without this a rename in it may be lost by a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

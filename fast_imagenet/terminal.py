@@ -30,6 +30,12 @@ def readable(text: str, keep: str = "") -> str:
     return _UNSEEN.sub(lambda found: _escaped(found[0], keep), text)
 
 
+def plural(count: int, noun: str) -> str:
+    """'1 class', '2 classes', '1,000 files': the count with its noun."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def on_terminal(text: str) -> str:
     """What a program writes, with lines and tabs; and `\\r` at its ends only, for progress bars."""
     body = text.strip("\r")

@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 class Faulty:
     """Eighty images, one of which does `fault`; picklable, as workers need it."""
 
-    kind, blocks, notes, draws_pixels = "test", None, (), False
+    kind, blocks, notes, makes_pixels = "test", None, (), False
     classes, class_names = ["a", "b"], None
 
     def __init__(self, fault="", note="", bad=BAD, sleepy=-1, shape=(20, 24)):

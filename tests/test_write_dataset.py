@@ -600,12 +600,12 @@ def test_class_without_images_left_is_told(folder, tmp_path, capsys):
         path.write_bytes(b"text")
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
     assert call(*flags, "--write.workers=1", "--source.split=val") == 0
-    told = f"warning: 1 classes have no image left, all were skipped: {make.WNIDS[1]}"
+    told = f"warning: all images of 1 class were skipped: {make.WNIDS[1]}"
     assert told in capsys.readouterr().out
     assert told in BetonFile(tmp_path / "val.beton").sidecar["notes"]
     source = open_source("image_folder", folder, "train")
     notes = write_beton(tmp_path / "train.beton", source)["notes"]
-    assert not any("no image left" in note for note in notes)
+    assert not any("were skipped" in note for note in notes)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def check_file(file: Path, planned: dict) -> None:
 
 def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
     """The settings that a file itself tells; of write.limit, that it is exceeded."""
-    stored = dict((beton.stamp or beton.sidecar).get("settings", {}))
+    stored = dict((beton.header_json or beton.sidecar).get("settings", {}))
     there = {}
     if "skip_bad" in stored:
         there["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
@@ -219,7 +219,7 @@ def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
 
 def _identity(beton: BetonFile) -> dict:
     """What tells a file from another: the checksums of its stamp."""
-    stamp = beton.stamp or {}
+    stamp = beton.header_json or {}
     return {key: stamp.get(key) for key in ("num_samples", "order_crc32", "blocks_crc32")}
 
 

@@ -16,7 +16,7 @@ from fast_imagenet.terminal import ignore_broken_pipe, readable
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do as `argv` says; returns the exit status."""
+    """Run the command in `argv`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fast_imagenet.beton", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True, metavar="verify|merge")
@@ -28,12 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     two.add_argument("parts", nargs="+", metavar="PART", help="all parts, in any order")
     args = parser.parse_args(argv)
     if args.command == "verify":
-        return max(show(path, args.full) for path in args.files)
-    return join(args.out, args.parts)
+        return max(_verify(path, args.full) for path in args.files)
+    return _merge(args.out, args.parts)
 
 
-def show(path: str, full: bool) -> int:
-    """Check one file and print what was found; returns the exit status."""
+def _verify(path: str, full: bool) -> int:
     findings, notes = verify(path, full)
     for sentence in findings:
         print(readable(sentence), file=sys.stderr)
@@ -45,8 +44,7 @@ def show(path: str, full: bool) -> int:
     return 1 if findings else 0
 
 
-def join(out: str, parts: list[str]) -> int:
-    """Merge and print the result; returns the exit status."""
+def _merge(out: str, parts: list[str]) -> int:
     from fast_imagenet.beton.encode import ConversionError
     from fast_imagenet.beton.merge import merge
     from fast_imagenet.beton.reader import BetonError
@@ -56,9 +54,9 @@ def join(out: str, parts: list[str]) -> int:
     except (BetonError, ConversionError, OSError) as error:
         print(readable(f"merge: {format_error(error)}"), file=sys.stderr)
         return 1
-    count, size = summary["num_samples"], summary["file_bytes"] / 1e6
-    parts = f"{count:,} images from {len(parts)} parts"
-    print(f"{readable(out)}: {parts}, {size:,.1f} MB, every byte checked")
+    images = f"{summary['num_samples']:,} images from {len(parts)} parts"
+    size = f"{summary['file_bytes'] / 1e6:,.1f} MB"
+    print(f"{readable(out)}: {images}, {size}, every byte checked")
     return 0
 
 

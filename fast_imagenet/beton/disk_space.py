@@ -1,4 +1,4 @@
-"""Whether the disk and /dev/shm hold what a conversion will need: told before the first byte.
+"""Whether the disk and /dev/shm have room for a conversion: checked before the first byte.
 
 The size of a file is estimated from its first images, which are a random sample, as the order is
 shuffled. They are encoded anyway, so the estimate costs nothing.
@@ -18,65 +18,64 @@ from fast_imagenet.beton.encode import Chunk
 
 SHM = Path("/dev/shm")
 LOCK_BYTES = 64 << 10  # a dozen semaphores of one page each; multiprocessing makes fewer
-SURE = 3  # standard errors below the estimate that the need may be and still count as too much
+SURE = 3  # the size may be this many standard errors below the estimate and still be refused
 SMALLER = (
     "choose another --write.folder, or make the file smaller with --write.max_side,"
     " --write.quality or --write.limit"
 )
-GO_ON = "or go on in spite of the estimate with --write.check_space=false"
+IGNORE = "or ignore the estimate with --write.check_space=false"
 
 
 def estimate_file(chunks: Sequence[Chunk], count: int) -> tuple[float, float]:
-    """Bytes that a file of `count` images will take, and the least that it can well take.
+    """Bytes that a file of `count` images will probably take, and a safe lower bound.
 
     Args:
-        chunks: its first images, encoded; images of theirs that were skipped are counted on.
-        count: images that there are, skipped ones included.
+        chunks: its first images, encoded; the fraction that was skipped is extrapolated.
+        count: number of images, skipped ones included.
     """
-    sizes = np.array([size for chunk in chunks for size in chunk.sizes], np.float64)
+    images = [image for chunk in chunks for image in chunk.images]
+    sizes = np.array([len(image.stored) for image in images], np.float64)
     seen = len(sizes) + sum(len(chunk.skipped) for chunk in chunks)
     if not len(sizes):
         return 0.0, 0.0
-    images = count * len(sizes) / seen
+    expected = count * len(sizes) / seen
     unsure = 0 if seen >= count else SURE * sizes.std() / math.sqrt(len(sizes))
-    row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
-    return images * (row + sizes.mean()), images * (row + max(0, sizes.mean() - unsure))
+    mean = sizes.mean()
+    return expected * (fmt.ROW_BYTES + mean), expected * (fmt.ROW_BYTES + max(0, mean - unsure))
 
 
-def check_disk(path: Path, need: float, least: float, more: float = 0) -> str:
+def check_disk(path: Path, estimate: float, least: float, more: float = 0) -> str:
     """Refuse a file that its disk cannot hold.
 
     Args:
         path: its final name; the folder exists.
-        need, least: bytes, from `estimate_file`.
-        more: bytes that the folder must hold besides, for files still to come.
+        estimate, least: bytes, from `estimate_file`.
+        more: bytes of further files that will be written to the folder.
 
     Returns:
-        A sentence with need and free bytes.
+        A sentence with needed and free bytes.
 
     Raises:
         OSError: `least` and `more` are more than is free.
     """
     free = free_bytes(path.parent)
-    besides = f" and {_told(more)} for the files after it" if more else ""
-    sentence = f"{path} needs about {_told(need)}{besides}; {_told(free)} are free on its disk"
-    if not need or least * (1 + more / need) <= free:
+    after = f" and {_size(more)} for the files after it" if more else ""
+    sentence = f"{path} needs about {_size(estimate)}{after}; {_size(free)} are free on its disk"
+    if not estimate or least * (1 + more / estimate) <= free:
         return sentence
-    raise OSError(f"{sentence}: free some, {SMALLER}, {GO_ON}")
+    raise OSError(f"{sentence}: free some, {SMALLER}, {IGNORE}")
 
 
-def check_exact(path: Path, need: int) -> None:
-    """Refuse a file of known size that its disk cannot hold.
+def check_exact(path: Path, size: int) -> None:
+    """Refuse a file of `size` bytes that its disk cannot hold.
 
     Raises:
-        OSError: less than `need` bytes are free.
+        OSError: fewer bytes are free.
     """
     free = free_bytes(path.parent)
-    if free < need:
-        raise OSError(
-            f"{path} needs {_told(need)} and {_told(free)} are free on its disk: free some, or"
-            " choose another folder"
-        )
+    if free < size:
+        what = f"{path} needs {_size(size)} and {_size(free)} are free on its disk"
+        raise OSError(f"{what}: free some, or choose another folder")
 
 
 def check_shm(job_bytes: int) -> None:
@@ -85,24 +84,24 @@ def check_shm(job_bytes: int) -> None:
     A job that does not fit goes to the folder of temporary files, as multiprocessing does it.
 
     Raises:
-        OSError: neither place holds it.
+        OSError: neither place has room for it.
     """
     if not SHM.is_dir():
         return
     free = free_bytes(SHM)
     if free < LOCK_BYTES:
-        raise OSError(f"{shm_sentence(LOCK_BYTES, free)}, {GO_ON}")
+        raise OSError(f"{shm_sentence(LOCK_BYTES, free)}, {IGNORE}")
     spare = Path(tempfile.gettempdir())
     if max(free - LOCK_BYTES, free_bytes(spare)) < job_bytes:
         raise OSError(f"{shm_sentence(LOCK_BYTES + job_bytes, free)}, or free some in {spare}")
 
 
-def shm_sentence(need: int, free: int) -> str:
-    """What is wrong with /dev/shm and how to mend it."""
+def shm_sentence(needed: int, free: int) -> str:
+    """What is wrong with /dev/shm and how to fix it."""
     return (
-        f"the workers need {_told(need)} in /dev/shm and {_told(free)} are free: remove what ended"
-        " programs have left there, enlarge it (docker run --shm-size=1g; Kubernetes: an emptyDir"
-        " with medium Memory)"
+        f"the workers need {_size(needed)} in /dev/shm and {_size(free)} are free: remove what"
+        " ended programs have left there, enlarge it (docker run --shm-size=1g; Kubernetes: an"
+        " emptyDir with medium Memory)"
     )
 
 
@@ -110,10 +109,11 @@ def fill_holes(file: BinaryIO) -> None:
     """Take memory for all of a file, where its disk is memory.
 
     A .beton begins with a hole. On a tmpfs, reading a hole through a map takes memory too, and
-    where none is left the reader is ended by SIGBUS, without a word.
+    where none is left the reader is ended by SIGBUS, without a message.
 
     Args:
         file: open for writing, complete.
+
     Raises:
         OSError: the disk is full.
     """
@@ -139,8 +139,8 @@ def free_bytes(folder: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-def _told(size: float) -> str:
+def _size(count: float) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count / 1e3:,.1f} kB"

@@ -1,6 +1,6 @@
 """What happens to one image on its way into the file: read, decode, resize, JPEG or raw.
 
-These functions run in the writer's worker processes, a chunk of neighbouring output positions at a
+These functions run in the writer's worker processes, one chunk of neighboring output positions at a
 time.
 """
 
@@ -9,7 +9,9 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,13 +20,10 @@ from PIL import ImageFile
 from fast_imagenet import native as recode
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
 from fast_imagenet.beton.jpeg import encode_jpeg, rewrite_jpeg
-from fast_imagenet.sources.base import MAX_IMAGE_BYTES, Source, SourceError
-from fast_imagenet.sources.decode import (
-    ImageError,
-    decode_opened,
-    kinds_of_name,
-    open_image,
-)
+from fast_imagenet.sources.base import MAX_IMAGE_BYTES, ImageError, Source, SourceError
+from fast_imagenet.sources.decode import decode_opened, kinds_of_name, open_image
+
+Stored = tuple[bytes, int, tuple[int, int]]  # bytes, mode, (width, height)
 
 
 class ConversionError(RuntimeError):
@@ -37,12 +36,12 @@ class EncodeSettings:
 
     Attributes:
         mode: 'jpg', 'raw', 'proportion' or 'smart'.
-        jpeg_share: share of JPEGs under 'proportion', 0..1.
-        smart_bytes: under 'smart', images of up to so many bytes of pixels are raw and larger
+        jpeg_share: fraction of JPEGs under 'proportion', 0 to 1.
+        smart_bytes: under 'smart', images of at most this many bytes of pixels are raw and larger
             ones JPEG.
-        quality: JPEG quality, 1..100.
+        quality: JPEG quality, 1 to 100.
         max_side: longest allowed side in pixels; 0 = as they are.
-        seed: key of the hash that picks the JPEGs under 'proportion'.
+        seed: key of the hash that selects the JPEGs under 'proportion'.
         skip_bad: leave out images that cannot be decoded instead of stopping.
     """
 
@@ -55,26 +54,30 @@ class EncodeSettings:
     skip_bad: bool = False
 
 
+class EncodedImage(NamedTuple):
+    """An image as it is stored: its bytes, MODE_JPG or MODE_RAW, size in pixels, label."""
+
+    stored: bytes
+    mode: int
+    width: int
+    height: int
+    label: int
+
+
 @dataclass
 class Chunk:
-    """Encoded images of neighbouring output positions.
+    """Encoded images of neighboring output positions.
 
     Attributes:
-        payload: their bytes, one piece an image: joined they would be copied twice more.
-        sizes, modes, heights, widths, labels: one number an image.
+        images: in the order of the positions.
         source_bytes: bytes read from the source.
-        odd: (kind, name) of everything unusual that was met.
+        unusual: (kind, name) of everything unusual that was found.
         skipped: (name, reason) of images left out.
     """
 
-    payload: list[bytes] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    modes: list[int] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    images: list[EncodedImage] = field(default_factory=list)
     source_bytes: int = 0
-    odd: list[tuple[str, str]] = field(default_factory=list)
+    unusual: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -100,7 +103,7 @@ def fitting_size(size_wh: tuple[int, int], max_side: int) -> tuple[int, int]:
     return max(1, round(size_wh[0] * scale)), max(1, round(size_wh[1] * scale))
 
 
-def hash_share(seed: int, index: int) -> float:
+def hash_fraction(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on (seed, index) only; uniform over indices (splitmix64)."""
     mask = (1 << 64) - 1
     state = (seed * 0xD1342543DE82EF95 + index * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & mask
@@ -109,21 +112,15 @@ def hash_share(seed: int, index: int) -> float:
     return ((state ^ (state >> 31)) >> 11) / (1 << 53)
 
 
-def is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
-    """Whether image `index` of the source, so many bytes of pixels, becomes JPEG or stays raw."""
+def _is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:
     if settings.mode == "proportion":
-        return hash_share(settings.seed, index) < settings.jpeg_share
+        return hash_fraction(settings.seed, index) < settings.jpeg_share
     if settings.mode == "smart":
         return pixel_bytes > settings.smart_bytes
     return settings.mode == "jpg"
 
 
-def read_bytes(source: Source, index: int) -> bytes:
-    """The file of one image.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
+def _read_bytes(source: Source, index: int) -> bytes:
     try:
         data = source.read(index)
     except OSError as error:
@@ -133,36 +130,29 @@ def read_bytes(source: Source, index: int) -> bytes:
     return data
 
 
-def rewrite_stored(header, data: bytes, index: int, settings: EncodeSettings):
-    """A plain JPEG written anew without the detour over RGB: (bytes, mode, (width, height)).
+def _rewrite_stored(
+    header: recode.Header | None, data: bytes, index: int, settings: EncodeSettings
+) -> Stored | None:
+    """A plain JPEG rewritten without decoding it to RGB; None where that cannot be done.
 
-    Nearer to the source than decoding and encoding again, smaller, and sooner done. None where
-    that cannot be done.
-
-    Args: header: from recode.read_header, or None.
+    Nearer to the source than decoding and encoding again, smaller, and faster.
     """
     if header is None:
         return None
     size_wh = fitting_size((header.width, header.height), settings.max_side)
-    if max(size_wh) > MAX_SIDE or not is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
+    if max(size_wh) > MAX_SIDE or not _is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
         return None
     stored = rewrite_jpeg(header, data, size_wh, settings.quality)
     return None if stored is None else (stored, MODE_JPG, size_wh)
 
 
-def encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings):
-    """Shrink and store pixels: (bytes, mode, (width, height)).
-
-    Raises:
-        ImageError: a side is too long.
-    """
+def _encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings) -> Stored:
     rgb_hwc = resize_longest(rgb_hwc, settings.max_side)
     height, width = rgb_hwc.shape[:2]
     if max(height, width) > MAX_SIDE:
-        raise ImageError(
-            f"{width} x {height} pixels: a side may have {MAX_SIDE} at most, set --write.max_side"
-        )
-    if not is_jpeg(settings, index, rgb_hwc.nbytes):
+        size = f"{width} x {height} pixels"
+        raise ImageError(f"{size}: a side may have {MAX_SIDE} at most, set --write.max_side")
+    if not _is_jpeg(settings, index, rgb_hwc.nbytes):
         return rgb_hwc.tobytes(), MODE_RAW, (width, height)
     try:
         return encode_jpeg(rgb_hwc, settings.quality), MODE_JPG, (width, height)
@@ -170,44 +160,41 @@ def encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings):
         raise ImageError(f"cannot be encoded ({error})") from error
 
 
-def add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
+def _add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
     """Encode image `index` and append it to `chunk`.
 
     Raises:
         ImageError: the image cannot be read, decoded or stored.
     """
-    kinds = ()
-    if source.draws_pixels:
+    kinds: tuple[str, ...] = ()
+    if source.makes_pixels:
         rgb_hwc = source.pixels(index)
         source_bytes = rgb_hwc.nbytes
-        made = encode_pixels(rgb_hwc, index, settings)
+        made: Stored | None = _encode_pixels(rgb_hwc, index, settings)
     else:
-        data = read_bytes(source, index)
+        data = _read_bytes(source, index)
         source_bytes = len(data)
-        header, image = recode.read_header(data), None
-        made = rewrite_stored(header, data, index, settings)
-        if made is None or header.has_exif:
-            image, kinds = open_image(data, source.name(index))
-        else:  # nothing can be unusual but the name
+        header = recode.read_header(data)
+        made = _rewrite_stored(header, data, index, settings)
+        if made is not None and not header.has_exif:  # nothing can be unusual but the name
             kinds = kinds_of_name(source.name(index), "JPEG")
-        if made is None:
-            made = encode_pixels(decode_opened(image, data), index, settings)
-    stored, mode, size_wh = made
-    chunk.payload.append(stored)
-    chunk.sizes.append(len(stored))
-    chunk.modes.append(mode)
-    chunk.heights.append(size_wh[1])
-    chunk.widths.append(size_wh[0])
-    chunk.labels.append(int(source.labels[index]))
+        else:
+            image, kinds = open_image(data, source.name(index))
+            made = made or _encode_pixels(decode_opened(image, data), index, settings)
+    stored, mode, (width, height) = made
+    label = int(source.labels[index])
+    chunk.images.append(EncodedImage(stored, mode, width, height, label))
     chunk.source_bytes += source_bytes
-    chunk.odd += [(kind, source.name(index)) for kind in kinds]
+    chunk.unusual += [(kind, source.name(index)) for kind in kinds]
 
 
-def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, note) -> Chunk:
+def encode_chunk(
+    source: Source, indices: np.ndarray, settings: EncodeSettings, note: Callable[[int], None]
+) -> Chunk:
     """Encode images `indices` of `source`, in this order.
 
     Args:
-        note: called with each index before it is touched, so that a death can be traced.
+        note: called with each index before the image is read, so that a death can be traced.
 
     Raises:
         ConversionError: an image failed and `settings.skip_bad` is off; names its path.
@@ -216,7 +203,7 @@ def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, 
     for index in indices.tolist():
         note(index)
         try:
-            add_image(chunk, source, index, settings)
+            _add_image(chunk, source, index, settings)
         except ImageError as error:
             if not settings.skip_bad:
                 raise ConversionError(
@@ -236,10 +223,10 @@ def encode_chunk(source: Source, indices: np.ndarray, settings: EncodeSettings, 
 # A worker process
 # ------------------------------------------------------------------------------------------------
 
-_WORKER = {}
+_WORKER: dict[str, Any] = {}
 
 
-def start_worker(job, slots, parent: int) -> None:
+def start_worker(job: Any, slots: Any, parent: int) -> None:
     """Set up a worker process.
 
     Args:

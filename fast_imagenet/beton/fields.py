@@ -1,7 +1,7 @@
 """The fields of a .beton file: which hold image and label, among whatever else FFCV wrote.
 
 FFCV's writer takes any number of fields, of any names and in any order. One image and one label are
-read; what cannot be told is refused as what it is, before anything of it is used.
+read; a file in which these are not clear is refused before anything of it is used.
 """
 
 import json
@@ -24,10 +24,7 @@ KINDS = {  # type_id -> name, metadata of a sample, whether it has a row in the 
 }
 CUSTOM = 255
 MAX_FIELDS = 64
-
-
-class FieldError(ValueError):
-    """The fields cannot be read; the message goes on after the file's name, without a remedy."""
+FIX = "write it again with one image and one label per sample, as write_dataset.py does"
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Fields:
     allocations: int
 
     def note(self) -> str:
-        """What was chosen, where the file's fields are not simply 'image' and 'label'; else ''."""
+        """Which fields are read, where they are not simply 'image' and 'label'; else ''."""
         if (self.image, self.label, self.unused) == ("image", "label", ()):
             return ""
         rest = f"; unused: {', '.join(self.unused)}" if self.unused else ""
@@ -64,19 +61,13 @@ def read_fields(descriptors: np.ndarray) -> Fields:
         descriptors: FIELD [fields].
 
     Raises:
-        FieldError: a field has an unknown size, or it cannot be told which are image and label.
+        FormatError: a field has an unknown size, or it is not clear which are image and label.
     """
-    kinds = {}
+    kinds: dict[str, int] = {}
     for descriptor in descriptors:
         name, kind = _name(descriptor), int(descriptor["type_id"])
-        if kind == CUSTOM:
-            raise FieldError(f"has the field '{name}' of a custom type, whose size only FFCV's user"
-                             " knows")  # fmt: skip
-        if kind not in KINDS or name in kinds:
-            what = f"of the unknown type {kind}" if kind not in KINDS else "twice"
-            raise FieldError(f"has the field '{name}' {what}")
-        if KINDS[kind][0] in ("array", "tensor") and not _is_array(descriptor["arguments"]):
-            raise FieldError(f"has the field '{name}', an array of a type that FFCV cannot read")
+        if fault := _fault(kind, name in kinds, descriptor["arguments"]):
+            raise _refused(f"has the field '{name}'{fault}")
         kinds[name] = kind
     image, label = _choose(kinds, "image", fmt.IMAGE_FIELD), _choose(kinds, "label", fmt.INT_FIELD)
     order = list(kinds)
@@ -90,6 +81,23 @@ def read_fields(descriptors: np.ndarray) -> Fields:
     )
 
 
+def _refused(what: str) -> fmt.FormatError:
+    return fmt.FormatError(f"{what}; {FIX}")
+
+
+def _fault(kind: int, is_repeated: bool, arguments: np.ndarray) -> str:
+    """Why a field cannot be in a file that is read; empty when it can."""
+    if kind == CUSTOM:
+        return " of a custom type, whose size is known only to the code that wrote it"
+    if kind not in KINDS:
+        return f" of the unknown type {kind}"
+    if is_repeated:
+        return " twice"
+    if KINDS[kind][0] in ("array", "tensor") and not _is_array(arguments):
+        return ", an array of a type that FFCV cannot read"
+    return ""
+
+
 def _choose(kinds: dict[str, int], wanted: str, kind: int) -> str:
     """The field of this name or, where there is none, the only one of this kind."""
     found = [name for name, one in kinds.items() if one == kind]
@@ -99,23 +107,21 @@ def _choose(kinds: dict[str, int], wanted: str, kind: int) -> str:
         return found[0]
     listed = ", ".join(f"'{name}' ({KINDS[one][0]})" for name, one in kinds.items())
     rule = f"an {KINDS[kind][0]} must be named '{wanted}', or be the only one of its kind"
-    raise FieldError(f"has the fields {listed}: {rule}")
+    raise _refused(f"has the fields {listed}: {rule}")
 
 
 def _name(descriptor: np.void) -> str:
-    try:
-        name = descriptor["name"].tobytes().decode("ascii").split("\0")[0]
-    except UnicodeDecodeError as error:
-        raise FieldError("has a field whose name is not ASCII") from error
-    if not name.isprintable():
-        raise FieldError("has a field whose name is not printable")
+    text = descriptor["name"].tobytes().decode("latin-1")
+    name = text.split("\0")[0]
+    if not (text.isascii() and name.isprintable()):
+        raise _refused("has a field whose name is not printable ASCII")
     return name
 
 
 def _is_array(arguments: np.ndarray) -> bool:
     """Whether FFCV can read the description of an NDArrayField or TorchTensorField.
 
-    Source: ffcv 1.0.2, ffcv/fields/ndarray.py: 32 sides, the length of a text, and the text.
+    Source: ffcv 1.0.2, ffcv/fields/ndarray.py: 32 side lengths, the length of a text, and the text.
     """
     *sides, length = np.array(arguments[: 33 * 8]).view("<u8").tolist()
     text = arguments[33 * 8 :][:length].tobytes()

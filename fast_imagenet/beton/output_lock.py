@@ -1,4 +1,4 @@
-"""The final name of a data file: one writer at a time, nothing replaced unasked, no litter.
+"""The final name of a data file: one writer at a time, nothing replaced unasked, nothing left over.
 
 train.beton                 only ever a complete file
 train.beton.json            its summary
@@ -6,6 +6,7 @@ train.beton.lock            process id and host of the writer at work, touched e
 train.beton.partial-<pid>   the growing file of that process, and its .json
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -17,30 +18,67 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fast_imagenet.beton.reader import sidecar_path
+from fast_imagenet.files import fsync_folder
 
 BEAT_SECONDS = 10  # between two touches of a lock
 DEAD_SECONDS = 120  # a lock of another machine that was not touched for so long is a dead writer's
 
 
-def find_target_problem(path: Path, overwrite: bool) -> str | None:
+def find_output_problem(path: Path, overwrite: bool) -> str | None:
     """Why `path` cannot be written, as one sentence with the fix, or None."""
     for name in (path, sidecar_path(path)):
         if name.is_dir():
             return f"{name} is a folder where a file must go: remove it or choose another folder"
     if os.path.lexists(path) and not overwrite:
         return f"{path} exists: choose another folder or allow it to be replaced"
-    holder = _live_holder(_lock_path(path))
-    if holder:
-        return (
-            f"{path} is being written by {holder}: wait for it, or if no such process writes it,"
-            f" remove {_lock_path(path)}"
-        )
+    lock = _lock_path(path)
+    if holder := _live_holder(lock):
+        what = f"{path} is being written by {holder}"
+        return f"{what}: wait for it, or if no such process writes it, remove {lock}"
     return None
 
 
 @contextmanager
-def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
-    """Hold the lock file of `path`; gives the files of dead writers that were removed.
+def output_file(path: Path, overwrite: bool, fix: str) -> Iterator[tuple[Path, list[Path]]]:
+    """Write a file under the lock of its name, which it gets when the block ends without an error.
+
+    Args:
+        path: the final name; its folder is made when missing.
+        overwrite: whether an existing file is replaced.
+        fix: what to do about a full disk, besides freeing some space.
+
+    Yields:
+        The name to write to, which is gone afterwards whatever happens; its summary goes beside
+        it. And the files of dead writers that were removed.
+
+    Raises:
+        FileExistsError: see `lock_output`; or `path` has appeared meanwhile, or the lock was lost.
+        OSError: the folder cannot be written; a full disk, with the bytes written until then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_output(path, overwrite) as removed:
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        try:
+            yield partial, removed
+            _check_held(path)
+            publish(partial, path, overwrite)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            # blocks, not the length: the file begins with a hole
+            written = partial.stat().st_blocks * 512 if partial.exists() else 0
+            raise OSError(
+                f"{path}: {error.strerror} after {written / 1e6:,.1f} MB (the unfinished file was"
+                f" removed): free some space, {fix}"
+            ) from error
+        finally:
+            for leftover in (partial, sidecar_path(partial)):
+                leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_output(path: Path, overwrite: bool) -> Iterator[list[Path]]:
+    """Hold the lock file of `path`; yields the files of dead writers that were removed.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is off, it is a folder, or another process
@@ -48,13 +86,11 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
         OSError: the folder cannot be written.
     """
     with _folder_held(path.parent):
-        problem = find_target_problem(path, overwrite)
-        if problem:
+        if problem := find_output_problem(path, overwrite):
             raise FileExistsError(problem)
         lock, mine = _lock_path(path), _my_name()
         lock.unlink(missing_ok=True)  # of a dead writer
-        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(lock, "x", encoding="utf-8") as file:
             file.write(mine)
         removed = _remove_leftovers(path)
     end = threading.Event()
@@ -69,12 +105,8 @@ def claim(path: Path, overwrite: bool) -> Iterator[list[Path]]:
             lock.unlink(missing_ok=True)
 
 
-def check_held(path: Path) -> None:
-    """Make sure that no other process has taken the lock of `path`, say while this one was frozen.
-
-    Raises:
-        FileExistsError: another process writes the file now.
-    """
+def _check_held(path: Path) -> None:
+    """Refuse to publish where another process has taken the lock, say while this one was frozen."""
     if _read_lock(_lock_path(path)) != _my_name():
         raise FileExistsError(
             f"{path} was taken over by another process, as this one had stood still for"
@@ -91,18 +123,13 @@ def publish(partial: Path, path: Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: `path` has appeared and `overwrite` is off; it stays as it is.
     """
-    partial_sidecar, sidecar = sidecar_path(partial), sidecar_path(path)
     if overwrite:
-        sidecar.unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
         os.replace(partial, path)
     else:
         _name_without_replacing(partial, path)
-    os.replace(partial_sidecar, sidecar)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    os.replace(sidecar_path(partial), sidecar_path(path))
+    fsync_folder(path.parent)
 
 
 def _name_without_replacing(partial: Path, path: Path) -> None:
@@ -131,7 +158,7 @@ def _folder_held(folder: Path) -> Iterator[None]:
     """Keep other writers out of `folder` for a moment, so that only one takes over an old lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems cannot; O_EXCL still holds there
+        with suppress(OSError):  # some network file systems cannot; creating a lock is exclusive
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -175,8 +202,7 @@ def _live_holder(lock: Path) -> str | None:
     if not text:  # none, or a writer that was killed before it had filled the file
         return None
     pid, _, host = text.strip().partition(" ")
-    here = host == socket.gethostname()
-    if here and pid.isdecimal():
+    if host == socket.gethostname() and pid.isdecimal():
         return f"process {pid} on {host}" if is_other_process(int(pid)) else None
     if _is_untouched(lock):
         return None
@@ -184,7 +210,7 @@ def _live_holder(lock: Path) -> str | None:
 
 
 def is_other_process(pid: int) -> bool:
-    """Whether `pid` is a living process other than this one; a zombie is none."""
+    """Whether `pid` is a living process other than this one; a zombie does not live."""
     if pid == os.getpid():
         return False
     try:

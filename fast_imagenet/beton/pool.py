@@ -1,4 +1,4 @@
-"""The writer's worker processes: chunks encoded in parallel, handed on in order.
+"""The writer's worker processes: chunks encoded in parallel, passed on in order.
 
 A worker that raises, dies or hangs ends the conversion with the name of its image, and none is
 left running. The names of their locks in /dev/shm begin with `fast-imagenet-<process id>`, so that
@@ -16,29 +16,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 
+from fast_imagenet.beton import encode
 from fast_imagenet.beton.disk_space import LOCK_BYTES, SHM, check_shm, free_bytes, shm_sentence
-from fast_imagenet.beton.encode import (
-    Chunk,
-    ConversionError,
-    EncodeSettings,
-    encode_chunk,
-    start_worker,
-    work,
-)
+from fast_imagenet.beton.encode import Chunk, ConversionError, EncodeSettings
 from fast_imagenet.beton.output_lock import is_other_process
 from fast_imagenet.processes import start_resource_tracker
 from fast_imagenet.sources.base import Source
 
-CHUNK = 16  # images a task: large enough to hide the cost of a task, small enough to stop soon
-WINDOW = (
-    3  # tasks waiting for each worker; bounds the memory, as finished chunks wait for their turn
-)
-STALL_SECONDS = (
-    600  # longest wait for one chunk: a file server that hangs must not hang the command
-)
+CHUNK = 16  # images per task: large enough to hide the cost of a task, small enough to stop soon
+WINDOW = 3  # tasks waiting per worker: bounds the memory of finished chunks that wait their turn
+STALL_SECONDS = 600  # longest wait for one chunk: a hanging file server must not hang the command
 STOP_SECONDS = 3  # for workers to end by themselves; a stopped or stuck one is killed then
 LOCK_NAME = "fast-imagenet"
 OLD_SECONDS = 600  # the names of locks are needed while workers start, no longer than this
@@ -51,31 +42,23 @@ def encoded(
     workers: int,
     check_space: bool = True,
 ) -> Iterator[Chunk]:
-    """Encoded chunks in the order of `indices`, made by `workers` processes (0: here).
+    """Encoded chunks in the order of `indices`, made by `workers` processes (0: in this one).
 
     Raises:
         ConversionError: an image failed, or the worker that was at it; the message names it.
         OSError: /dev/shm cannot hold what the workers share; with `check_space` before they start.
     """
     parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-    if workers:
-        return _encoded_by_pool(source, parts, settings, workers, check_space)
-    return (encode_chunk(source, part, settings, lambda index: None) for part in parts)
-
-
-def _encoded_by_pool(
-    source: Source,
-    parts: list[np.ndarray],
-    settings: EncodeSettings,
-    workers: int,
-    check_space: bool,
-) -> Iterator[Chunk]:
+    if not workers:
+        for part in parts:
+            yield encode.encode_chunk(source, part, settings, lambda index: None)
+        return
     others = multiprocessing.active_children()
     pool, slots = _start(pickle.dumps((source, settings)), workers, check_space)
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[Chunk]] = deque()
     try:
         for part in parts:
-            waiting.append(pool.submit(work, part))
+            waiting.append(pool.submit(encode.work, part))
             if len(waiting) > WINDOW * workers:
                 yield waiting.popleft().result(STALL_SECONDS)
         while waiting:
@@ -93,8 +76,8 @@ def _encoded_by_pool(
         _stop(pool, others)
 
 
-def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExecutor, object]:
-    """The pool, and the array in which its workers note what they are at."""
+def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExecutor, Any]:
+    """The pool, and the shared array in which its workers note their current image."""
     remove_dead_locks()
     if check_space:
         check_shm(len(job))
@@ -104,22 +87,20 @@ def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExec
     try:
         with _named_locks():
             slots = context.Array("q", [0] + [-1] * (2 * workers))
-            # Shared memory, not an argument: Python fills the pipe of arguments before it looks
-            # whether the child still lives, so a child that dies at once would leave a large
-            # argument stuck for ever.
+            # Shared memory, not an argument: Python fills the pipe of arguments before it checks
+            # that the child still lives, so a child that dies at once would block a large one.
             shared = context.RawArray("B", job)
             arguments = shared, slots, os.getpid()
-            return ProcessPoolExecutor(workers, context, start_worker, arguments), slots
+            return ProcessPoolExecutor(workers, context, encode.start_worker, arguments), slots
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        need = LOCK_BYTES + len(job)
-        raise OSError(shm_sentence(need, free_bytes(SHM))) from error
+        raise OSError(shm_sentence(LOCK_BYTES + len(job), free_bytes(SHM))) from error
 
 
 @contextmanager
 def _named_locks() -> Iterator[None]:
-    """Semaphores made meanwhile carry our name and process id instead of random letters alone."""
+    """Semaphores made meanwhile have our name and process id instead of random letters alone."""
     names = multiprocessing.current_process()._config  # multiprocessing has no public way
     before = names["semprefix"]
     if SHM.is_dir():  # elsewhere names are short
@@ -141,10 +122,8 @@ def remove_dead_locks() -> None:
         if not found or int(found[1]) == os.getpid() or is_other_process(int(found[1])):
             continue
         with suppress(OSError):  # gone meanwhile, or another user's
-            if (
-                int(found[2]) == _process_space()
-                or time.time() - path.stat().st_mtime > OLD_SECONDS
-            ):
+            is_old = time.time() - path.stat().st_mtime > OLD_SECONDS
+            if is_old or int(found[2]) == _process_space():
                 path.unlink()
 
 
@@ -156,7 +135,7 @@ def _process_space() -> int:
         return 0
 
 
-def _being_read(source: Source, slots) -> str:
+def _being_read(source: Source, slots: Any) -> str:
     """Names of the images that the workers were at."""
     indices = [index for index in slots[2::2] if index >= 0]
     return " or ".join(source.name(index) for index in indices[:4]) or "before the first image"

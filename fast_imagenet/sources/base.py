@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from fast_imagenet.beton.format import MAX_CLASSES, too_many_classes
-from fast_imagenet.terminal import readable
+from fast_imagenet.terminal import plural, readable
 
 WNID = re.compile(r"n\d{8}")
 # As a word of a longer name. WordNet's numbers end at n153...: n20240102 is a date.
@@ -80,11 +80,11 @@ class Source:
             be read at a fair price (parquet row groups); None where any order costs the same.
         numbered: True where `classes` are the labels themselves, for want of names.
         notes: sentences for the summary about what the user should know.
-        draws_pixels: True when `pixels(i)` serves instead of `read(i)`.
+        makes_pixels: True when `pixels(i)` serves instead of `read(i)`.
     """
 
     kind = ""
-    draws_pixels = False
+    makes_pixels = False
     blocks: np.ndarray | None = None
     numbered = False
     notes: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Source:
         raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 RGB [height, width, 3]; only where `draws_pixels`."""
+        """Image `index` as uint8 RGB [height, width, 3]; only where `makes_pixels`."""
         raise NotImplementedError
 
 
@@ -140,7 +140,7 @@ class Subset(Source):
     def __init__(self, source: Source, indices: np.ndarray, note: str):
         super().__init__(source.labels[indices], source.classes, source.class_names)
         self._source, self._indices = source, indices
-        self.kind, self.draws_pixels = source.kind, source.draws_pixels
+        self.kind, self.makes_pixels = source.kind, source.makes_pixels
         self.blocks = None if source.blocks is None else source.blocks[indices]
         self.notes = (*source.notes, note)
 
@@ -416,12 +416,6 @@ def _refuse_contradiction(source: Source, train: Source) -> None:
                 f"{name!r} is the class {theirs_is} in train and {ours_is} in val: one of the two"
                 " has a wrong list of class names, correct it or give --source.classes"
             )
-
-
-def plural(count: int, noun: str) -> str:
-    """'1 class', '2 classes': the count with its noun."""
-    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{ending}"
 
 
 def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:

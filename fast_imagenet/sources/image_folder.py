@@ -19,12 +19,12 @@ from fast_imagenet.sources.base import (
     is_folder,
     list_below,
     no_val_advice,
-    plural,
     read_synset_names,
     refuse_cycle,
     refuse_same_folder,
     why_left_out,
 )
+from fast_imagenet.terminal import plural
 
 _OTHER_KINDS = {
     "kaggle": "ILSVRC/Data/CLS-LOC",

@@ -25,7 +25,7 @@ class SyntheticSource(Source):
     """`size` drawn images; every class has the same number of them, give or take one."""
 
     kind = "synthetic"
-    draws_pixels = True
+    makes_pixels = True
 
     def __init__(self, split: str, size: int, seed: int):
         labels = np.arange(size) % len(CLASSES)

@@ -21,12 +21,12 @@ from fast_imagenet.sources.base import (
     SourceError,
     WnidVotes,
     name_classes,
-    plural,
     read_class_file,
     split_files,
 )
 from fast_imagenet.sources.image_folder import IMAGE_ENDINGS
 from fast_imagenet.sources.tar import Member, TarSource, check_member, list_members
+from fast_imagenet.terminal import plural
 
 _KEY_AND_SUFFIX = re.compile(r"((?:.*/|)[^./]+)\.([^/]*)", re.DOTALL)
 CLASS_FILE = "classes.txt"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fast_imagenet.beton import format as fmt
-from fast_imagenet.beton.encode import EncodeSettings, encode_jpeg, hash_share, resize_longest
+from fast_imagenet.beton.encode import EncodeSettings, encode_jpeg, hash_fraction, resize_longest
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
@@ -84,7 +84,7 @@ def test_page_grows_for_a_large_image(tmp_path):
     class Large:
         kind, blocks, notes, classes, class_names = "test", None, (), ["a"], None
         labels = np.zeros(6, np.int64)
-        draws_pixels = True
+        makes_pixels = True
 
         def __len__(self):
             return 6
@@ -135,12 +135,12 @@ def _near(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_which_are_jpeg_is_a_hash_of_the_index():
-    shares = np.array([hash_share(3, index) for index in range(4000)])
+    shares = np.array([hash_fraction(3, index) for index in range(4000)])
     assert 0 <= shares.min() < 0.01
     assert 0.99 < shares.max() < 1
     assert abs((shares < 0.25).mean() - 0.25) < 0.03
     assert abs(np.corrcoef(shares[1:], shares[:-1])[0, 1]) < 0.05
-    others = np.array([hash_share(4, index) for index in range(4000)])
+    others = np.array([hash_fraction(4, index) for index in range(4000)])
     assert abs(np.corrcoef(shares, others)[0, 1]) < 0.05
 
 
@@ -367,8 +367,8 @@ def test_missing_empty_foreign(tmp_path):
     path = tmp_path / "x.beton"
     for content, words in (
         (b"", "is empty"),
-        (b"short", "5 bytes only"),
-        (b"PK\x03\x04" * 1000, "no .beton file of format version 2"),
+        (b"short", "only 5 bytes"),
+        (b"PK\x03\x04" * 1000, "not a .beton file of format version 2"),
         (bytes(10_000), "unfinished"),
     ):
         path.write_bytes(content)
@@ -383,7 +383,7 @@ def test_unfinished(copy):
 @pytest.mark.parametrize("keep", [1, 23, 24, 500, 2_000, 3_000, 9_000_000])
 def test_truncated(copy, keep):
     copy.write_bytes(copy.read_bytes()[:keep])
-    _refused(copy, "truncated|no .beton file|damaged")
+    _refused(copy, "truncated|not a .beton file|damaged")
 
 
 @pytest.mark.parametrize("cut", [1, 24, 100, 24 * COUNT])
@@ -438,12 +438,12 @@ def test_damaged_label_and_raw_size(copy):
     _refused(copy, f"sample {raw} has a negative label")
     _poke(copy, row + fmt.SAMPLE.fields["label"][1], np.int64(1))
     _poke(copy, row + fmt.IMAGE.fields["height"][1], np.uint16(file.heights[raw] + 1))
-    _refused(copy, f"sample {raw} is raw and has not 3 x height x width bytes")
+    _refused(copy, f"sample {raw} is raw and does not have 3 x height x width bytes")
 
 
 ALLOCATION_FAULTS = [
-    ("sample_id", 6, "lacks sample 5"),
-    ("sample_id", 2**63, "lacks sample 5"),
+    ("sample_id", 6, "sample 5 is missing"),
+    ("sample_id", 2**63, "sample 5 is missing"),
     ("size", 0, "impossible size"),
     ("size", 2**62, "impossible size"),
     ("ptr", 2**64 - 8, "outside the data pages"),

@@ -14,8 +14,13 @@ import pytest
 import write_dataset
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.__main__ import main
-from fast_imagenet.beton.checksums import BlockSums, table_from_text, table_to_text, write_tables
-from fast_imagenet.beton.encode import ConversionError, EncodeSettings
+from fast_imagenet.beton.checksums import (
+    BlockChecksums,
+    table_from_text,
+    table_to_text,
+    write_tables,
+)
+from fast_imagenet.beton.encode import Chunk, ConversionError, EncodedImage, EncodeSettings
 from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.verify import PageChecks, verify
@@ -85,7 +90,7 @@ def refused(path: Path, full: bool) -> bool:
 def test_blocks_are_summed_whatever_the_pieces():
     data = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
     data[2000:3500] = 0
-    sums = BlockSums(1000)
+    sums = BlockChecksums(1000)
     sums.add(memoryview(data[:700]))
     sums.add(memoryview(data[700:2000]))
     sums.add_zeros(1500)
@@ -97,13 +102,13 @@ def test_blocks_are_summed_whatever_the_pieces():
 
 def test_sums_are_those_of_the_file(several):
     file = BetonFile(several)
-    size, first = file.stamp["block_bytes"], file.stamp["first_block"]
+    size, first = file.header_json["block_bytes"], file.header_json["first_block"]
     data = several.read_bytes()[first * size : file.data_end]
     found = [zlib.crc32(data[start : start + size]) for start in range(0, len(data), size)]
-    assert found == file.block_sums.tolist()
-    assert file.stamp["settings"] == file.sidecar["settings"]
-    assert file.stamp["num_samples"] == COUNT
-    assert file.stamp["shard"] == [0, 1]
+    assert found == file.block_checksums.tolist()
+    assert file.header_json["settings"] == file.sidecar["settings"]
+    assert file.header_json["num_samples"] == COUNT
+    assert file.header_json["shard"] == [0, 1]
     assert verify(several, full=True) == ([], [])
 
 
@@ -117,9 +122,9 @@ def test_sums_when_the_page_has_grown(tmp_path):
         sums = pages.finish(FAKE_STAMP)
     file = BetonFile(path)
     assert file.page_size == 8 << 20
-    assert file.stamp["block_bytes"] == fmt.MIN_PAGE_SIZE
-    assert file.stamp["first_block"] == 1
-    file.block_sums = sums
+    assert file.header_json["block_bytes"] == fmt.MIN_PAGE_SIZE
+    assert file.header_json["first_block"] == 1
+    file.block_checksums = sums
     checks = PageChecks(file)
     read = checks.check(file.offsets // file.page_size)
     assert read == file.data_end - fmt.MIN_PAGE_SIZE
@@ -137,12 +142,10 @@ FAKE_STAMP = {
 
 
 def raw_chunk(height: int, row_bytes: int):
-    from fast_imagenet.beton.encode import Chunk
-
     width = row_bytes // 3
     size = 3 * height * width
     stored = np.random.default_rng(size).bytes(size)
-    return Chunk([stored], [size], [fmt.MODE_RAW], [height], [width], [0])
+    return Chunk([EncodedImage(stored, fmt.MODE_RAW, width, height, 0)])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_stamp_that_is_no_stamp_is_refused(copy):
     area = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
     for text in (b"[" * 1020, b"{}", b"7", b"\xff" * 1020, b'{"stamp":1}'):
         old = alter(copy, area, text.ljust(1020, b"\0"))
-        with pytest.raises(BetonError, match="stamp"):
+        with pytest.raises(BetonError, match="checksums in its header"):
             BetonFile(copy)
         alter(copy, area, old)
 
@@ -202,7 +205,7 @@ def test_file_without_stamp_is_accepted_and_said_so(copy, capsys):
     note = {"written_by": "fast-imagenet", "num_classes": 10, "classes_sha256": digest}
     for text in (b"", json.dumps(note).encode()):
         alter(copy, area, text.ljust(1024, b"\0"))
-        assert BetonFile(copy).stamp is None
+        assert not BetonFile(copy).header_json
         assert main(["verify", str(copy), "--full"]) == 0
         assert "has no checksums" in capsys.readouterr().out
         assert "not checked" in PageChecks(copy).why_not
@@ -264,7 +267,9 @@ def test_million_samples(tmp_path):
     allocations["sample_id"], allocations["ptr"], allocations["size"] = index, offsets, size
     path, end = tmp_path / "train.beton", fmt.align_up(int(offsets[-1]) + size, page)
     with open(path, "wb") as out:
-        write_tables(out, samples, allocations, (page, start, end), BlockSums(page), FAKE_STAMP)
+        write_tables(
+            out, samples, allocations, (page, start, end), BlockChecksums(page), FAKE_STAMP
+        )
     begin = time.process_time()  # not the clock: other tests may run beside this one
     assert main(["verify", str(path)]) == 0
     assert time.process_time() - begin < 1
@@ -343,8 +348,8 @@ def test_parts_become_the_file_of_a_single_conversion(parts, tmp_path, capsys):
     same_samples(out, single)
     merged, once = BetonFile(out), BetonFile(single)
     different = {"first_block", "blocks_crc32"}
-    for key in set(once.stamp) - different:
-        assert merged.stamp[key] == once.stamp[key], key
+    for key in set(once.header_json) - different:
+        assert merged.header_json[key] == once.header_json[key], key
     different = {"seconds", "images_per_second", "file_bytes", "blocks_crc32"}
     for key in set(once.sidecar) - different:
         assert merged.sidecar[key] == once.sidecar[key], key
@@ -372,20 +377,20 @@ def test_merged_file_in_several_pages_of_several_sizes(tmp_path):
 def grow_page(path: Path) -> None:
     """Make a file one of pages twice as large, as a large image at the end would have."""
     file = BetonFile(path)
-    size, start = file.stamp["block_bytes"], file.stamp["block_bytes"] * file.stamp["first_block"]
+    size, start = file.block_bytes, file.block_bytes * file.first_block
     data, samples = path.read_bytes(), np.zeros(len(file), fmt.SAMPLE)
     samples[:] = np.frombuffer(data[fmt.METADATA_START :][: samples.nbytes], fmt.SAMPLE)
     allocations = np.frombuffer(data[file.data_end :], fmt.ALLOCATION)
-    sums, end = BlockSums(size), fmt.align_up(file.data_end, 2 * size)
+    sums, end = BlockChecksums(size), fmt.align_up(file.data_end, 2 * size)
     sums.add(memoryview(data[start : file.data_end].ljust(end - start, b"\0")))
     kept = {
-        key: file.stamp[key]
+        key: file.header_json[key]
         for key in ("written_by", "num_classes", "classes_sha256", "settings", "order_crc32")
     }
     with open(path, "r+b") as out:
         out.seek(file.data_end)
         out.write(bytes(end - file.data_end))
-        kept["shard"] = file.stamp["shard"]
+        kept["shard"] = file.header_json["shard"]
         write_tables(out, samples, allocations, (2 * size, start, end), sums, kept)
     summary = {**file.sidecar, "blocks_crc32": table_to_text(sums.table())}
     sidecar_path(path).write_text(json.dumps(summary))
@@ -457,7 +462,7 @@ def test_a_name_that_is_none_and_a_device_are_sentences(parts, capsys):
         assert main(["merge", name, *files]) == 1
         assert "is a folder where a file must go" in capsys.readouterr().err
     assert main(["verify", "/dev/zero"]) == 1
-    assert "/dev/zero is no ordinary file" in capsys.readouterr().err
+    assert "/dev/zero is not an ordinary file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["counts", "source", "odd", "notes", "skipped", "seconds"])
@@ -467,5 +472,5 @@ def test_a_part_with_a_damaged_summary_is_named(parts, tmp_path, capsys, key):
     summary = json.loads(sidecar_path(files[0]).read_text())
     sidecar_path(files[0]).write_text(json.dumps(summary | {key: None}))
     assert main(["merge", str(tmp_path / "out.beton"), *map(str, files)]) == 1
-    assert f"{sidecar_path(files[0])} lacks what a summary has" in capsys.readouterr().err
+    assert f"{sidecar_path(files[0])} is incomplete" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))

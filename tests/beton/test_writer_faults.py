@@ -16,7 +16,7 @@ import pytest
 from fast_imagenet.beton import disk_space, output_lock, pool
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton import merge as merge_module
-from fast_imagenet.beton.encode import Chunk
+from fast_imagenet.beton.encode import Chunk, EncodedImage
 from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
@@ -75,7 +75,8 @@ except OSError as error:
 
 
 def chunks_of(sizes, skipped=0):
-    return [Chunk(sizes=list(map(int, sizes)), skipped=[("name", "why")] * skipped)]
+    images = [EncodedImage(bytes(int(size)), fmt.MODE_JPG, 1, 1, 0) for size in sizes]
+    return [Chunk(images, skipped=[("name", "why")] * skipped)]
 
 
 def test_estimate_is_the_mean_of_what_was_seen():
@@ -108,7 +109,7 @@ def test_only_what_is_clearly_too_much_is_refused(tmp_path, monkeypatch):
 
 def test_the_need_of_files_still_to_come_is_told(tmp_path):
     said = []
-    write_beton(tmp_path / "x.beton", Faulty(), later=40, tell=said.append)
+    write_beton(tmp_path / "x.beton", Faulty(), later=40, report=said.append)
     row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
     size = sum(BetonFile(tmp_path / "x.beton").sizes) + 80 * row
     told = re.search(r"x\.beton needs about ([\d.]+) kB and ([\d.]+) kB for the files after", *said)
@@ -204,17 +205,17 @@ def test_locks_of_the_living_and_of_others_are_kept(tmp_path, monkeypatch):
 def test_lock_of_another_machine_is_dead_when_nobody_touches_it(tmp_path, monkeypatch):
     lock, path = tmp_path / "x.beton.lock", tmp_path / "x.beton"
     lock.write_text("1 elsewhere\n")
-    assert "process 1 on the machine 'elsewhere'" in output_lock.find_target_problem(path, False)
+    assert "process 1 on the machine 'elsewhere'" in output_lock.find_output_problem(path, False)
     old = time.time() - output_lock.DEAD_SECONDS - 5
     os.utime(lock, (old, old))
-    assert output_lock.find_target_problem(path, False) is None
+    assert output_lock.find_output_problem(path, False) is None
     lock.write_text(f"{os.getppid()} {socket.gethostname()}\n")
     os.utime(lock, (old, old))  # here the process itself is asked
-    assert "is being written" in output_lock.find_target_problem(path, False)
+    assert "is being written" in output_lock.find_output_problem(path, False)
     lock.unlink()
     monkeypatch.setattr(output_lock, "BEAT_SECONDS", 0.01)
     threads = set(threading.enumerate())
-    with output_lock.claim(path, overwrite=False):
+    with output_lock.lock_output(path, overwrite=False):
         os.utime(lock, (old, old))
         deadline = time.monotonic() + 20
         while lock.stat().st_mtime == old and time.monotonic() < deadline:

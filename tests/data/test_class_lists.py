@@ -126,7 +126,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_summary_of_an_unstamped_file_holds_a_name_for_each_class(unstamped, name):
-    assert BetonFile(unstamped).stamp is None and verify(unstamped)[0] == []
+    assert not BetonFile(unstamped).header_json and verify(unstamped)[0] == []
     changes, words = FAULTS[name]
     edit(unstamped, **changes)
     with pytest.raises(BetonError, match=words) as caught:

@@ -31,7 +31,7 @@ class Numbered(Source):
     """Images whose label is their number and whose colour is twice that."""
 
     kind = "test"
-    draws_pixels = True
+    makes_pixels = True
 
     def __init__(self):
         super().__init__(np.arange(COUNT), [f"c{i:02}" for i in range(COUNT)])

@@ -1,0 +1,121 @@
+"""The summary of a data file, `<file>.json`: what it holds, where from, and what was unusual."""
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fast_imagenet.beton import format as fmt
+from fast_imagenet.beton.checksums import table_to_text
+from fast_imagenet.beton.encode import Chunk, EncodeSettings
+from fast_imagenet.beton.reader import BetonFile
+from fast_imagenet.sources.base import Source
+from fast_imagenet.sources.decode import CLIPPED
+from fast_imagenet.terminal import plural, readable
+
+MAX_LISTED = 100  # names listed for each kind of unusual file
+VERSION = 1
+CLIPPED_NOTE = "warning: 16-bit gray images became white wherever a value was above 255"
+
+
+class Totals:
+    """What the chunks report besides images.
+
+    Attributes:
+        source_bytes: bytes read from the source.
+        unusual: kind -> {'count': number of files, 'files': the first MAX_LISTED names}.
+        skipped: {'file', 'reason'} of every image left out.
+        blocks: crc32 of every block of the data pages, uint32; set at the end.
+    """
+
+    def __init__(self) -> None:
+        self.source_bytes = 0
+        self.unusual: dict[str, dict[str, Any]] = {}
+        self.skipped: list[dict[str, str]] = []
+        self.blocks = np.zeros(0, np.uint32)
+
+    def add(self, chunk: Chunk) -> None:
+        """Add what one chunk reports."""
+        self.source_bytes += chunk.source_bytes
+        for name, reason in chunk.skipped:
+            self.skipped.append({"file": readable(name), "reason": readable(reason)})
+        for kind, name in chunk.unusual:
+            self.add_unusual(kind, 1, [readable(name)])
+
+    def add_unusual(self, kind: str, count: int, names: Sequence[str]) -> None:
+        """Add `count` files of one kind, of which the first have these names."""
+        found = self.unusual.setdefault(kind, {"count": 0, "files": []})
+        found["count"] += count
+        found["files"] += names[: MAX_LISTED - len(found["files"])]
+
+
+def summarize(
+    file: BetonFile, source: Source, settings: EncodeSettings, totals: Totals, seconds: float
+) -> dict[str, Any]:
+    """The summary of a written file, as it lies in the sidecar.
+
+    Returns:
+        sidecar_version, file (its name), format; num_samples, num_classes, classes, class_names
+        (list or None), counts (samples per class, in the order of classes); source ({kind,
+        read_bytes}); settings (EncodeSettings as a dictionary); file_bytes, image_bytes, page_size;
+        modes ({'jpg': n, 'raw': n}); max_height, max_width (pixels); odd (unusual files: {kind:
+        {count, files}}); skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see
+        checksums.py); seconds, images_per_second.
+    """
+    return {
+        "sidecar_version": VERSION,
+        "file": file.path.name,
+        "format": f"FFCV {fmt.FORMAT_VERSION}",
+        "num_samples": len(file),
+        "num_classes": len(source.classes),
+        "classes": source.classes,
+        "class_names": source.class_names,
+        "counts": np.bincount(file.labels, minlength=len(source.classes)).tolist(),
+        "source": {"kind": source.kind, "read_bytes": totals.source_bytes},
+        "settings": asdict(settings),
+        "file_bytes": file.path.stat().st_size,
+        "image_bytes": int(file.sizes.sum()),
+        "page_size": file.page_size,
+        "modes": {mode: int((file.modes == mode).sum()) for mode in fmt.MODE_NAMES},
+        "max_height": int(file.heights.max()),
+        "max_width": int(file.widths.max()),
+        "odd": dict(sorted(totals.unusual.items())),
+        "notes": [*source.notes, *_clipped(totals)],
+        "skipped": totals.skipped,
+        "labels_crc32": zlib.crc32(file.labels.tobytes()),
+        "blocks_crc32": table_to_text(totals.blocks),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(file) / max(seconds, 1e-9), 1),
+    }
+
+
+def _clipped(totals: Totals) -> list[str]:
+    """A warning for the notes about images that Pillow's conversion leaves almost nothing of."""
+    if not (found := totals.unusual.get(CLIPPED)):
+        return []
+    count, first = found["count"], found["files"][0]
+    advice = "scale them to 8 bits first, value / 257"
+    return [f"{CLIPPED_NOTE}, as with torchvision: {count:,}, the first is {first}; {advice}"]
+
+
+def all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:
+    """A warning for the notes when every image of a class was left out."""
+    wanted = np.bincount(source.labels[indices], minlength=len(counts))
+    gone = [source.classes[label] for label in np.flatnonzero((wanted > 0) & (np.equal(counts, 0)))]
+    if not gone:
+        return []
+    listed = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+    return [f"warning: all images of {plural(len(gone), 'class')} were skipped: {listed}"]
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write `summary` as JSON and sync it to the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(summary, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
