@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "tests" / "smoke.yaml"
 sys.path.insert(0, str(ROOT))
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # below nohup: programs under test inherit it
-    signal.signal(signal.SIGHUP, lambda *_: None)  # this process goes on, and they do not
+    signal.signal(signal.SIGHUP, lambda *_: None)  # this process survives a hang-up, they do not
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ WNIDS = ["n01440764", "n02102040", "n03888257"]
 NAMES = ["tench, Tinca tinca", "English springer", "parachute"]
 
 
-def pictures(split: str) -> list[tuple[str, str, bytes]]:
+def samples(split: str) -> list[tuple[str, str, bytes]]:
     """(wnid, file name, bytes) of every image, sorted as a folder listing: odd ones in train."""
     if split == "train":
         files = [data for data, _ in odd_images().values()]
@@ -34,13 +34,13 @@ def pictures(split: str) -> list[tuple[str, str, bytes]]:
 
 def by_wnid(split: str) -> list[tuple[str, bytes]]:
     """What a source must hold: sorted pairs of wnid and bytes."""
-    return sorted((wnid, data) for wnid, _, data in pictures(split))
+    return sorted((wnid, data) for wnid, _, data in samples(split))
 
 
 def make_image_folder(root: Path) -> None:
     """train/<wnid>/ and val/<wnid>/, with hidden files that must not be read."""
     for split in ("train", "val"):
-        for wnid, name, data in pictures(split):
+        for wnid, name, data in samples(split):
             folder = root / split / wnid
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
@@ -53,7 +53,7 @@ def make_kaggle(root: Path) -> None:
     data_folder = root / "ILSVRC/Data/CLS-LOC"
     lines = ["ImageId,PredictionString"]
     for split in ("train", "val"):
-        for wnid, name, data in pictures(split):
+        for wnid, name, data in samples(split):
             folder = data_folder / split / (wnid if split == "train" else "")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
@@ -80,10 +80,10 @@ def make_ilsvrc_tar(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     inner = []
     for wnid in reversed(WNIDS):
-        members = [(name, data) for own, name, data in pictures("train") if own == wnid]
+        members = [(name, data) for own, name, data in samples("train") if own == wnid]
         inner.append((f"{wnid}.tar", tar_bytes(members)))
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
-    val = sorted(pictures("val"), key=lambda row: row[1])
+    val = sorted(samples("val"), key=lambda row: row[1])
     files = [(name, data) for _, name, data in val]
     (root / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(files))
     ids = {wnid: len(WNIDS) - i for i, wnid in enumerate(WNIDS)}
@@ -108,7 +108,7 @@ def make_parquet(root: Path, group_rows: int = 4) -> None:
     (root / "data").mkdir(parents=True, exist_ok=True)
     features = {"info": {"features": {"label": {"names": NAMES, "_type": "ClassLabel"}}}}
     for split, word, files in (("train", "train", 2), ("val", "validation", 1)):
-        rows = pictures(split)
+        rows = samples(split)
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
         for number in range(files):
             part = rows[number::files]
@@ -157,7 +157,7 @@ def make_webdataset(root: Path) -> None:
     """Shards of jpg, cls and json files, and one file that belongs to no sample."""
     root.mkdir(parents=True, exist_ok=True)
     for split, word, shards in (("train", "train", 2), ("val", "validation", 1)):
-        rows = pictures(split)
+        rows = samples(split)
         for number in range(shards):
             members = [("README", b"shards of a test")]
             for wnid, name, data in rows[number::shards]:

@@ -266,23 +266,23 @@ def test_flat_val_is_explained(tmp_path):
 
 
 def test_a_class_whose_disk_is_not_mounted_is_not_left_out(tmp_path):
-    make.make_image_folder(folder := tmp_path / "pictures")
+    make.make_image_folder(folder := tmp_path / "images")
     (folder / "train/n00").symlink_to("/not/mounted/n00")
     with pytest.raises(SourceError, match=r"n00 is a link to /not/mounted/n00, which is not there"):
         open_source("image_folder", folder, "train")
 
 
 def test_folders_in_folders_without_end(tmp_path):
-    make.make_image_folder(folder := tmp_path / "pictures")
+    make.make_image_folder(folder := tmp_path / "images")
     count = len(open_source("image_folder", folder, "train"))
-    picture = min((folder / "train").glob("*/*"))
-    deep = f"{picture.parent}/deep" + "/d" * 1200  # more than Python's own functions can descend
+    image = min((folder / "train").glob("*/*"))
+    deep = f"{image.parent}/deep" + "/d" * 1200  # more than Python's own functions can descend
     subprocess.run(["mkdir", "-p", deep], check=True)
-    shutil.copy(picture, f"{deep}/x.jpg")
+    shutil.copy(image, f"{deep}/x.jpg")
     try:
         assert len(open_source("image_folder", folder, "train")) == count + 1
     finally:  # pytest's own removal descends by calling itself
-        subprocess.run(["rm", "-rf", picture.parent / "deep"], check=True)
+        subprocess.run(["rm", "-rf", image.parent / "deep"], check=True)
 
 
 def test_unknown_val_class_is_refused(tmp_path):
@@ -446,8 +446,8 @@ def test_parquet_faults(tmp_path):
     import pyarrow.parquet as pq
 
     path = tmp_path / "train-0.parquet"
-    pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), path)
-    _refused("parquet", tmp_path, "train", "columns image, label")
+    pq.write_table(pa.table({"photo": [b"x"], "label": [0]}), path)
+    _refused("parquet", tmp_path, "train", "columns photo, label")
     make.make_parquet(tmp_path)
     path.write_bytes((tmp_path / "data/train-00000-of-00002.parquet").read_bytes()[:-50])
     _refused("parquet", tmp_path, "train", "no complete parquet file")
@@ -1133,7 +1133,7 @@ def test_the_advice_for_tiny_imagenet_works(tmp_path):
     (tmp_path / "val").rename(tmp_path / "old")
     (tmp_path / "val/images").mkdir(parents=True)
     lines = []
-    for wnid, name, data in make.pictures("val"):
+    for wnid, name, data in make.samples("val"):
         (tmp_path / "val/images" / name).write_bytes(data)
         lines.append(f"{name}\t{wnid}\t0\t0\t9\t9\n")
     (tmp_path / "val/val_annotations.txt").write_text("".join(lines))
@@ -1169,7 +1169,7 @@ def test_kaggle_with_files_of_windows_or_sorted_into_classes(tmp_path):
     assert "(not named like an image): 1" in first and "Thumbs.db" in first
     assert "without an image): 1, the first is ILSVRC2012_val_00000003" in second
     (tmp_path / "elsewhere").rename(val / "ILSVRC2012_val_00000003.JPEG")
-    for wnid, name, _ in make.pictures("val"):
+    for wnid, name, _ in make.samples("val"):
         (val / wnid).mkdir(exist_ok=True)
         (val / name).rename(val / wnid / name)
     flags = _follow(_sentence("kaggle", tmp_path))
