@@ -3,15 +3,12 @@
     python -m tools.preview --config rn50_88_epochs_strong.yaml
     python -m tools.preview --config demo.yaml --epoch=9 --draws=6 --augment.blur=0.5
 
-One row an image: as it is stored, with the crops of the next epochs drawn in; every stage of the
-pipeline alone; the whole pipeline, epoch by epoch; and the views it is tested in. Epochs count
-from 0, as start_ramp does: epoch 0 is the one that the log calls 1. The images come
-out of the functions that a run calls and depend on (seed, epoch, sample) as there, so the column
-"epoch 0" holds what the network gets in epoch 0. One thing differs: the partners of Mixup and
-CutMix are images of the sheet, so that they can be recognised.
-
-A front end like the two scripts: it takes the settings that train_imagenet.py declares and so runs
-from the folder of that script. Nothing imports it.
+One row per image: as it is stored, with the crops of the next epochs drawn in; every stage of the
+pipeline alone; the whole pipeline, epoch by epoch; and the views of the evaluation. Epochs count
+from 0, as start_ramp does: epoch 0 is the log's epoch 1. The images come out of the functions that
+a run calls and depend on (seed, epoch, sample) as there, so the column "epoch 0" holds what the
+network gets in epoch 0. One thing differs: Mixup and CutMix pair the images of the sheet, so that
+the partners can be recognized.
 
 Arrays: images_bhwc uint8 [b, h, w, 3], RGB; samples_b int64 [b], places in the data file.
 """
@@ -19,41 +16,49 @@ Arrays: images_bhwc uint8 [b, h, w, 3], RGB; samples_b int64 [b], places in the 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 from fastargs import Param
 from PIL import Image, ImageDraw, ImageFont
 
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.config import Int, Str, extended, format_error, read_config
-from fast_imagenet.data.augmentation import Augment
+from fast_imagenet.config import Int, Str, extended, read_config
+from fast_imagenet.data.augmentation import Augment, crop_caption, stages_of
 from fast_imagenet.data.sampler import epoch_order
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_atomically
-from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.program import run_program
 from fast_imagenet.validation import unwritable, validate
 
 SEARCHED_EPOCHS = 200  # to find one in which a stage of small probability does something
 # Settings of a run that a sheet does not need: what is wrong with them does not matter here.
 UNUSED = ("data.val_dataset", "logging.folder", "model.checkpoint", "training.resume", "WORLD_SIZE")
 UNUSED += ("RANK", "LOCAL_", "MASTER_PORT")
+# Of Okabe and Ito: distinct for color-blind readers, on dark and light images.
+COLORS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167)]
+COLORS += [(213, 94, 0), (0, 114, 178)]
+FILLS = {"const": "mean color", "rand": "one noise color", "pixel": "noise"}
+Box = tuple[int, int, int, int]  # top, left, height, width
+Norm = tuple[tuple[float, ...], tuple[float, ...]]
+LEGEND = (
+    "Alone, a stage is shown on the center crop, in the first epoch that it changes the image. "
+)
+MIXED = "0.83 + 0.17 of #5: fractions of the image and of its partner, in pixels and in label."
+PAPER, INK, MUTED, RULE = (252, 252, 250), (28, 30, 36), (112, 116, 126), (214, 214, 210)
+MARGIN, GAP, GROUP_GAP, ROW_GAP = 32, 10, 34, 14
+SMALLEST_CELL, LARGEST_CELL = 160, 256
+TITLE, GROUP, NAME, TEXT = 26, 13, 16, 13  # sizes of letters, px
+LINE = 17  # height of a line of TEXT
 
-# ------------------------------------------------------------------------------------------------
-# Settings
-# ------------------------------------------------------------------------------------------------
 
-
-def read_settings(script, argv: list[str] | None = None):
-    """The settings of a run and of the sheet; every mistake is told at once, exit status 2.
-
-    Args:
-        script: the module train_imagenet.
-        argv: the words after the command; None takes `sys.argv[1:]`.
-    """
+def read_settings(script: ModuleType, argv: list[str] | None = None) -> SimpleNamespace:
+    """The settings of a run and of the sheet; every mistake is reported at once, exit status 2."""
     params = {
         "out": Param(Str(empty=False), "the image, a .png", default="preview.png"),
         "count": Param(Int(1, 32), "images, drawn with the seed", default=4),
@@ -70,49 +75,31 @@ def read_settings(script, argv: list[str] | None = None):
     )
 
 
-def _problems(cfg) -> list[str]:
-    mixing = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
-    rules = [
-        (
-            not cfg.out.endswith(".png"),
-            f"--out={cfg.out} does not end in .png: the sheet is a PNG",
-        ),
-        unwritable("--out", cfg.out),
-        (
-            Path(cfg.out).exists()
-            and not (Path(cfg.out).is_file() and os.access(cfg.out, os.W_OK)),
-            f"--out={cfg.out} is there and cannot be replaced: choose another name",
-        ),
-        (
-            mixing and cfg.count % 2 != 0,
-            f"--count={cfg.count}: augment.mixup and augment.cutmix pair images; choose an even "
-            f"count",
-        ),
-        (
-            cfg.data.backend != "ffcv",
-            f"data.backend={cfg.data.backend}: the sheet shows the operations of the ffcv backend, "
-            f"same recipe; add --data.backend=ffcv and a .beton file as --data.train_dataset",
-        ),
-    ]
-    mine = [sentence for broken, sentence in rules if broken]
-    return mine + [problem for problem in validate(cfg) if not problem.startswith(UNUSED)]
-
-
-# ------------------------------------------------------------------------------------------------
-# Images
-# ------------------------------------------------------------------------------------------------
+def _problems(cfg: SimpleNamespace) -> list[str]:
+    out, backend = Path(cfg.out), cfg.data.backend
+    replaceable = not out.exists() or (out.is_file() and os.access(out, os.W_OK))
+    unpaired = cfg.count % 2 != 0 and (cfg.augment.mixup > 0 or cfg.augment.cutmix > 0)
+    not_png = f"--out={out} does not end in .png: the sheet is a PNG"
+    not_replaceable = f"--out={out} exists and cannot be replaced: choose another name"
+    odd = f"--count={cfg.count}: augment.mixup and augment.cutmix pair images; choose an even count"
+    not_ours = f"data.backend={backend}: the sheet shows the operations of the ffcv backend, same "
+    not_ours += "recipe; add --data.backend=ffcv and a .beton file as --data.train_dataset"
+    rules = [(not cfg.out.endswith(".png"), not_png), unwritable("--out", cfg.out)]
+    rules += [(not replaceable, not_replaceable), (unpaired, odd), (backend != "ffcv", not_ours)]
+    own = [sentence for broken, sentence in rules if broken]
+    return own + [problem for problem in validate(cfg) if not problem.startswith(UNUSED)]
 
 
 @dataclass
 class Column:
-    """One image a row, and what stands above and below them."""
+    """One image per row, the text above them and below each."""
 
     title: str
     detail: str
     images: list[np.ndarray]  # uint8 [h, w, 3]
     captions: list[str]
     color: tuple[int, int, int] | None = None  # of the crops that belong to it
-    boxes: list[list[tuple]] = field(default_factory=list)  # an image: (top, left, height, width)
+    boxes: list[list[Box]] = field(default_factory=list)  # per image
 
 
 class Stored:
@@ -122,17 +109,24 @@ class Stored:
         self.path, self.samples_b = file.path, samples_b
         self.originals = [file.image(index) for index in samples_b]  # refuses damaged ones
         self.heights, self.widths = file.heights[samples_b], file.widths[samples_b]
-        self._bytes = [_padded(file.read(index)[0]) for index in samples_b]
+        beyond = np.zeros(64, np.uint8)  # the kernels look a little beyond the end
+        stored = [np.frombuffer(file.read(index)[0], np.uint8) for index in samples_b]
+        self._bytes = [np.concatenate([one, beyond]) for one in stored]
         raw = file.modes[samples_b] == "raw"
-        places = [stored.ctypes.data for stored in self._bytes]
-        columns = (places, file.sizes[samples_b], raw, self.heights, self.widths)
+        columns = (
+            [one.ctypes.data for one in self._bytes],
+            file.sizes[samples_b],
+            raw,
+            self.heights,
+            self.widths,
+        )
         self._located = np.stack([np.asarray(column, np.int64) for column in columns], axis=1)
 
-    def crops(self, decoder) -> np.ndarray:
+    def crops(self, decoder: Any) -> np.ndarray:
         """int64 [b, 5]: top, left, height, width, mirrored."""
         return decoder.draw(self.samples_b, self.heights, self.widths, decoder.output_size)
 
-    def decode(self, decoder) -> np.ndarray:
+    def decode(self, decoder: Any) -> np.ndarray:
         """images_bhwc of the decoder's output_size."""
         images_bhwc = np.empty((len(self.samples_b), *decoder.output_size, 3), np.uint8)
         status = decoder.apply(self._located, self.crops(decoder), images_bhwc)
@@ -141,74 +135,73 @@ class Stored:
             raise ValueError(f"{self.path}: sample {index} cannot be decoded; write the file again")
         return images_bhwc
 
+    def center_crop(self, size: int, ratio: float) -> np.ndarray:
+        """images_bhwc as an evaluation gets them."""
+        from fast_imagenet.data.ffcv_loader import RESIZE
+        from fast_imagenet.ops import CenterCropDecode
 
-def _padded(stored: bytes | np.ndarray) -> np.ndarray:
-    """The bytes with room behind them: the kernels look a little beyond the end."""
-    flat = np.frombuffer(stored, np.uint8) if isinstance(stored, bytes) else stored.reshape(-1)
-    return np.concatenate([flat, np.zeros(64, np.uint8)])
+        return self.decode(CenterCropDecode(size, ratio, method=RESIZE))
 
 
 class Pipeline:
     """The operations of a run at any epoch, together and each alone.
 
     Args:
-        stored: the images.
-        augment: the recipe.
-        sizes: epoch -> side in pixels.
-        seed: of the run.
-        mean, std: of the three channels, for pixels in 0..1.
+        sizes: epoch -> resolution in pixels.
+        norm: mean and std of the three channels, for pixels in 0..1.
     """
 
-    def __init__(self, stored: Stored, augment: Augment, sizes, seed: int, mean, std) -> None:
+    def __init__(
+        self, stored: Stored, augment: Augment, sizes: Callable[[int], int], seed: int, norm: Norm
+    ) -> None:
         from fast_imagenet.data.ffcv_loader import image_operations
 
         self.stored, self.augment, self.sizes = stored, augment, sizes
         self.decoder, *self.operations = image_operations(augment, sizes(0), seed)
-        self._mean, self._std, self._seed = np.float32(mean), np.float32(std), seed
+        self._mean, self._std = map(np.float32, norm)
+        self._norm, self._seed = norm, seed
+
+    def decoder_at(self, epoch: int) -> Any:
+        """The first operation, of that epoch."""
+        self.decoder.set_epoch(epoch)
+        self.decoder.output_size = self.sizes(epoch)
+        return self.decoder
 
     def crops(self, epoch: int) -> np.ndarray:
         """int64 [b, 5]: top, left, height, width, mirrored."""
-        self.decoder.set_epoch(epoch)
-        self.decoder.output_size = self.sizes(epoch)
-        return self.stored.crops(self.decoder)
+        return self.stored.crops(self.decoder_at(epoch))
 
     def crop(self, epoch: int) -> np.ndarray:
         """images_bhwc after the first operation."""
-        self.decoder.set_epoch(epoch)
-        self.decoder.output_size = self.sizes(epoch)
-        return self.stored.decode(self.decoder)
+        return self.stored.decode(self.decoder_at(epoch))
 
-    def change(self, operation, images_bhwc: np.ndarray, epoch: int) -> np.ndarray:
+    def change(self, operation: Any, images_bhwc: np.ndarray, epoch: int) -> np.ndarray:
         """A copy after one of `operations`."""
         operation.set_epoch(epoch)
         return operation.transform(images_bhwc.copy(), self.stored.samples_b)
 
-    def batch(self, images_bhwc: np.ndarray, epoch: int, augment: Augment | None = None):
+    def batch(
+        self, images_bhwc: np.ndarray, epoch: int, augment: Augment | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What happens on the device: (images_bhwc back in 0..255, targets_bb).
 
-        targets_bb [b, b]: shares of the sheet's images in each result.
+        targets_bb [b, b]: fractions of the sheet's images in each result.
         """
         import torch
 
         from fast_imagenet.data.device_transforms import BatchTransforms
 
-        count = len(images_bhwc)
-        prepare = BatchTransforms(
-            augment or self.augment, tuple(self._mean), tuple(self._std), count, 0.0, self._seed
-        )
-        images_bchw, targets = prepare(
-            torch.from_numpy(images_bhwc),
-            torch.arange(count),
-            self.stored.samples_b,
-            epoch,
-            epoch,  # for want of a step: the images of a sheet are no batch of the run
-        )
+        augment, count = augment or self.augment, len(images_bhwc)
+        prepare = BatchTransforms(augment, *self._norm, count, 0.0, self._seed)
+        batch = (torch.from_numpy(images_bhwc), torch.arange(count), self.stored.samples_b)
+        # the epoch stands for the step: the images of a sheet are not a batch of the run
+        images_bchw, targets = prepare(*batch, epoch, epoch)
         if targets.ndim == 1:
             targets = torch.eye(count)
         pixels = images_bchw.float().permute(0, 2, 3, 1).numpy() * self._std + self._mean
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8), targets.numpy()
 
-    def whole(self, epoch: int):
+    def whole(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """What the network gets in an epoch: (images_bhwc, targets_bb)."""
         images_bhwc = self.crop(epoch)
         for operation in self.operations:
@@ -216,69 +209,44 @@ class Pipeline:
         return self.batch(images_bhwc, epoch)
 
 
-# ------------------------------------------------------------------------------------------------
-# Columns
-# ------------------------------------------------------------------------------------------------
-
-# Of Okabe and Ito: told apart by everybody, on dark and light images.
-COLORS = [
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (204, 121, 167),
-    (213, 94, 0),
-    (0, 114, 178),
-]
-
-
 def stored_column(p: Pipeline, epochs: range, names: list[str]) -> Column:
     """The images as they are, with the crops of some epochs."""
-    boxes = [[] for _ in names]
-    for epoch in epochs:
-        for picture, crop in zip(boxes, p.crops(epoch), strict=True):
-            picture.append(tuple(int(side) for side in crop[:4]))
-    sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in p.stored.originals]
+    crops = [p.crops(epoch) for epoch in epochs]
+    boxes = [[tuple(crop[b, :4].tolist()) for crop in crops] for b in range(len(names))]
     captions = [
-        f"#{sample}  {name}\n{size} px"
-        for sample, name, size in zip(p.stored.samples_b, names, sizes, strict=True)
+        f"#{sample}  {name}\n{image.shape[1]} x {image.shape[0]} px"
+        for sample, name, image in zip(p.stored.samples_b, names, p.stored.originals, strict=True)
     ]
     detail = "frames: the crops of the epochs on the right"
     return Column("As stored", detail, p.stored.originals, captions, boxes=boxes)
 
 
 def stage_columns(p: Pipeline, epoch: int) -> Iterator[Column]:
-    """Each stage alone, on the central square; an image in the first epoch that changes it."""
-    from fast_imagenet.data.ffcv_loader import RESIZE
-    from fast_imagenet.ops import CenterCropDecode
-
-    crops = p.crop(epoch)
-    yield Column(*_words(p.decoder, p.augment), list(crops), [f"epoch {epoch}"] * len(crops))
-    plain = p.stored.decode(CenterCropDecode(p.sizes(epoch), 1.0, method=RESIZE))
-    for operation in p.operations:
-
-        def alone(epoch, operation=operation):
-            return p.change(operation, plain, epoch)
-
-        yield Column(*_words(operation, p.augment), *first_changes(alone, plain, epoch))
-    a = p.augment
+    """Each stage alone, on the center crop; an image in the first epoch that changes it."""
+    a, crops = p.augment, p.crop(epoch)
+    yield Column(*crop_caption(a), list(crops), [f"epoch {epoch}"] * len(crops))
+    plain = p.stored.center_crop(p.sizes(epoch), 1.0)
+    for stage, operation in zip(stages_of(a), p.operations, strict=True):
+        changes = first_changes(partial(p.change, operation, plain), plain, epoch)
+        yield Column(*stage.caption(a), *changes)
     if a.erasing:
         only = replace(a, mixup=0.0, cutmix=0.0)
-        title, detail = "Erasing", f"{a.erasing:.0%} of images, {_FILLS[a.erasing_mode]}"
+        detail = f"{a.erasing:.0%} of images, {FILLS[a.erasing_mode]}"
         detail += f", up to {a.erasing_count} boxes" if a.erasing_count > 1 else ""
         changes = first_changes(lambda epoch: p.batch(plain, epoch, only)[0], plain, epoch)
-        yield Column(title, detail, *changes)
+        yield Column("Erasing", detail, *changes)
     if a.mixup or a.cutmix:
         images_bhwc, targets_bb = p.batch(plain, epoch, replace(a, erasing=0.0))
-        kinds = {"Mixup": a.mixup, "CutMix": a.cutmix}
-        title = " or ".join(kind for kind, alpha in kinds.items() if alpha)
-        detail = ", ".join(f"{kind} alpha {alpha:g}" for kind, alpha in kinds.items() if alpha)
-        yield Column(title, detail, list(images_bhwc), _shares(targets_bb, p.stored.samples_b))
+        kinds = [kind for kind, alpha in (("Mixup", a.mixup), ("CutMix", a.cutmix)) if alpha]
+        detail = ", ".join(f"{kind} alpha {getattr(a, kind.lower()):g}" for kind in kinds)
+        captions = _mix_captions(targets_bb, p.stored.samples_b)
+        yield Column(" or ".join(kinds), detail, list(images_bhwc), captions)
 
 
 def first_changes(
     change: Callable[[int], np.ndarray], plain: np.ndarray, epoch: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Each image in the first epoch, from `epoch` on, that changes it; and captions saying so."""
+    """Each image in the first epoch, from `epoch` on, that changes it; and captions naming it."""
     images = list(plain)
     captions = [f"unchanged in {SEARCHED_EPOCHS} epochs"] * len(plain)
     waiting = set(range(len(plain)))
@@ -293,42 +261,34 @@ def first_changes(
 
 
 def whole_columns(p: Pipeline, epochs: range) -> Iterator[Column]:
-    """All stages after each other, as the network gets them, one column an epoch."""
+    """All stages after each other, as the network gets them, one column per epoch."""
     for k, epoch in enumerate(epochs):
         images_bhwc, targets_bb = p.whole(epoch)
         crops = p.crops(epoch)
         area = crops[:, 2] * crops[:, 3] / (p.stored.heights * p.stored.widths)
-        captions = _shares(targets_bb, p.stored.samples_b)
-        for b, crop in enumerate(crops):
-            text = f"crop {area[b]:.0%}" + (", mirrored" if crop[4] else "")
-            captions[b] = "\n".join(filter(None, (text, captions[b])))
-        yield Column(
-            f"Epoch {epoch}",
-            f"{p.sizes(epoch)} px",
-            list(images_bhwc),
-            captions,
-            COLORS[k % len(COLORS)],
-        )
+        crop_texts = [
+            f"crop {a:.0%}{', mirrored' * int(f)}" for a, f in zip(area, crops[:, 4], strict=True)
+        ]
+        mixes = _mix_captions(targets_bb, p.stored.samples_b)
+        captions = ["\n".join(filter(None, pair)) for pair in zip(crop_texts, mixes, strict=True)]
+        color = COLORS[k % len(COLORS)]
+        yield Column(f"Epoch {epoch}", f"{p.sizes(epoch)} px", list(images_bhwc), captions, color)
 
 
-def validation_columns(stored: Stored, validation) -> Iterator[Column]:
-    """The central crops of both protocols."""
-    from fast_imagenet.data.ffcv_loader import RESIZE
-    from fast_imagenet.ops import CenterCropDecode
-
+def validation_columns(stored: Stored, validation: SimpleNamespace) -> Iterator[Column]:
+    """The center crops of standard eval and config eval."""
     v = validation
-    plain, configured = (v.plain_resolution, v.plain_crop_ratio), (v.resolution, v.crop_ratio)
-    views = {plain: "Plain", configured: "Configured"}
-    if plain == configured:
-        views = {plain: "Both protocols"}
-    for (side, ratio), title in views.items():
-        images_bhwc = stored.decode(CenterCropDecode(side, ratio, method=RESIZE))
-        mirrored = v.lr_tta and title != "Plain"
-        detail = f"{side} px, crop {ratio:.4g}" + (", and mirrored" if mirrored else "")
-        yield Column(title, detail, list(images_bhwc), [""] * len(images_bhwc))
+    standard, config = (v.plain_resolution, v.plain_crop_ratio), (v.resolution, v.crop_ratio)
+    both = {standard: "Standard and config eval"}
+    views = {standard: "Standard eval", config: "Config eval"} if standard != config else both
+    for (size, ratio), title in views.items():
+        mirrored = v.lr_tta and config == (size, ratio)
+        detail = f"{size} px, crop {ratio:.4g}" + (", and mirrored" if mirrored else "")
+        images = list(stored.center_crop(size, ratio))
+        yield Column(title, detail, images, [""] * len(images))
 
 
-def _shares(targets_bb: np.ndarray, samples_b: np.ndarray) -> list[str]:
+def _mix_captions(targets_bb: np.ndarray, samples_b: np.ndarray) -> list[str]:
     """'0.83 + 0.17 of #5' for mixed images, '' for the others."""
     texts = []
     for b, row in enumerate(targets_bb):
@@ -338,128 +298,74 @@ def _shares(targets_bb: np.ndarray, samples_b: np.ndarray) -> list[str]:
     return texts
 
 
-_FILLS = {"const": "mean colour", "rand": "one noise colour", "pixel": "noise"}
-_POLICIES = {
-    "rand_augment_lite": "RandAugment lite",
-    "rand_augment": "RandAugment",
-    "rand_augment_timm": "RandAugment timm",
-    "trivial_augment": "TrivialAugmentWide",
-    "auto_augment": "AutoAugment",
-    "three_augment": "3-Augment",
-}
-
-
-def _words(operation, a: Augment) -> tuple[str, str]:
-    """Title and detail of an operation."""
-    kind = type(operation).__name__
-    jitter = ("brightness", "contrast", "saturation", "hue")
-    noise = f"±{a.policy_mstd:g}" if a.policy_mstd else ""
-    strength = f"{a.policy_ops} operations, magnitude {a.policy_magnitude:g}{noise}"
-    words = {
-        "CropDecode": (
-            "Crop and flip",
-            f"{a.crop_area[0]:.3g} to {a.crop_area[1]:.3g} of the area, flip {a.flip:.0%}",
-        ),
-        "ColorJitter": (
-            "Colour jitter",
-            ", ".join(f"{name} {getattr(a, name):g}" for name in jitter if getattr(a, name)),
-        ),
-        "RandomGrayscale": ("Grayscale", f"{a.grayscale:.0%} of images"),
-        "RandomSolarize": ("Solarize", f"{a.solarize:.0%} of images, threshold 128"),
-        "GaussianBlur": ("Blur", f"{a.blur:.0%} of images, radius 0.1 to 2 px"),
-    }
-    policy = (_POLICIES.get(a.policy, kind), strength if "rand" in a.policy else "")
-    return words.get(kind, policy)
-
-
-# ------------------------------------------------------------------------------------------------
-# Drawing
-# ------------------------------------------------------------------------------------------------
-
-LEGEND = (
-    "Alone, a stage is shown on the central square, in the first epoch in which it changes the "
-    "image. "
-)
-MIXED = "0.83 + 0.17 of #5: shares of the image and of its partner, in pixels and in label."
-PAPER, INK, MUTED, RULE = (252, 252, 250), (28, 30, 36), (112, 116, 126), (214, 214, 210)
-MARGIN, GAP, GROUP_GAP, ROW_GAP = 32, 10, 34, 14
-SMALLEST_CELL, LARGEST_CELL = 160, 256
-TITLE, GROUP, NAME, TEXT = 26, 13, 16, 13  # sizes of letters, px
-LINE = 17  # height of a line of TEXT
-
-
-def cell_side(size: int) -> int:
+def cell_size(size: int) -> int:
     """Side at which images of `size` px are shown, a whole multiple where it is enlarged."""
     return min(LARGEST_CELL, size * max(1, -(-SMALLEST_CELL // size)))
 
 
 def draw_sheet(
-    title: str, subtitle: str, groups: dict[str, list[Column]], side: int
+    title: str, subtitle: str, groups: dict[str, list[Column]], size: int
 ) -> Image.Image:
-    """Groups of columns on paper.
-
-    Args:
-        groups: heading -> columns, all of them with as many images.
-        side: of a cell, px.
-    """
+    """Groups of columns, all with as many images, under their headings; size: of a cell, px."""
     columns = [column for group in groups.values() for column in group]
-    details = [_wrap(column.detail, side) for column in columns]
-    lines = max(caption.count("\n") + 1 for column in columns for caption in column.captions)
-    top = MARGIN + 96
-    first_row = top + 30 + NAME + 10 + LINE * max(map(len, details)) + 6
-    row = side + LINE * lines + ROW_GAP
-    width = 2 * MARGIN + len(columns) * (side + GAP) - GAP + (len(groups) - 1) * (GROUP_GAP - GAP)
+    details = max(len(_wrap(column.detail, size)) for column in columns)
+    captions = [caption for column in columns for caption in column.captions]
+    top, row = MARGIN + 96, size + LINE * (1 + max(c.count("\n") for c in captions)) + ROW_GAP
+    first_row = top + 36 + NAME + 10 + LINE * details
+    width = 2 * MARGIN + len(columns) * (size + GAP) - GAP + (len(groups) - 1) * (GROUP_GAP - GAP)
     width, bottom = max(width, 720), first_row + row * len(columns[0].images) + ROW_GAP
-    mixes = any(" of #" in caption for column in columns for caption in column.captions)
+    mixes = any(" of #" in caption for caption in captions)
     legend = _wrap(LEGEND + MIXED * mixes, width - 2 * MARGIN)
     sheet = Image.new("RGB", (width, bottom + LINE * len(legend) + MARGIN - 6), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, bottom), "\n".join(legend), MUTED, _font(TEXT), spacing=LINE - TEXT)
     pen.text((MARGIN, MARGIN - 6), title, INK, _font(TITLE))
     pen.text((MARGIN, MARGIN + 32), subtitle, MUTED, _font(TEXT + 1))
-    x, wrapped = MARGIN, iter(details)
+    x = MARGIN
     for heading, group in groups.items():
-        right = x + len(group) * (side + GAP) - GAP
         pen.text((x, top - 22), heading.upper(), MUTED, _font(GROUP))
-        pen.line([(x, top), (right, top)], RULE, 2)
+        pen.line([(x, top), (x + len(group) * (size + GAP) - GAP, top)], RULE, 2)
         for column in group:
-            _draw_column(sheet, column, next(wrapped), (x, top + 14), first_row, row, side)
-            x += side + GAP
+            _draw_column(
+                sheet, column, (x, top + 14), range(first_row, bottom - ROW_GAP, row), size
+            )
+            x += size + GAP
         x += GROUP_GAP - GAP
     return sheet
 
 
-def _draw_column(sheet, column: Column, detail, corner, first_row: int, row: int, side: int):
+def _draw_column(
+    sheet: Image.Image, column: Column, corner: tuple[int, int], rows: range, size: int
+) -> None:
     pen, (x, y) = ImageDraw.Draw(sheet), corner
     if column.color:
         pen.rectangle([x, y + 2, x + 11, y + 13], column.color)
     pen.text((x + 18 * bool(column.color), y - 2), column.title, INK, _font(NAME))
-    for k, line in enumerate(detail):
+    for k, line in enumerate(_wrap(column.detail, size)):
         pen.text((x, y + NAME + 8 + LINE * k), line, MUTED, _font(TEXT))
-    for b, image in enumerate(column.images):
-        cell = _fit(image, column.boxes[b] if column.boxes else None, side)
-        bottom = first_row + row * b + side
-        sheet.paste(cell, (x, bottom - cell.height))
+    for b, (image, top) in enumerate(zip(column.images, rows, strict=True)):
+        cell = _fit(image, column.boxes[b] if column.boxes else None, size)
+        sheet.paste(cell, (x, top + size - cell.height))
         for k, line in enumerate(column.captions[b].split("\n")):
-            text = _cut(line, side)
-            pen.text((x, bottom + 4 + LINE * k), text, MUTED if k else INK, _font(TEXT))
+            place = (x, top + size + 4 + LINE * k)
+            pen.text(place, _cut(line, size), MUTED if k else INK, _font(TEXT))
 
 
-def _fit(image_hwc: np.ndarray, boxes: list[tuple] | None, side: int) -> Image.Image:
+def _fit(image_hwc: np.ndarray, boxes: list[Box] | None, side: int) -> Image.Image:
     """An image in a cell, with frames. Without (None) it is what a network gets, and is enlarged
     by whole multiples, so that its pixels can be seen."""
     height, width = image_hwc.shape[:2]
     scale = side / max(height, width)
-    pixels_show = boxes is None and scale >= 1
-    scale = int(scale) if pixels_show else scale
+    enlarged = boxes is None and scale >= 1
+    scale = int(scale) if enlarged else scale
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = Image.Resampling.NEAREST if pixels_show else Image.Resampling.LANCZOS
+    method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
     cell = Image.fromarray(image_hwc).resize(size, method)
     pen, x_scale, y_scale = ImageDraw.Draw(cell), size[0] / width, size[1] / height
     for k, (top, left, tall, wide) in enumerate(boxes or []):
-        ends = (left * x_scale, top * y_scale, (left + wide) * x_scale, (top + tall) * y_scale)
-        low_x, low_y, high_x, high_y = map(round, ends)
-        corners = [low_x, low_y, max(low_x, high_x - 1), max(low_y, high_y - 1)]
+        x, right = round(left * x_scale), round((left + wide) * x_scale)
+        y, bottom = round(top * y_scale), round((top + tall) * y_scale)
+        corners = [x, y, max(x, right - 1), max(y, bottom - 1)]
         pen.rectangle(corners, outline=COLORS[k % len(COLORS)], width=2)
     return cell
 
@@ -468,76 +374,63 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)  # comes with Pillow: the same letters everywhere
 
 
-def _wrap(text: str, side: int) -> list[str]:
+def _wrap(text: str, size: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if _font(TEXT).getlength(longer) <= side or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        fits = _font(TEXT).getlength(longer) <= size or not lines[-1]
+        lines[-1:] = [longer] if fits else [lines[-1], word]
     return lines
 
 
-def _cut(text: str, side: int) -> str:
+def _cut(text: str, size: int) -> str:
     """The text, shortened with an ellipsis where it is wider than a cell."""
-    if _font(TEXT).getlength(text) <= side:
-        return text
-    while text and _font(TEXT).getlength(f"{text}...") > side:
+    shown = text
+    while _font(TEXT).getlength(shown) > size:
         text = text[:-1]
-    return f"{text.rstrip()}..."
+        shown = f"{text.rstrip()}..."
+    return shown
 
 
-# ------------------------------------------------------------------------------------------------
-# Main
-# ------------------------------------------------------------------------------------------------
-
-
-def make_sheet(cfg, script) -> Image.Image:
-    """The sheet of a config. `script`: the module train_imagenet."""
+def make_sheet(cfg: SimpleNamespace, script: ModuleType) -> Image.Image:
+    """The sheet of a config; `script` is the module train_imagenet."""
     file = BetonFile(cfg.data.train_dataset)
     if cfg.count > file.num_samples:
-        raise ValueError(
-            f"--count={cfg.count}, but {file.path} holds {file.num_samples} images: lower it"
-        )
-    samples_b = epoch_order(file.num_samples, cfg.training.seed, 0)[: cfg.count]
-    labels = file.labels[samples_b]
+        count = f"{file.num_samples} image{'s' * (file.num_samples != 1)}"
+        raise ValueError(f"--count={cfg.count}, but {file.path} holds {count}: lower it")
+    seed, epochs = cfg.training.seed, range(cfg.epoch, cfg.epoch + cfg.draws)
+    samples_b = epoch_order(file.num_samples, seed, 0)[: cfg.count]
     known = file.sidecar.get("class_names") or file.classes
+    labels = file.labels[samples_b]
     names = [known[label] if known else f"class {label}" for label in labels]
 
-    def sizes(epoch):
+    def sizes(epoch: int) -> int:
         return resolution_at(epoch, **vars(cfg.resolution))
 
     stored = Stored(file, samples_b)
-    augment, epochs = script.augment_of(cfg), range(cfg.epoch, cfg.epoch + cfg.draws)
-    pipeline = Pipeline(stored, augment, sizes, cfg.training.seed, script.MEAN, script.STD)
+    norm = (script.MEAN, script.STD)
+    pipeline = Pipeline(stored, script.augment_of(cfg), sizes, seed, norm)
     groups = {
         "In the file": [stored_column(pipeline, epochs, names)],
         "Each stage alone": list(stage_columns(pipeline, cfg.epoch)),
         "What the network gets": list(whole_columns(pipeline, epochs)),
-        "What it is tested on": list(validation_columns(stored, cfg.validation)),
+        "What it is evaluated on": list(validation_columns(stored, cfg.validation)),
     }
-    title = f"{Path(cfg.logging.folder).name}: what the network sees"
-    subtitle = (
-        f"{cfg.data.train_dataset}, {file.num_samples:,} images; seed {cfg.training.seed}; "
-        f"{sizes(cfg.epoch)} px in epoch {cfg.epoch}"
-    )
-    return draw_sheet(title, subtitle, groups, cell_side(sizes(cfg.epoch)))
+    title, size = f"{Path(cfg.logging.folder).name}: what the network sees", sizes(cfg.epoch)
+    subtitle = f"{cfg.data.train_dataset}, {file.num_samples:,} images; seed {seed}; "
+    subtitle += f"{size} px in epoch {cfg.epoch}"
+    return draw_sheet(title, subtitle, groups, cell_size(size))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the settings, write the sheet, say where it is."""
+    """Read the settings, write the sheet, print where it is."""
     import train_imagenet as script
 
     cfg = read_settings(script, argv)
-    try:
-        sheet = make_sheet(cfg, script)
-        write_atomically(cfg.out, lambda file: sheet.save(file, format="PNG"))
-    except (ValueError, OSError) as error:
-        sys.exit(f"preview: {format_error(error)}")
+    sheet = make_sheet(cfg, script)
+    write_atomically(cfg.out, lambda file: sheet.save(file, format="PNG"))
     print(f"{cfg.out}: {sheet.width} x {sheet.height} px")
 
 
 if __name__ == "__main__":
-    ignore_broken_pipe()
-    main()
+    run_program("preview", main)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train_imagenet
+from fast_imagenet.machine import available_memory
 from fast_imagenet.program import STALLED
 from tests.conftest import ROOT, SMOKE
 from tools.plan import __main__ as plan_command
@@ -21,19 +22,17 @@ from tools.plan import measure, report, storage
 from tools.plan.forecast import (
     Costs,
     Forecast,
-    Phase,
-    SideTimes,
     Storage,
-    choose_sides,
-    phases_of,
+    Times,
+    choose_resolutions,
     predict,
     reading_seconds,
     steps_of_epochs,
     times_at,
 )
 
-SMALL = SideTimes(64, step=0.2, loader=0.1, together=0.25, first_batch=2.0, start=5.0, steps=9)
-LARGE = SideTimes(128, step=0.8, loader=0.4, together=1.0, first_batch=4.0, start=9.0, steps=9)
+SMALL = Times(64, step=0.2, loader=0.1, together=0.25, first_batch=2.0, start=5.0, steps=9)
+LARGE = Times(128, step=0.8, loader=0.4, together=1.0, first_batch=4.0, start=9.0, steps=9)
 COSTS = Costs(
     start=10.0,
     evaluation=30.0,
@@ -69,38 +68,29 @@ def test_epochs_and_steps_are_those_of_the_trainer():
     assert steps_of_epochs(3, 10, max_steps=99) == [10, 10, 10]
 
 
-def test_phases_are_runs_of_equal_sides():
-    sides, steps = [64, 64, 96, 128, 128], [10, 10, 10, 10, 4]
-    assert phases_of(sides, steps) == [
-        Phase(1, 2, 64, 20),
-        Phase(3, 3, 96, 10),
-        Phase(4, 5, 128, 14),
-    ]
-
-
-def test_many_sides_are_thinned_and_interpolated_by_their_pixels():
-    assert choose_sides([96, 64, 64], 4) == [64, 96]
-    assert choose_sides(list(range(128, 256, 32)), 4) == [128, 160, 192, 224]
-    assert choose_sides(list(range(64, 352, 32)), 4) == [64, 160, 224, 320]
+def test_many_resolutions_are_thinned_and_interpolated_by_their_pixels():
+    assert choose_resolutions([96, 64, 64], 4) == [64, 96]
+    assert choose_resolutions(list(range(128, 256, 32)), 4) == [128, 160, 192, 224]
+    assert choose_resolutions(list(range(64, 352, 32)), 4) == [64, 160, 224, 320]
     middle = times_at([SMALL, LARGE], 96)
-    share = (96**2 - 64**2) / (128**2 - 64**2)
-    assert middle.together == pytest.approx(0.25 + share * 0.75)
-    assert middle.step == pytest.approx(0.2 + share * 0.6)
-    assert (middle.side, middle.steps, middle.spread) == (96, 0, None)
+    fraction = (96**2 - 64**2) / (128**2 - 64**2)
+    assert middle.together == pytest.approx(0.25 + fraction * 0.75)
+    assert middle.step == pytest.approx(0.2 + fraction * 0.6)
+    assert (middle.resolution, middle.steps, middle.spread) == (96, 0, None)
     assert times_at([SMALL, LARGE], 128) is LARGE
 
 
-def forecast(steps, costs=COSTS, data=ROOMY, minutes=0.0, sides=(64, 64, 128)) -> Forecast:
-    return predict(list(sides), steps, 100, [SMALL, LARGE], costs, data, minutes)
+def forecast(steps, costs=COSTS, data=ROOMY, minutes=0.0, sizes=(64, 64, 128)) -> Forecast:
+    return predict(list(sizes), steps, 100, [SMALL, LARGE], costs, data, minutes)
 
 
 def test_a_run_is_the_sum_of_its_parts():
     f = forecast([100, 100, 100])
-    training = [(row.phase, row.count, row.seconds) for row in f.rows if row.name == "training"]
-    assert training == [
-        (Phase(1, 2, 64, 200), 2, pytest.approx(2 * 2.0 + 200 * 0.25)),
-        (Phase(3, 3, 128, 100), 1, pytest.approx(4.0 + 100 * 1.0)),
-    ]
+    training = [row for row in f.rows if row.name == "training"]
+    assert [(row.first, row.count, row.steps) for row in training] == [(1, 2, 200), (3, 1, 100)]
+    assert [row.times for row in training] == [SMALL, LARGE]
+    assert training[0].seconds == pytest.approx(2 * 2.0 + 200 * 0.25)
+    assert training[1].seconds == pytest.approx(4.0 + 100 * 1.0)
     assert f.of("evaluation") == pytest.approx(3 * 30)
     assert f.of("checkpoints") == pytest.approx(3 * (0.5 + 1.0 + 0.1))  # before and after each
     assert f.of("reading") == 0
@@ -116,7 +106,7 @@ def test_evaluations_that_are_rarer_are_counted():
     assert predict(*places, every=100).of("evaluation") == pytest.approx(30)
 
 
-def test_an_average_is_evaluated_too_and_a_cut_epoch_has_no_best():
+def test_an_ema_is_evaluated_too_and_a_cut_epoch_has_no_best():
     assert forecast([100] * 3, replace(COSTS, weights=2)).of("evaluation") == 180
     cut = forecast([100, 100, 50])
     assert cut.of("training") == pytest.approx(54 + 4 + 50)
@@ -159,7 +149,8 @@ def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LA
     )
     cfg.clock = "wall"
     predicted = predict([64, 64, 128], [100] * 3, 100, list(times), COSTS, data, 10)
-    return report.Plan(cfg, predicted, list(times), COSTS, data, memory, machine, 25_600, 118.0)
+    found = (predicted, list(times), COSTS, data, memory, machine)
+    return report.Plan(cfg, train_imagenet.augment_of(cfg), *found, 25_600, 118.0, 256)
 
 
 def first_advice(*flags, **parts):
@@ -199,7 +190,7 @@ def test_a_plan_whose_rounds_differ_gives_a_range():
     total = plan.forecast.seconds
     page = report.render(plan)
     least, most = report.duration(0.78 * total), report.duration(1.22 * total)
-    assert f"not sure:     {least} to {most}, for the machine was busy" in page
+    assert f"not sure:     {least} to {most}: the machine was busy" in page
     assert "--clock=cpu" in page
     plan.cfg.clock = "cpu"
     assert "--clock=cpu" not in report.render(plan)
@@ -214,13 +205,13 @@ def test_the_page_says_everything():
         "training, 64 px, epochs 1 to 2",
         "training, 128 px, epoch 3",
         "evaluation, 3 times",
-        "1,000 ms a step, 256 images/s",
+        "1,000 ms per step, 256 images/s",
         "total ",
         "bottleneck:   the step, 2.0 times the loader's time",
         "fits into 64 GB",
         "random (data.in_memory=true)",
         "large reads 500 MB/s, images 100 MB/s",
-        "256 images a forward pass: fits, 6.00 of 16.0 GB of the GPU",
+        "256 images per forward pass: fits, 6.00 of 16.0 GB of the GPU",
         "change first: ",
     ):
         assert words in page
@@ -232,7 +223,7 @@ def test_the_page_says_everything():
         "unknown: the pages stayed in memory",
     ):
         assert words in report.render(bad)
-    json.dumps(report.as_dict(bad), allow_nan=False)
+    json.dumps(bad.as_dict(), allow_nan=False)
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -248,12 +239,12 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
         if session.t.micro_batch > 24:
             raise torch.OutOfMemoryError
 
-    session._fitting(act)
+    session.fit_memory(act)
     assert tried == [96, 48, 24]
     assert measure.smaller_micro_batch(2) == measure.smaller_micro_batch(7) == 0
     session.t.micro_batch = 25  # no even divisor
     with pytest.raises(torch.OutOfMemoryError):
-        session._fitting(act)
+        session.fit_memory(act)
 
 
 class Simulated:
@@ -265,23 +256,23 @@ class Simulated:
     def __len__(self) -> int:
         return self.steps
 
-    def epoch(self, epoch: int, side: int, start: int):
+    def epoch(self, epoch: int, resolution: int, start: int):
         self.fetched.append(self.steps - start)
         self.time += 2.0  # threads and buffers
         for _ in range(start, self.steps):
-            self.time += 0.001 * side
+            self.time += 0.001 * resolution
             yield torch.zeros(1), torch.zeros(1), np.zeros(1)
 
     def train_epoch(self, t, batches, first_step, steps_per_epoch, show):
-        losses, side = [], t.side
+        losses, resolution = [], t.resolution
         for _ in batches:
-            self.time += 0.01 * side
+            self.time += 0.01 * resolution
             losses.append(torch.zeros(()))
             show(0)
         return losses, 0.0, 0
 
     def prepare_network(self, cfg, model, called, t, epochs, device):
-        t.side = 32 if epochs == [0] else 64
+        t.resolution = 32 if epochs == [0] else 64
         self.time += 7.0
 
 
@@ -293,26 +284,26 @@ def simulated_session(seconds: float, cold: bool) -> measure.Session:
     clock = lambda: machine.time  # noqa: E731
     session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold, clock)
     session.loader, session.model, session.called = machine, None, None
-    session.t = SimpleNamespace(side=0)
+    session.t = SimpleNamespace(resolution=0)
     return session
 
 
-def test_sides_are_timed_as_they_run():
+def test_resolutions_are_timed_as_they_run():
     session = simulated_session(50.0, cold=False)
-    (one,) = session.measure_sides([32, 32, 32])
-    assert one.side == 32
+    (one,) = session.measure_training([32, 32, 32])
+    assert one.resolution == 32
     assert one.step == pytest.approx(0.32)
     assert one.loader == pytest.approx(0.032)
     assert one.together == pytest.approx(0.352, rel=0.02)  # the first batch counts as waited for
     assert one.first_batch == pytest.approx(2.032)
     assert one.start == pytest.approx(7.0, abs=0.1)
     assert one.spread == pytest.approx(0, abs=0.02)
-    assert 0.4 < one.steps * 0.352 / 50 < 0.6  # about the share of the seconds that is meant
+    assert 0.4 < one.steps * 0.352 / 50 < 0.6  # about the fraction that is meant
 
 
 def test_data_on_the_disk_is_fetched_before_it_is_timed():
     session = simulated_session(50.0, cold=True)
-    session.measure_sides([32])
+    session.measure_training([32])
     passes = session.loader.fetched[2:]  # after the first steps
     whole = max(passes)
     before, after = passes[: passes.index(whole)], passes[passes.index(whole) + 1 :]
@@ -330,18 +321,18 @@ def test_memory_is_that_of_the_container_where_it_is_less(tmp_path):
     meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
     cgroup.mkdir()
     meminfo.write_text("MemTotal: 32000 kB\nMemAvailable:   16000 kB\n")
-    assert storage.available_memory(meminfo, cgroup) == 16000 * 1024
+    assert available_memory(meminfo, cgroup) == 16000 * 1024
     (cgroup / "memory.max").write_text("10240000\n")
     (cgroup / "memory.stat").write_text("anon 240000\nfile 9000000\n")
-    assert storage.available_memory(meminfo, cgroup) == 10_000_000
+    assert available_memory(meminfo, cgroup) == 10_000_000
     (cgroup / "memory.max").write_text("max\n")
-    assert storage.available_memory(meminfo, cgroup) == 16000 * 1024
+    assert available_memory(meminfo, cgroup) == 16000 * 1024
 
 
 def test_a_file_is_found_in_the_page_cache_and_timed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(4 << 20))
-    assert storage.resident(path) == 1.0  # just written
+    assert storage.fraction_resident(path) == 1.0  # just written
     offsets = np.arange(0, 3 << 20, 50_000)
     large, single, cold = storage.reading_rates(path, offsets, np.full(len(offsets), 40_000), 2)
     assert large > 0
@@ -373,8 +364,8 @@ def test_a_small_plan_prints_all_parts_and_leaves_nothing(tiny_beton, tmp_path, 
         assert words in page
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert [t["side"] for t in found["times"]] == [32, 64]
-    steps = [row["phase"]["steps"] for row in found["forecast"]["rows"] if row["phase"]]
+    assert [t["resolution"] for t in found["times"]] == [32, 64]
+    steps = [row["steps"] for row in found["forecast"]["rows"] if row["times"]]
     assert sum(steps) == 3 * (80 // 16)
     for one in found["times"]:
         assert min(one["step"], one["loader"], one["together"], one["first_batch"]) > 0
@@ -411,8 +402,8 @@ def test_a_slow_machine_is_measured_with_fewer_images(tiny_beton, tmp_path, caps
     assert found["measured_batch"] == 2
     assert all(one["step"] > 16 * 0.02 for one in found["times"])
     assert all(one["steps"] < 20 for one in found["times"])
-    rows = [row for row in found["forecast"]["rows"] if row["phase"]]
-    assert sum(row["phase"]["steps"] for row in rows) == 3 * (80 // 16)
+    rows = [row for row in found["forecast"]["rows"] if row["times"]]
+    assert sum(row["steps"] for row in rows) == 3 * (80 // 16)
     assert sum(row["seconds"] for row in rows) > 15 * 16 * 0.02
 
 
@@ -421,8 +412,8 @@ def test_a_step_that_does_not_fit_into_memory_is_not_tried(tiny_beton, tmp_path)
     flags = ["--resolution.min_res=160", "--resolution.max_res=160", "--seconds=9"]
     code = f"""
 import train_imagenet
-from tools.plan import __main__ as plan_command, storage
-storage.available_memory = lambda *_: 30_000_000
+from tools.plan import __main__ as plan_command
+plan_command.available_memory = lambda *_: 30_000_000
 step = train_imagenet.forward_backward
 def noted(t, *others, **places):
     print("trained on", t.micro_batch)
@@ -432,7 +423,7 @@ plan_command.main({command(tiny_beton, tmp_path, *flags)[3:]})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "16 images a forward pass: does NOT fit" in done.stdout
+    assert "16 images per forward pass: does NOT fit" in done.stdout
     assert "training.micro_batch_size=" in done.stdout and "trained on 16\n" not in done.stdout
     assert "trained on " in done.stdout
 
@@ -444,7 +435,7 @@ def test_fewer_images_are_whole_forward_passes_or_an_even_part_of_one():
     assert measure.fewer_images(255, 255, 0) == 2
 
 
-def test_mistakes_are_told_as_by_the_trainer(tiny_beton, tmp_path, capsys):
+def test_mistakes_are_reported_as_by_the_trainer(tiny_beton, tmp_path, capsys):
     flags = command(tiny_beton, tmp_path)[3:]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text("{}\n")
@@ -453,21 +444,21 @@ def test_mistakes_are_told_as_by_the_trainer(tiny_beton, tmp_path, capsys):
     wrong += ["--json=nowhere/plan.json"]
     with pytest.raises(SystemExit, match="2"):
         plan_command.read_settings(train_imagenet, wrong)
-    told = capsys.readouterr().err
-    assert "data.train_dataset=nowhere.beton does not exist: run write_dataset.py" not in told
-    assert "training.eval_only trains nothing" in told
-    assert "--json=nowhere/plan.json" in told
+    printed = capsys.readouterr().err
+    assert "data.train_dataset=nowhere.beton does not exist: run write_dataset.py" not in printed
+    assert "training.eval_only trains nothing" in printed
+    assert "--json=nowhere/plan.json" in printed
     with pytest.raises(SystemExit, match="2"):
         plan_command.read_settings(train_imagenet, [*flags, "--data.train_dataset=nowhere.beton"])
-    told = capsys.readouterr().err
-    assert "data.train_dataset=nowhere.beton does not exist: run write_dataset.py" in told
+    printed = capsys.readouterr().err
+    assert "data.train_dataset=nowhere.beton does not exist: run write_dataset.py" in printed
 
 
 def test_a_damaged_file_ends_it_with_a_sentence(tiny_beton, tmp_path):
     broken = tmp_path / "broken.beton"
     broken.write_bytes((tiny_beton / "train.beton").read_bytes()[:5000])
     flags = command(tiny_beton, tmp_path, f"--data.train_dataset={broken}")[3:]
-    with pytest.raises(SystemExit, match="plan: .*broken.beton"):
+    with pytest.raises(ValueError, match=r"broken\.beton"):
         plan_command.main(flags)
     assert [path.name for path in tmp_path.iterdir()] == ["broken.beton"]
 
@@ -483,9 +474,9 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
+        printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert told.endswith("plan: interrupted, nothing is left behind\n")
+    assert printed.endswith("plan: interrupted, nothing is left behind\n")
     assert not list(tmp_path.iterdir())
 
 

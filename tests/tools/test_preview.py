@@ -46,8 +46,8 @@ def arguments(tiny_beton, tmp_path):
 def pipeline(tiny_beton, augment, samples=(3, 1, 4, 15), seed=5):
     stored = preview.Stored(BetonFile(tiny_beton / "train.beton"), np.array(samples))
     sizes = lambda epoch: SIDE + 32 * (epoch > 2)  # noqa: E731
-    mean, std = train_imagenet.MEAN, train_imagenet.STD
-    return preview.Pipeline(stored, augment, sizes, seed, mean, std)
+    norm = (train_imagenet.MEAN, train_imagenet.STD)
+    return preview.Pipeline(stored, augment, sizes, seed, norm)
 
 
 # ---- what is shown -------------------------------------------------------------------------------
@@ -61,9 +61,9 @@ def test_an_epoch_of_the_sheet_holds_the_pixels_of_the_run(tiny_beton, policy):
     )
     for epoch, side in ((0, SIDE), (3, SIDE + 32)):
         images_bhwc, _, samples_b = next(loader.epoch(epoch, side))
-        shown, shares = pipeline(tiny_beton, augment, samples_b[::-1]).whole(epoch)
+        shown, fractions = pipeline(tiny_beton, augment, samples_b[::-1]).whole(epoch)
         np.testing.assert_array_equal(shown, images_bhwc.numpy()[::-1])
-        np.testing.assert_array_equal(shares, np.eye(16))
+        np.testing.assert_array_equal(fractions, np.eye(16))
 
 
 def test_the_part_of_the_device_is_shown_as_pixels(tiny_beton):
@@ -71,21 +71,21 @@ def test_the_part_of_the_device_is_shown_as_pixels(tiny_beton):
     plain = np.full((4, SIDE, SIDE, 3), 7, np.uint8)
     erased, _ = p.batch(plain, 0)
     mean_color = np.rint(np.multiply(train_imagenet.MEAN, 255)).astype(int).tolist()
-    for picture in erased:  # some pixels are gone and some are not
-        assert np.unique(picture.reshape(-1, 3), axis=0).tolist() == [[7, 7, 7], mean_color]
+    for image in erased:  # some pixels are erased and some are not
+        assert np.unique(image.reshape(-1, 3), axis=0).tolist() == [[7, 7, 7], mean_color]
 
 
-def test_shares_of_mixed_images_are_those_of_their_pixels(tiny_beton):
+def test_fractions_of_mixed_images_are_those_of_their_pixels(tiny_beton):
     p = pipeline(tiny_beton, Augment(mixup=1.0))
     plain = np.zeros((4, 8, 8, 3), np.uint8)
     plain[::2] = 200
-    mixed, shares = p.batch(plain, 3)
-    assert 0.02 < shares[0, 0] < 0.98 and shares[0, 1] == pytest.approx(1 - shares[0, 0])
-    np.testing.assert_allclose(mixed[:, 0, 0, 0], 200 * shares[:, ::2].sum(1), atol=0.51)
-    texts = preview._shares(shares, p.stored.samples_b)
+    mixed, fractions = p.batch(plain, 3)
+    assert 0.02 < fractions[0, 0] < 0.98 and fractions[0, 1] == pytest.approx(1 - fractions[0, 0])
+    np.testing.assert_allclose(mixed[:, 0, 0, 0], 200 * fractions[:, ::2].sum(1), atol=0.51)
+    texts = preview._mix_captions(fractions, p.stored.samples_b)
     partner = p.stored.samples_b[1]
-    assert texts[0] == f"{shares[0, 0]:.2f} + {shares[0, 1]:.2f} of #{partner}"
-    assert preview._shares(np.eye(2), np.array([8, 9])) == ["", ""]
+    assert texts[0] == f"{fractions[0, 0]:.2f} + {fractions[0, 1]:.2f} of #{partner}"
+    assert preview._mix_captions(np.eye(2), np.array([8, 9])) == ["", ""]
 
 
 def test_every_stage_has_a_column_with_words_of_its_own(tiny_beton):
@@ -138,11 +138,11 @@ def test_frames_lie_around_the_crops_of_the_loader(tiny_beton):
 def test_images_of_a_network_keep_their_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    side = preview.cell_side(SIDE)
+    side = preview.cell_size(SIDE)
     assert side == 160
     cell = np.asarray(preview._fit(image, None, side))
     np.testing.assert_array_equal(cell, image.repeat(5, 0).repeat(5, 1))
-    assert [preview.cell_side(size) for size in (16, 100, 160, 224, 600)] == [
+    assert [preview.cell_size(size) for size in (16, 100, 160, 224, 600)] == [
         160,
         200,
         160,
@@ -224,12 +224,12 @@ def test_help_lists_its_own_settings_and_those_of_the_run(capsys):
         (["--data.backend=torchvision"], "add --data.backend=ffcv"),
     ],
 )
-def test_a_wrong_setting_is_told_with_the_fix(arguments, capsys, flags, sentence):
+def test_a_wrong_setting_is_reported_with_the_fix(arguments, capsys, flags, sentence):
     with pytest.raises(SystemExit) as stopped:
         preview.main([*arguments, *flags])
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert sentence in told and "1 problem in the settings" in told
+    assert sentence in printed and "1 problem in the settings" in printed
 
 
 def test_a_place_that_cannot_be_replaced_is_refused(arguments, tmp_path, capsys):
@@ -237,14 +237,14 @@ def test_a_place_that_cannot_be_replaced_is_refused(arguments, tmp_path, capsys)
     with pytest.raises(SystemExit) as stopped:
         preview.main(arguments)
     assert stopped.value.code == 2
-    assert "is there and cannot be replaced" in capsys.readouterr().err
+    assert "exists and cannot be replaced" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cut", [5000, 100])
 def test_a_damaged_file_is_one_sentence(arguments, tiny_beton, tmp_path, cut):
     damaged = tmp_path / "damaged.beton"
     damaged.write_bytes((tiny_beton / "train.beton").read_bytes()[:-cut])
-    with pytest.raises(SystemExit, match="preview: .*damaged.beton.*write it again"):
+    with pytest.raises(ValueError, match="damaged.beton.*write it again"):
         preview.main([*arguments, f"--data.train_dataset={damaged}"])
 
 
@@ -257,7 +257,7 @@ def test_more_images_than_there_are(arguments, tiny_beton, tmp_path):
     command += ["--source.split=train", f"--write.folder={tmp_path / 'few'}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     few = [f"--data.train_dataset={tmp_path / 'few' / 'train.beton'}", "--count=12"]
-    with pytest.raises(SystemExit, match="--count=12, but .* holds 10 images: lower it"):
+    with pytest.raises(ValueError, match="--count=12, but .* holds 10 images: lower it"):
         preview.main([*arguments, *few])
 
 

@@ -1,4 +1,4 @@
-"""What will this run take? Measure its parts on this machine for two minutes, and say.
+"""What will this run take? Measure its parts on this machine for two minutes, and report.
 
     python -m tools.plan --config rn50_88_epochs.yaml
     python -m tools.plan --config X.yaml --data.num_workers=4 --seconds=300 --json plan.json
@@ -6,9 +6,6 @@
 It prints the hours by phase, the bottleneck, whether the data fits the memory and the batch the
 GPU, and what to change first. Under torchrun it plans for as many ranks. Nothing is left behind:
 what a run writes is written to a folder beside logging.folder and removed.
-
-A front end like the two scripts: it takes the settings that train_imagenet.py declares and so runs
-from the folder of that script. Nothing imports it.
 """
 
 from __future__ import annotations
@@ -17,39 +14,30 @@ import copy
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 from fastargs import Param
 
-from fast_imagenet.config import Number, OneOf, Str, extended, format_error, read_config
-from fast_imagenet.engine.watchdog import Watchdog
-from fast_imagenet.processes import HANG_UP
-from fast_imagenet.program import resource_hint
-from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.config import Number, OneOf, Str, extended, read_config
+from fast_imagenet.files import write_json
+from fast_imagenet.machine import available_memory, cpu_quota
+from fast_imagenet.program import exit_on_signal, run_program
 from fast_imagenet.validation import unwritable, validate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-# Settings of the run that do not matter to a plan: it may be made while the run goes on.
+# Settings of the run that do not matter to a plan: it may be made while the run is under way.
 UNUSED = ("training.resume=", "logging.folder={} already holds")
 
-# ------------------------------------------------------------------------------------------------
-# Settings
-# ------------------------------------------------------------------------------------------------
 
-
-def read_settings(script, argv: list[str] | None = None):
-    """The settings of a run and of the plan; every mistake is told at once, exit status 2.
-
-    Args:
-        script: the module train_imagenet.
-        argv: the words after the command; None takes `sys.argv[1:]`.
-    """
+def read_settings(script: ModuleType, argv: list[str] | None = None) -> SimpleNamespace:
+    """The settings of a run and of the plan; every mistake is reported at once, exit status 2."""
     params = {
         "json": Param(Str(), "file for all that was measured; empty = none", default=""),
         "seconds": Param(Number(1), "to spend on measuring, about", default=90.0),
@@ -65,75 +53,62 @@ def read_settings(script, argv: list[str] | None = None):
     )
 
 
-def _problems(cfg) -> list[str]:
-    unused = tuple(words.format(Path(cfg.logging.folder)) for words in UNUSED)
-    mine = [problem for problem in validate(cfg) if not problem.startswith(unused)]
+def _problems(cfg: SimpleNamespace) -> list[str]:
+    unused = tuple(start.format(Path(cfg.logging.folder)) for start in UNUSED)
+    problems = [problem for problem in validate(cfg) if not problem.startswith(unused)]
     if cfg.training.eval_only:
-        mine.append("training.eval_only trains nothing: leave it out to plan a training")
+        problems.append("training.eval_only trains nothing: leave it out to plan a training")
     refuses, sentence = unwritable("--json", cfg.json)
-    if cfg.json and refuses:
-        mine.append(sentence)
-    return mine
+    return problems + [sentence] * (bool(cfg.json) and refuses)
 
 
-# ------------------------------------------------------------------------------------------------
-# Main
-# ------------------------------------------------------------------------------------------------
-
-
-def make_plan(cfg, script, ranks, imports: float, tell):
-    """Measure and predict: a report.Plan.
-
-    Args:
-        cfg: settings of the run and of the plan.
-        script: the module train_imagenet.
-        ranks: who takes part.
-        imports: seconds from the start of the process to here.
-        tell: called with a line about what is done.
-    """
+def make_plan(cfg: SimpleNamespace, script: ModuleType, distributed, note: Callable[[str], None]):
+    """Measure and predict: a report.Plan. `note` is called with a line about what is done."""
+    from fast_imagenet.engine.watchdog import Watchdog
     from tools.plan import forecast, measure, report, storage
 
-    begin, clock, room = time.perf_counter(), CLOCKS[cfg.clock], storage.available_memory()
-    imports -= clock()
-    ready = kernels_ready(cfg)  # imports numba, as the run does
+    begin, clock, room = time.perf_counter(), CLOCKS[cfg.clock], available_memory()
+    start = process_age() if cfg.clock == "wall" else time.process_time()
+    imports, compiled = -clock(), kernels_compiled(cfg)  # imports numba, as the run does
     imports += clock()
-    tell("disk and page cache")  # before the loaders have the file in their memory
-    disk = measure_disk(cfg, ranks)
+    note("disk and page cache")  # before the loaders have the file in their memory
+    data = storage.measure_storage(cfg, distributed.workers(cfg.data.num_workers))
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
-        run, cold = measured_settings(cfg, folder), (disk["resident"] or 0.0) < 0.999
+        run, cold = measured_settings(cfg, folder), (data.resident or 0.0) < 0.999
         watchdog = Watchdog(cfg.data.timeout, on_stall=partial(shutil.rmtree, folder))
-        watch = watchdog.watch
-        session = measure.Session(script, run, ranks, cfg.seconds, tell, cold, clock, room, watch)
-        start = imports + session.build()
+        timing = (cfg.seconds, note, cold, clock, room, watchdog.watch)
+        session = measure.Session(script, run, distributed, *timing)
+        start += imports + session.build()
         whole = session.steps
         steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
-        sides = [script.resolution_at(epoch, **vars(cfg.resolution)) for epoch in range(len(steps))]
+        sizes = [script.resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))]
+        asked = session.fitting
         with watchdog:
-            times, costs = measure.measure_all(session, sides, start, ready)
-    peak, capacity = session.memory()
-    data = forecast.Storage(room=max(0, room - session.own_peak * ranks.ranks_on_node), **disk)
-    minutes, every = cfg.training.checkpoint_minutes, cfg.validation.every
+            times, costs = measure.measure_all(session, sizes, start, compiled)
+    data = replace(data, room=max(0, room - session.own_peak * distributed.ranks_on_node))
+    saving = (cfg.training.checkpoint_minutes, cfg.validation.every)
     return report.Plan(
         cfg=cfg,
-        forecast=forecast.predict(sides, steps, whole, times, costs, data, minutes, every),
+        augment=script.augment_of(cfg),
+        forecast=forecast.predict(sizes, steps, whole, times, costs, data, *saving),
         times=times,
         costs=costs,
         storage=data,
-        memory=report.Memory(peak, capacity, session.fitting, session.asked_micro_batch),
-        machine=machine_of(cfg, ranks),
+        memory=report.Memory(*session.memory(), session.fitting, asked),
+        machine=machine_of(cfg, distributed),
         images=session.loader.num_samples,
-        seconds=time.perf_counter() - begin,
-        measured=run.training.batch_size,
+        measuring_seconds=time.perf_counter() - begin,
+        measured_batch=run.training.batch_size,
     )
 
 
 def existing(folder: str) -> Path:
-    """The nearest folder that is there: on the disk that the run will write to."""
+    """The nearest folder that exists: on the disk that the run will write to."""
     path = Path(folder).absolute()
     return next(one for one in (path, *path.parents) if one.is_dir())
 
 
-def kernels_ready(cfg) -> bool:
+def kernels_compiled(cfg: SimpleNamespace) -> bool:
     """Whether the loader's kernels are on the disk already; compiling them takes a minute, once."""
     if cfg.data.backend != "ffcv":
         return True
@@ -143,68 +118,28 @@ def kernels_ready(cfg) -> bool:
     return is_compiled(apply_crops)
 
 
-def measured_settings(cfg, folder: str) -> SimpleNamespace:
+def measured_settings(cfg: SimpleNamespace, folder: str) -> SimpleNamespace:
     """The run's settings for the time of measuring."""
     run = copy.deepcopy(cfg)
     del run.json, run.seconds, run.clock
     run.logging.folder, run.logging.wandb = folder, ""
     run.training.resume = "none"
-    run.data.check_pages = False  # once a page: a few steps would meet nothing but first times
+    run.data.check_pages = False  # once per page: a few steps would meet nothing but first times
     return run
 
 
-def measure_disk(cfg, ranks) -> dict:
-    """The fields of forecast.Storage, but for the room in memory."""
-    from tools.plan import measure, storage
-
-    ours = cfg.data.backend == "ffcv"
-    train, val = (open_data(getattr(cfg.data, f"{s}_dataset"), s, ours) for s in ("train", "val"))
-    sizes = [measure.data_bytes(source) for source in (train, val)]
-    found = {
-        "bytes": sizes[0],
-        "val_bytes": sizes[1],
-        "random_order": cfg.data.in_memory or not ours,
-        "checked": False,
-        "check": 0.0,
-        **dict.fromkeys(("resident", "sequential", "scattered")),
-        "cold": False,
-    }
-    if not hasattr(train, "offsets"):
-        return found
-    found["resident"] = storage.resident(train.path)
-    workers = ranks.workers(cfg.data.num_workers)
-    rates = storage.reading_rates(train.path, train.offsets, train.sizes, workers)
-    found |= dict(zip(("sequential", "scattered", "cold"), rates, strict=True))
-    if ours and cfg.data.check_pages:
-        found["check"] = measure.page_check_seconds(train)
-        found["checked"] = found["check"] > 0
-    return found
-
-
-def open_data(path: str, split: str, ours: bool):
-    """A BetonFile, or the images of the torchvision backend."""
-    if ours:
-        from fast_imagenet.beton.reader import BetonFile
-
-        return BetonFile(path)
-    from fast_imagenet.data.samples import open_dataset
-
-    return open_dataset(path, split)
-
-
-def machine_of(cfg, ranks):
+def machine_of(cfg: SimpleNamespace, distributed):
     """A report.Machine."""
     from fast_imagenet.engine.logger import environment
-    from fast_imagenet.machine import cpu_quota
     from tools.plan.report import Machine
 
     return Machine(
         device=environment()["device"],
-        is_gpu=ranks.device.type == "cuda",
+        is_gpu=distributed.device.type == "cuda",
         cores=len(os.sched_getaffinity(0)),
         quota=cpu_quota(Path("/sys/fs/cgroup")),
-        workers=ranks.workers(cfg.data.num_workers),
-        ranks=ranks.world_size,
+        workers=distributed.workers(cfg.data.num_workers),
+        ranks=distributed.world_size,
     )
 
 
@@ -214,64 +149,29 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def main(argv: list[str] | None = None, age: float = 0.0) -> None:
-    """Read the settings, measure, print.
-
-    Args:
-        argv: the words after the command; None takes `sys.argv[1:]`.
-        age: seconds since the process was started.
-    """
-    begin = time.perf_counter()
+def main(argv: list[str] | None = None) -> None:
+    """Read the settings, measure, print; argv: None takes `sys.argv[1:]`."""
     import train_imagenet as script
+    from tools.plan.report import render
 
     cfg = read_settings(script, argv)
-    ranks = script.init_distributed()
+    distributed = script.init_distributed()
+
+    def note(line: str) -> None:
+        if distributed.is_main:
+            print(f"plan: {line}", file=sys.stderr, flush=True)
+
     try:
-        # processor time counts from the start of the process
-        imports = age + time.perf_counter() - begin if cfg.clock == "wall" else time.process_time()
-        plan = make_plan(cfg, script, ranks, imports, teller(ranks))
-        if ranks.is_main:
-            publish(plan, cfg.json)
-    except script.torch.OutOfMemoryError as error:
-        sys.exit(
-            f"plan: {error}\n"
-            f"Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"plan: {format_error(error)}")
-    except (RuntimeError, MemoryError) as error:
-        if (said := resource_hint(error)) is None:
-            raise
-        sys.exit(f"plan: {said}")
+        plan = make_plan(cfg, script, distributed, note)
     finally:
-        ranks.close()
-
-
-def teller(ranks):
-    """Says on stderr what is done; rank 0 alone."""
-    return lambda line: ranks.is_main and print(f"plan: {line}", file=sys.stderr, flush=True)
-
-
-def publish(plan, path: str) -> None:
-    """Print the plan; write it where asked."""
-    from fast_imagenet.files import write_json
-    from tools.plan import report
-
-    print(report.render(plan), end="")
-    if path:
-        write_json(path, json.loads(json.dumps(report.as_dict(plan))))
-
-
-def _stop(number: int, frame) -> None:
-    sys.exit(128 + number)  # as an exception, so that the folder is removed
+        distributed.close()
+    if distributed.is_main:
+        print(render(plan), end="")
+        if cfg.json:
+            write_json(cfg.json, json.loads(json.dumps(plan.as_dict())))
 
 
 if __name__ == "__main__":
-    ignore_broken_pipe()
-    for number in (signal.SIGTERM, *HANG_UP):
-        signal.signal(number, _stop)
-    try:
-        main(age=process_age())
-    except KeyboardInterrupt:
-        print("plan: interrupted, nothing is left behind", file=sys.stderr)
-        sys.exit(130)
+    run_program(
+        "plan", main, interrupted="interrupted, nothing is left behind", on_signal=exit_on_signal
+    )

@@ -1,17 +1,13 @@
-"""From measured seconds to the seconds of a run: arithmetic alone, no torch and no clock.
+"""From measured seconds to those of a run: arithmetic alone, no torch and no clock.
 
-The model. A run is start-up, then for every epoch: a wait for the first batch, `steps` times the
-step as it was measured WITH the loader running, an evaluation where one is due, a checkpoint; then
-an end.
+A run is start-up, then for every epoch: a wait for the first batch, `steps` times the step as it
+was measured WITH the loader running, an evaluation where one is due, a checkpoint; then an end.
 
-Step and loader overlap. On a GPU they use different hardware, and a step takes about the longer of
-the two; on a CPU they share the cores, and it takes up to their sum. Neither is assumed: what is
-extrapolated is `together`, measured on the tail of a real epoch that starts as a resumed run would.
-Such a tail conserves work (what the loader does ahead at its start it saves at its end), so a few
-steps stand for an epoch; it is never taken to be shorter than the loader alone. `step` and `loader`
-alone only tell which of the two to mend.
-
-Sides that were not measured are interpolated, linearly in the number of pixels.
+Step and loader overlap: on a GPU a step takes about the longer of the two, on a CPU, where they
+share the cores, up to their sum. Neither is assumed: what is extrapolated is `together`, measured
+on the tail of a real epoch that starts as a resumed run would. Such a tail conserves work (what the
+loader does ahead at its start it saves at its end), so a few steps stand for an epoch. `step` and
+`loader` only tell which of the two to improve.
 
 Reading is waited for where it takes longer than training meanwhile: in the first epoch what is not
 in memory, in every other one what does not fit. All times are seconds, all sizes bytes.
@@ -22,19 +18,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 
+import numpy as np
+
 from fast_imagenet.engine.schedules import is_evaluated
 
 
 @dataclass(frozen=True)
-class SideTimes:
-    """What was measured at one training side, seconds."""
+class Times:
+    """What was measured at one training resolution, seconds."""
 
-    side: int  # pixels
+    resolution: int  # pixels
     step: float  # on a batch that is there already
     loader: float  # a batch, while nothing else runs
     together: float  # a step fed by the loader
     first_batch: float  # from the start of an epoch to its first batch
-    start: float  # once a run: trying and compiling the network, slower first steps
+    start: float  # once per run: trying and compiling the network, slower first steps
     # of `together` over the rounds: (longest - shortest) / mean; None = there was one
     spread: float | None = None
     steps: int = 0  # that `together` was measured on; 0 = interpolated
@@ -42,12 +40,12 @@ class SideTimes:
 
 @dataclass(frozen=True)
 class Costs:
-    """What does not depend on the training side, seconds."""
+    """What does not depend on the training resolution, seconds."""
 
     start: float  # imports, files, network, the log's first line
-    evaluation: float  # of one set of weights under both protocols
+    evaluation: float  # of one set of weights, standard and config eval
     evaluation_start: float  # what the first evaluation takes longer
-    weights: int  # sets that an evaluation takes: 2 with a moving average
+    weights: int  # sets per evaluation: 2 with an EMA
     save: float  # last.pt
     save_best: float  # last.pt and best.pt
     log: float  # a line, and the losses of an epoch
@@ -61,11 +59,11 @@ class Storage:
     bytes: int  # of the training data
     val_bytes: int
     room: int  # memory that the page cache can have beside the run
-    resident: float | None  # share of the training data in the page cache; None = not told
-    sequential: float | None  # bytes/s of large reads from the disk; None = not told
+    resident: float | None  # fraction of the training data in the page cache; None = unknown
+    sequential: float | None  # bytes/s of large reads from the disk; None = unknown
     scattered: float | None  # bytes/s of single images, by all workers
     cold: bool  # these rates are the disk's, not the page cache's
-    random_order: bool  # images are asked for all over the data, not window by window
+    random_order: bool  # samples are read all over the data, not window by window
     checked: bool  # whole pages are read and checked when they are first needed
     check: float  # seconds of checking all pages once
 
@@ -76,7 +74,7 @@ class Storage:
 
     @property
     def missing(self) -> float:
-        """Bytes of an epoch that are not in memory any more when they are asked for."""
+        """Bytes of an epoch that have left memory by the time they are needed."""
         if self.fits:
             return 0.0
         kept = max(0.0, self.room / (self.bytes + self.val_bytes))
@@ -85,24 +83,15 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Consecutive epochs at one side."""
-
-    first: int  # epoch, from 1
-    last: int
-    side: int  # pixels
-    steps: int  # of all of them
-
-
-@dataclass(frozen=True)
 class Row:
-    """A part of the run."""
+    """A part of the run; of the training: consecutive epochs at one resolution."""
 
     name: str  # training, evaluation, checkpoints, reading, start, end
     seconds: float
     count: int = 1  # epochs, evaluations, checkpoints
-    phase: Phase | None = None
-    times: SideTimes | None = None
+    first: int = 0  # epoch of the training, from 1
+    steps: int = 0  # of the training
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -121,132 +110,90 @@ class Forecast:
         return sum(row.seconds for row in self.rows if row.name == name)
 
     def as_dict(self) -> dict:
-        """Plain values."""
+        """JSON values."""
         rows = [{**asdict(row), "hours": row.seconds / 3600} for row in self.rows]
         return {"seconds": self.seconds, "hours": self.seconds / 3600, "rows": rows}
 
 
 def steps_of_epochs(epochs: int, steps: int, max_steps: int = 0) -> list[int]:
-    """Optimizer steps of every epoch that a run trains.
-
-    Args:
-        epochs: training.epochs, >= 1.
-        steps: of a whole epoch, >= 1.
-        max_steps: training.max_steps; 0 = no limit.
-    """
+    """Optimizer steps of every epoch: `steps` per whole epoch, `max_steps` in all; 0 = no limit."""
     total = min(epochs * steps, max_steps or epochs * steps)
     return [min(steps, total - first) for first in range(0, total, steps)]
 
 
-def phases_of(sides: list[int], steps: list[int]) -> list[Phase]:
-    """Consecutive epochs of equal side.
-
-    Args:
-        sides: of every epoch, pixels.
-        steps: of every epoch.
-    """
-    phases, first = [], 0
-    for side, group in groupby(sides):
-        last = first + len(list(group))
-        phases.append(Phase(first + 1, last, side, sum(steps[first:last])))
-        first = last
-    return phases
-
-
-def choose_sides(sides: list[int], most: int) -> list[int]:
-    """At most `most` of the sides, largest and smallest among them, evenly spread; ascending."""
-    distinct = sorted(set(sides))
+def choose_resolutions(resolutions: list[int], most: int) -> list[int]:
+    """At most `most` of them, largest and smallest included, evenly spread; ascending."""
+    distinct = sorted(set(resolutions))
     if len(distinct) <= most:
         return distinct
     last = len(distinct) - 1
     return [distinct[round(i * last / (most - 1))] for i in range(most)]
 
 
-def times_at(measured: list[SideTimes], side: int) -> SideTimes:
-    """Measured at this side, or interpolated in the number of pixels between its neighbours.
-
-    Args:
-        measured: at least one, at different sides; `side` is not outside them.
-    """
-    below = max((t for t in measured if t.side <= side), key=lambda t: t.side)
-    above = min((t for t in measured if t.side >= side), key=lambda t: t.side)
-    if below.side == above.side:
-        return below
-    share = (side**2 - below.side**2) / (above.side**2 - below.side**2)
+def times_at(measured: list[Times], resolution: int) -> Times:
+    """Measured at this resolution, or interpolated in the number of pixels between neighbors."""
+    for one in measured:
+        if one.resolution == resolution:
+            return one
+    by_size = sorted(measured, key=lambda one: one.resolution)
+    pixels = [one.resolution**2 for one in by_size]
     values = {
-        f.name: (1 - share) * getattr(below, f.name) + share * getattr(above, f.name)
-        for f in fields(SideTimes)
+        f.name: float(np.interp(resolution**2, pixels, [getattr(one, f.name) for one in by_size]))
+        for f in fields(Times)
         if f.type == "float"
     }
-    return SideTimes(side=side, **values)
+    return Times(resolution=resolution, **values)
 
 
 def predict(
-    sides: list[int],
+    resolutions: list[int],
     steps: list[int],
     whole: int,
-    measured: list[SideTimes],
+    measured: list[Times],
     costs: Costs,
     storage: Storage,
     checkpoint_minutes: float,
     every: int = 1,
 ) -> Forecast:
-    """What a run will take.
+    """What a run will take; each whole epoch is saved as the best so far, as most are.
 
     Args:
-        sides, steps: of every epoch; pixels, optimizer steps.
+        resolutions, steps: of every epoch; pixels, optimizer steps.
         whole: steps of an epoch that is not cut short by training.max_steps.
-        measured: sides that were measured.
-        costs: seconds of all else.
-        storage: the training data.
+        measured: some resolutions, the smallest and the largest among them.
         checkpoint_minutes: between checkpoints inside an epoch; 0 = none.
         every: epochs between evaluations.
     """
-    times = {side: times_at(measured, side) for side in set(sides)}
-    epochs = [
-        times[side].first_batch + count * times[side].together
-        for side, count in zip(sides, steps, strict=True)
-    ]
-    rows = [
-        Row("training", sum(epochs[p.first - 1 : p.last]), p.last - p.first + 1, p, times[p.side])
-        for p in phases_of(sides, steps)
-    ]
-    last = len(epochs) - 1
-    evaluated = sum(is_evaluated(epoch, last, every) for epoch in range(len(epochs)))
-    evaluations = evaluated * costs.weights
+    times = [times_at(measured, resolution) for resolution in resolutions]
+    epochs = [t.first_batch + n * t.together for t, n in zip(times, steps, strict=True)]
+    rows, first = [], 0
+    for _, group in groupby(resolutions):
+        last = first + len(list(group))
+        part = (sum(epochs[first:last]), last - first, first + 1, sum(steps[first:last]))
+        rows.append(Row("training", *part, times[first]))
+        first = last
+    evaluated = sum(is_evaluated(epoch, len(epochs) - 1, every) for epoch in range(len(epochs)))
     inside = [int(e // (60 * checkpoint_minutes)) if checkpoint_minutes else 0 for e in epochs]
-    ends = sum(count == whole for count in steps)
-    count = evaluated + ends + sum(inside)  # an epoch is saved before its evaluation, too
-    saves = saving_seconds(costs, ends, count)
-    sides_start = sum(one.start for one in times.values())
+    best = steps.count(whole)
+    other = evaluated + sum(inside)  # an epoch is saved before its evaluation, too
+    saving = best * costs.save_best + other * costs.save + len(epochs) * costs.log
+    start = costs.start + costs.evaluation_start + sum(t.start for t in set(times))
+    evaluations = evaluated * costs.weights
     rows += [
         Row("evaluation", evaluations * costs.evaluation, evaluations),
-        Row("checkpoints", saves + len(epochs) * costs.log, count),
+        Row("checkpoints", saving, best + other),
         Row("reading", reading_seconds(storage, epochs)),
-        Row("start", costs.start + sides_start + costs.evaluation_start),
+        Row("start", start),
         Row("end", costs.finish),
     ]
     return Forecast(rows)
 
 
-def saving_seconds(costs: Costs, whole: int, saves: int) -> float:
-    """Seconds of all checkpoints; each whole epoch is counted as the best so far.
-
-    Of a run that learns, most are.
-
-    Args:
-        costs: seconds of one.
-        whole: epochs that are not cut short.
-        saves: checkpoints of the run.
-    """
-    return whole * costs.save_best + (saves - whole) * costs.save
-
-
 def reading_seconds(storage: Storage, epochs: list[float]) -> float:
-    """Seconds that training waits for the disk, and for the pages' sums, in all epochs.
+    """Seconds that training waits for the disk, and for the pages' checksums, in all epochs.
 
     Args:
-        storage: the training data; a rate that is not known counts as endless.
+        storage: the training data; an unknown rate counts as endless.
         epochs: seconds of every epoch while all data is in memory.
     """
     order_rate = storage.scattered if storage.random_order else storage.sequential

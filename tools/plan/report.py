@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
-from tools.plan.forecast import (
-    Costs,
-    Forecast,
-    Row,
-    SideTimes,
-    Storage,
-    reading_seconds,
-)
+from fast_imagenet.data.augmentation import Augment, stages_of
+from tools.plan.forecast import Costs, Forecast, Row, Storage, Times, reading_seconds
 
 GB = 1e9
-UNSURE = 0.1  # of the total: a plan that is less sure than this says so
+UNSURE = 0.1  # of the total: a plan that is less sure than this reports a range
 FULL = 0.92  # of a GPU's memory: what is above it leaves no room for fragments
-HEAVY_POLICIES = ("rand_augment", "rand_augment_timm", "auto_augment", "trivial_augment")
+NAMES = {
+    "evaluation": "evaluation, {} times",
+    "checkpoints": "checkpoints and log",
+    "reading": "waiting for the disk",
+    "start": "start-up",
+    "end": "final weights, curves",
+}
 
 
 @dataclass(frozen=True)
@@ -42,39 +44,62 @@ class Machine:
     ranks: int
 
 
+class Advice(NamedTuple):
+    """A setting to change."""
+
+    setting: str  # section.key=value, or '' where none helps
+    why: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that was measured, and what follows."""
 
     cfg: SimpleNamespace
+    augment: Augment
     forecast: Forecast
-    times: list[SideTimes]  # measured
+    times: list[Times]  # measured
     costs: Costs
     storage: Storage
     memory: Memory
     machine: Machine
-    images: int  # of an epoch
-    seconds: float  # of wall time that measuring took
-    measured: int = 0  # images of a step as it was measured; 0 = as the run's
+    images: int  # per epoch
+    measuring_seconds: float  # of wall time
+    measured_batch: int  # images of a step as it was measured
+
+    @property
+    def training(self) -> list[Row]:
+        """The phases of the training."""
+        return [row for row in self.forecast.rows if row.name == "training"]
 
     @property
     def longest(self) -> Row:
         """The phase with most seconds."""
-        phases = [row for row in self.forecast.rows if row.name == "training"]
-        return max(phases, key=lambda row: row.seconds)
+        return max(self.training, key=lambda row: row.seconds)
 
     @property
-    def loader_bound(self) -> bool:
-        """Whether the loader alone takes longer than the step alone, in the longest phase."""
-        return self.longest.times.loader > self.longest.times.step
+    def bottleneck(self) -> str:
+        """Which takes longer alone in the longest phase: 'loader' or 'step'."""
+        times = self.longest.times
+        return "loader" if times.loader > times.step else "step"
 
+    @property
+    def uncertainty(self) -> float | None:
+        """Half the difference of the rounds, as a fraction; None where there was one round."""
+        spreads = [time.spread for time in self.times if time.spread is not None]
+        return max(spreads) / 2 if spreads else None
 
-@dataclass(frozen=True)
-class Advice:
-    """A setting to change."""
-
-    setting: str  # section.key=value, or '' where none helps
-    why: str
+    def as_dict(self) -> dict:
+        """JSON values; seconds and bytes."""
+        derived = {
+            "arch": self.cfg.model.arch,
+            "clock": self.cfg.clock,
+            "forecast": self.forecast.as_dict(),
+            "bottleneck": self.bottleneck,
+            "storage": {**asdict(self.storage), "fits": self.storage.fits},
+            "advice": [one._asdict() for one in advise(self)],
+        }
+        return asdict(replace(self, cfg=None, augment=None)) | derived
 
 
 # ------------------------------------------------------------------------------------------------
@@ -84,113 +109,90 @@ class Advice:
 
 def advise(plan: Plan) -> list[Advice]:
     """What to change, the most urgent first; at least one entry."""
-    found = [*_memory(plan), *_order(plan), *_loader(plan), *_step(plan), *_evaluation(plan)]
-    return found or [_nothing(plan)]
+    rules = (_memory_advice, _order_advice, _loader_advice, _setting_advice)
+    return [advice for rule in rules for advice in rule(plan)] or [_smaller_task(plan)]
 
 
-def _memory(plan: Plan):
+def _memory_advice(plan: Plan) -> Iterator[Advice]:
     m = plan.memory
     if m.micro_batch < m.asked:
-        yield Advice(
-            f"training.micro_batch_size={m.micro_batch}",
-            f"{m.asked} images in a forward pass do not fit {m.capacity / GB:.1f} GB of memory",
-        )
+        why = f"{m.asked} images per forward pass do not fit {m.capacity / GB:.1f} GB of memory"
+        yield Advice(f"training.micro_batch_size={m.micro_batch}", why)
     elif m.peak > FULL * m.capacity and m.asked % 2 == 0 and m.asked > 2:
-        yield Advice(
-            f"training.micro_batch_size={m.asked // 2}",
-            f"a step takes {m.peak / GB:.1f} of {m.capacity / GB:.1f} GB of memory",
-        )
+        why = f"a step takes {m.peak / GB:.1f} of {m.capacity / GB:.1f} GB of memory"
+        yield Advice(f"training.micro_batch_size={m.asked // 2}", why)
 
 
-def _order(plan: Plan):
-    s, epochs = plan.storage, _epoch_seconds(plan.forecast)
+def _order_advice(plan: Plan) -> Iterator[Advice]:
+    s = plan.storage
+    data, room = f"the data ({_gb(s.bytes + s.val_bytes)})", f"{_gb(s.room)} of memory"
     if s.fits and not s.random_order:
-        yield Advice(
-            "data.in_memory=true",
-            f"the data ({_gb(s.bytes + s.val_bytes)}) fits {_gb(s.room)} of memory: the order can "
-            f"be random over all of it",
-        )
-    if s.fits or not s.random_order:
-        return
-    words = f"the data ({_gb(s.bytes + s.val_bytes)}) does not fit {_gb(s.room)} of memory"
-    if plan.cfg.data.backend != "ffcv":
-        yield Advice("data.backend=ffcv with data.in_memory=false", words)
-        return
-    saved = reading_seconds(s, epochs) - reading_seconds(replace(s, random_order=False), epochs)
-    gain = f"; saves about {duration(saved)}" if saved > 1 else ""
-    yield Advice("data.in_memory=false", words + gain)
+        yield Advice("data.in_memory=true", f"{data} fits {room}: a fully random order is possible")
+    elif not s.fits and plan.cfg.data.backend != "ffcv":
+        yield Advice("data.backend=ffcv with data.in_memory=false", f"{data} does not fit {room}")
+    elif not s.fits and s.random_order:
+        epochs = [row.seconds / row.count for row in plan.training for _ in range(row.count)]
+        in_windows = replace(s, random_order=False)
+        saved = reading_seconds(s, epochs) - reading_seconds(in_windows, epochs)
+        gain = f"; saves about {duration(saved)}" if saved > 1 else ""
+        yield Advice("data.in_memory=false", f"{data} does not fit {room}{gain}")
 
 
-def _epoch_seconds(forecast: Forecast) -> list[float]:
-    phases = [row for row in forecast.rows if row.name == "training"]
-    return [row.seconds / row.count for row in phases for _ in range(row.count)]
-
-
-def _loader(plan: Plan):
-    t, machine, data = plan.longest.times, plan.machine, plan.cfg.data
-    loading = t.together - t.step  # what the loader adds
-    if machine.quota is not None and plan.machine.workers > machine.quota:
-        workers = max(1, int(machine.quota))
+def _loader_advice(plan: Plan) -> Iterator[Advice]:
+    t, machine = plan.longest.times, plan.machine
+    if machine.quota is not None and machine.workers > machine.quota:
         why = f"the container gives {machine.quota:g} cores of time: more workers are throttled"
-        yield Advice(f"data.num_workers={workers}", why)
-    if loading < 0.15 * t.together:
+        yield Advice(f"data.num_workers={max(1, int(machine.quota))}", why)
+    loading = (t.together - t.step) / t.together  # what the loader adds
+    if loading < 0.15:
         return
-    why = f"loading takes {loading / t.together:.0%} of a step at {t.side} px"
-    share = machine.cores // machine.ranks
-    if machine.is_gpu and machine.workers < share:
-        yield Advice(f"data.num_workers={share}", f"{why}, and {share} cores are there")
-    elif data.backend == "torchvision":
+    why, cores = f"loading takes {loading:.0%} of a step at {t.resolution} px", machine.cores
+    cores //= machine.ranks
+    lighter = filter(None, (stage.lighter(plan.augment) for stage in stages_of(plan.augment)))
+    if machine.is_gpu and machine.workers < cores:
+        yield Advice(f"data.num_workers={cores}", f"{why}, and {cores} cores are available")
+    elif plan.cfg.data.backend == "torchvision":
         yield Advice("data.backend=ffcv", why)
-    elif plan.cfg.augment.policy in HEAVY_POLICIES:
-        yield Advice("augment.policy=rand_augment_lite", f"{why}; it is the lighter policy")
+    elif setting := next(lighter, None):
+        yield Advice(setting, f"{why}; it is lighter")
     else:
-        side = max(192, 32 * round(1.5 * t.side / 32))
-        yield Advice(
-            f"write.max_side={side}",
-            f"{why}: smaller images decode faster, where yours are larger (write the file again)",
-        )
+        why += ": smaller images decode faster, where yours are larger (write the file again)"
+        yield Advice(f"write.max_side={max(192, 32 * round(1.5 * t.resolution / 32))}", why)
 
 
-def _step(plan: Plan):
-    training = plan.cfg.training
+def _setting_advice(plan: Plan) -> Iterator[Advice]:
+    training, v = plan.cfg.training, plan.cfg.validation
     if plan.machine.is_gpu and training.compile == "off":
         yield Advice("training.compile=auto", "the network is not compiled")
     if plan.machine.is_gpu and training.precision == "fp32":
         yield Advice("training.precision=auto", "fp32 takes two to four times as long on a GPU")
-
-
-def _evaluation(plan: Plan):
-    share = plan.forecast.of("evaluation") / plan.forecast.seconds
-    v = plan.cfg.validation
-    same = (v.resolution, v.crop_ratio) == (v.plain_resolution, v.plain_crop_ratio)
-    if share > 0.15 and not same:
-        yield Advice(
-            f"validation.resolution={v.plain_resolution} with "
-            f"validation.crop_ratio={v.plain_crop_ratio:g}",
-            f"evaluation is {share:.0%} of the run, and the two protocols would share one pass",
+    fraction, size = plan.forecast.of("evaluation") / plan.forecast.seconds, v.plain_resolution
+    if fraction > 0.15 and (v.resolution, v.crop_ratio) != (size, v.plain_crop_ratio):
+        why = (
+            f"evaluation is {fraction:.0%} of the run; standard and config eval would share a pass"
         )
+        crop = f"validation.crop_ratio={v.plain_crop_ratio:g}"
+        yield Advice(f"validation.resolution={size} with {crop}", why)
 
 
-def _nothing(plan: Plan) -> Advice:
-    """No fault was found: the way to fewer hours is a smaller task."""
-    epochs, row = len(_epoch_seconds(plan.forecast)), plan.longest
-    side = row.times.side
-    small = 32 * round(0.75 * side / 32)
-    share = row.seconds / plan.forecast.seconds
-    if row.count < epochs or epochs < 5 or small >= side or small < 64:
-        return Advice("", f"nothing stands out: training at {side} px takes {share:.0%} of the run")
+def _smaller_task(plan: Plan) -> Advice:
+    """Nothing is wrong: the way to fewer hours is a smaller task."""
+    row, epochs = plan.longest, sum(row.count for row in plan.training)
+    size = row.times.resolution
+    small = 32 * round(0.75 * size / 32)
+    if row.count < epochs or epochs < 5 or small >= size or small < 64:
+        fraction = row.seconds / plan.forecast.seconds
+        return Advice("", f"nothing stands out: training at {size} px is {fraction:.0%} of the run")
     start, end = int(0.4 * epochs), int(0.85 * epochs)
-    saved = row.seconds * (1 - (small / side) ** 2) * (start + end) / 2 / epochs
-    return Advice(
-        f"resolution.min_res={small} with resolution.start_ramp={start} and "
-        f"resolution.end_ramp={end}",
-        f"nothing is amiss; growing images would save about {duration(saved)} (by the number of "
-        f"pixels), for a slightly different accuracy",
-    )
+    saved = row.seconds * (1 - (small / size) ** 2) * (start + end) / 2 / epochs
+    ramp = f"resolution.start_ramp={start} and resolution.end_ramp={end}"
+    why = f"nothing stands out; growing images would save about {duration(saved)} (by the number "
+    why += "of pixels), for a slightly different accuracy"
+    return Advice(f"resolution.min_res={small} with {ramp}", why)
 
 
 # ------------------------------------------------------------------------------------------------
-# Words
+# Text
 # ------------------------------------------------------------------------------------------------
 
 
@@ -207,146 +209,107 @@ def _gb(count: float) -> str:
 
 def render(plan: Plan) -> str:
     """The page, ends in a newline."""
-    advice = advise(plan)
-    lines = [*_head(plan), "", *_table(plan), *_caution(plan), ""]
-    lines += [_bottleneck(plan), _data_line(plan), _disk_line(plan), _memory_line(plan), ""]
-    for number, one in enumerate(advice):
-        name = "change first" if not number else "then"
-        lines.append(f"{name + ':':14}{one.setting + ': ' if one.setting else ''}{one.why}")
-    return "\n".join(lines) + "\n"
+    found = [
+        ("bottleneck", _bottleneck_text(plan)),
+        ("data", _data_text(plan.storage)),
+        ("disk", _disk_text(plan.storage)),
+        ("batch", _memory_text(plan)),
+    ]
+    advice = [f"{setting}: {why}" if setting else why for setting, why in advise(plan)]
+    advice = [("then" if number else "change first", text) for number, text in enumerate(advice)]
+    caution, found, advice = (
+        [f"{name + ':':14}{text}" for name, text in part]
+        for part in (_caution(plan), found, advice)
+    )
+    return "\n".join([*_head(plan), "", *_table(plan), *caution, "", *found, "", *advice]) + "\n"
 
 
 def _head(plan: Plan) -> list[str]:
     m, training = plan.machine, plan.cfg.training
     ranks = f", {m.ranks} ranks" if m.ranks > 1 else ""
+    clock = ", processor time" if plan.cfg.clock == "cpu" else ""
     return [
         f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images, "
-        f"{training.batch_size} a step",
+        f"{training.batch_size} per step",
         f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
-        f"{duration(plan.seconds)}{', processor time' * (plan.cfg.clock == 'cpu')}",
+        f"{duration(plan.measuring_seconds)}{clock}",
     ]
 
 
-NAMES = {
-    "evaluation": "evaluation, {} times",
-    "checkpoints": "checkpoints and log",
-    "reading": "waiting for the disk",
-    "start": "start-up",
-    "end": "final weights, curves",
-}
-
-
-def _table(plan: Plan) -> list[str]:
-    total = plan.forecast.seconds
-    lines = [f"{'':34}{'time':>10}{'share':>8}"]
+def _table(plan: Plan) -> Iterator[str]:
+    total, unsure = plan.forecast.seconds, plan.uncertainty
+    yield f"{'':34}{'time':>10}{'fraction':>10}"
     for row in plan.forecast.rows:
-        name = _phase_name(row) if row.phase else NAMES[row.name].format(row.count)
-        line = f"{name:34}{duration(row.seconds):>10}{row.seconds / total:>8.1%}"
-        lines.append(line + (f"   {_pace(row, plan)}" if row.phase else ""))
-    unsure = _unsure(plan)
+        name, pace = NAMES.get(row.name, "").format(row.count), ""
+        if row.times:
+            last = (
+                f"s {row.first} to {row.first + row.count - 1}"
+                if row.count > 1
+                else f" {row.first}"
+            )
+            name = f"training, {row.times.resolution} px, epoch{last}"
+            pace = f"   {_pace(row.times, plan.cfg.training.batch_size)}"
+        yield f"{name:34}{duration(row.seconds):>10}{row.seconds / total:>10.1%}{pace}"
     rounds = "one round" if unsure is None else f"rounds of measuring differed by ±{unsure:.0%}"
-    return [*lines, f"{'total':34}{duration(total):>10}{'':11}{total / 3600:.2f} hours; {rounds}"]
+    yield f"{'total':34}{duration(total):>10}{'':13}{total / 3600:.2f} hours; {rounds}"
 
 
-def _unsure(plan: Plan) -> float | None:
-    """Half the difference of the rounds, as a share; None where there was one round."""
-    spreads = [time.spread for time in plan.times if time.spread is not None]
-    return max(spreads) / 2 if spreads else None
+def _pace(t: Times, batch: int) -> str:
+    rate, how = batch / t.together, "" if t.steps else ", interpolated"
+    return f"{1000 * t.together:,.0f} ms per step, {rate:,.{0 if rate >= 10 else 2}f} images/s{how}"
 
 
-def _caution(plan: Plan) -> list[str]:
+def _caution(plan: Plan) -> Iterator[tuple[str, str]]:
     """What to think of a plan that is extrapolated, or whose rounds differ; else nothing."""
-    unsure, total, batch = _unsure(plan), plan.forecast.seconds, plan.cfg.training.batch_size
-    lines = []
-    if 0 < plan.measured < batch:
-        lines.append(
-            f"{'extrapolated:':14}a step was measured on {plan.measured} images, as {batch} take "
-            f"too long or too much memory here; large batches take less time an image"
-        )
-    if not unsure or unsure <= UNSURE:
-        return lines
-    least, most = duration(total * (1 - unsure)), duration(total * (1 + unsure))
-    remedy = "measure again when it is at rest"
-    if plan.cfg.clock == "wall":
-        remedy += ", or with --clock=cpu, which counts this process's own time"
-    return [
-        *lines,
-        f"{'not sure:':14}{least} to {most}, for the machine was busy with something else, or "
-        f"throttled: {remedy}",
-    ]
+    unsure, total, batch = plan.uncertainty, plan.forecast.seconds, plan.cfg.training.batch_size
+    if plan.measured_batch < batch:
+        text = f"a step was measured on {plan.measured_batch} images, as {batch} take too long or "
+        text += "too much memory here; large batches take less time per image"
+        yield "extrapolated", text
+    if unsure and unsure > UNSURE:
+        low, high = duration(total * (1 - unsure)), duration(total * (1 + unsure))
+        text = f"{low} to {high}: the machine was busy with something else, or throttled; measure "
+        text += "again when it is idle"
+        if plan.cfg.clock == "wall":
+            text += ", or with --clock=cpu, which counts this process's own time"
+        yield "not sure", text
 
 
-def _phase_name(row: Row) -> str:
-    epochs = f"{row.phase.first} to {row.phase.last}" if row.count > 1 else f"{row.phase.first}"
-    return f"training, {row.phase.side} px, epoch{'s' * (row.count > 1)} {epochs}"
-
-
-def _pace(row: Row, plan: Plan) -> str:
-    t = row.times
-    rate = plan.cfg.training.batch_size / t.together
-    digits = 0 if rate >= 10 else 2
-    how = "" if t.steps else ", interpolated"
-    return f"{1000 * t.together:,.0f} ms a step, {rate:,.{digits}f} images/s{how}"
-
-
-def _bottleneck(plan: Plan) -> str:
-    t = plan.longest.times
-    times = f"step alone {1000 * t.step:,.0f} ms, loader alone {1000 * t.loader:,.0f} ms"
+def _bottleneck_text(plan: Plan) -> str:
+    t, other = plan.longest.times, "loader" if plan.bottleneck == "step" else "step"
     if not t.loader:
-        return f"{'bottleneck:':14}not known: an epoch is one batch, and loading is the wait for it"
-    slow, fast = max(t.step, t.loader), min(t.step, t.loader)
-    name, other = ("loader", "step") if plan.loader_bound else ("step", "loader")
-    text = f"the {name}, {slow / fast:.1f} times the {other}'s time ({t.side} px: {times}"
-    together = f"together {1000 * t.together:,.0f} ms"
-    added = max(0.0, t.together / t.step - 1)
+        return "not known: an epoch is one batch, and loading is the wait for it"
+    ratio = max(t.step, t.loader) / min(t.step, t.loader)
     shared = "" if plan.machine.is_gpu else ", sharing the cores"
-    return f"{'bottleneck:':14}{text}, {together}{shared}: loading adds {added:.0%} to the step)"
-
-
-def _data_line(plan: Plan) -> str:
-    s = plan.storage
-    verdict = "fits" if s.fits else "does NOT fit"
-    order = "random (data.in_memory=true)" if s.fits else "quasi-random (data.in_memory=false)"
-    there = "" if s.resident is None else f", {s.resident:.0%} of the training data is there now"
     return (
-        f"{'data:':14}{_gb(s.bytes)} and {_gb(s.val_bytes)} for validation: {verdict} into "
-        f"{_gb(s.room)} of free memory{there}; order to use: {order}"
+        f"the {plan.bottleneck}, {ratio:.1f} times the {other}'s time ({t.resolution} px: step "
+        f"alone {1000 * t.step:,.0f} ms, loader alone {1000 * t.loader:,.0f} ms, together "
+        f"{1000 * t.together:,.0f} ms{shared}: loading adds {max(0, t.together / t.step - 1):.0%} "
+        f"to the step)"
     )
 
 
-def _disk_line(plan: Plan) -> str:
-    s = plan.storage
+def _data_text(s: Storage) -> str:
+    verdict, order = "does NOT fit", "quasi-random (data.in_memory=false)"
+    if s.fits:
+        verdict, order = "fits", "random (data.in_memory=true)"
+    cached = "" if s.resident is None else f", {s.resident:.0%} of the training data is there now"
+    return (
+        f"{_gb(s.bytes)} and {_gb(s.val_bytes)} for validation: {verdict} into {_gb(s.room)} of "
+        f"free memory{cached}; order to use: {order}"
+    )
+
+
+def _disk_text(s: Storage) -> str:
     if not s.sequential:
-        return f"{'disk:':14}not measured (a folder, or too small a file)"
+        return "not measured (a folder, or too small a file)"
     rates = f"large reads {s.sequential / 1e6:,.0f} MB/s, images {s.scattered / 1e6:,.0f} MB/s"
-    if not s.cold:
-        return f"{'disk:':14}unknown: the pages stayed in memory ({rates} from there)"
-    return f"{'disk:':14}{rates}"
+    return rates if s.cold else f"unknown: the pages stayed in memory ({rates} from there)"
 
 
-def _memory_line(plan: Plan) -> str:
-    m = plan.memory
-    where = "the GPU" if plan.machine.is_gpu else "memory (this process)"
+def _memory_text(plan: Plan) -> str:
+    m, where = plan.memory, "the GPU" if plan.machine.is_gpu else "memory (this process)"
     fits = f"fits, {m.peak / GB:.2f} of {m.capacity / GB:.1f} GB of {where} at the peak"
     if m.micro_batch < m.asked:
-        fits = f"does NOT fit; {m.micro_batch} images a forward pass do"
-    return f"{'batch:':14}{m.asked} images a forward pass: {fits}"
-
-
-def as_dict(plan: Plan) -> dict:
-    """Plain values, for --json; seconds and bytes."""
-    return {
-        "arch": plan.cfg.model.arch,
-        "forecast": plan.forecast.as_dict(),
-        "bottleneck": "loader" if plan.loader_bound else "step",
-        "times": [asdict(one) for one in plan.times],
-        "costs": asdict(plan.costs),
-        "storage": {**asdict(plan.storage), "fits": plan.storage.fits},
-        "memory": asdict(plan.memory),
-        "machine": asdict(plan.machine),
-        "advice": [asdict(one) for one in advise(plan)],
-        "images": plan.images,
-        "clock": plan.cfg.clock,
-        "measuring_seconds": plan.seconds,
-        "measured_batch": plan.measured or plan.cfg.training.batch_size,
-    }
+        fits = f"does NOT fit; {m.micro_batch} images per forward pass do"
+    return f"{m.asked} images per forward pass: {fits}"
