@@ -165,11 +165,11 @@ def open_sources(cfg: SimpleNamespace) -> dict:
     Raises:
         SourceError: the data does not look as its kind says.
     """
-    from fast_imagenet.sources import set_aside, use_classes
+    from fast_imagenet.sources import hold_out, use_classes
 
     splits = list(target_files(cfg))
     if cfg.source.holdout:
-        train, val = set_aside(open_split(cfg, "train"), cfg.source.holdout, cfg.write.seed)
+        train, val = hold_out(open_split(cfg, "train"), cfg.source.holdout, cfg.write.seed)
         return {split: {"train": train, "val": val}[split] for split in splits}
     sources = {split: open_split(cfg, split) for split in splits}
     if len(sources) == 2:

@@ -210,7 +210,7 @@ def test_limit_is_even_over_classes(folder, tmp_path):
         assert np.bincount(BetonFile(tmp_path / f"{split}.beton").labels).tolist() == [2, 2, 2]
 
 
-def test_a_share_of_train_is_set_aside_for_choices(tmp_path):
+def test_a_fraction_of_train_is_held_out(tmp_path):
     flags = ("--source.kind=synthetic", "--source.synthetic_train=200", "--write.workers=2")
     for folder, split, holdout in (("all", "all", 0.1), ("val", "val", 0.1), ("whole", "train", 0)):
         more = (f"--source.split={split}", f"--source.holdout={holdout}")
@@ -226,7 +226,7 @@ def test_a_share_of_train_is_set_aside_for_choices(tmp_path):
     assert val == images(tmp_path / "val/val.beton")  # either split can be written alone
     summary = json.loads((tmp_path / "all/val.beton.json").read_text())
     assert summary["counts"] == [2] * 10
-    assert any("set aside" in note for note in summary["notes"])
+    assert any("held out" in note for note in summary["notes"])
     message = run(*flags, "--source.holdout=0.001", f"--write.folder={tmp_path / 'none'}")
     assert message.returncode == 2 and "--source.holdout=0.001 of 200" in message.stderr
 

@@ -28,7 +28,7 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
 
     Args:
         data: the whole file.
-        name: its name; used only to notice names that promise another format.
+        name: its name, only to notice names that promise another format.
 
     Returns:
         Pixels as uint8 RGB [height, width, 3], and what is unusual about the file, out of: gray,
@@ -85,7 +85,7 @@ def _open(data: bytes) -> Image.Image:
 def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Pixels of a sound baseline JPEG with one or three components, None for everything else.
 
-    OpenCV fills what a damaged file lacks with gray and says nothing; Pillow refuses such a file.
+    OpenCV silently fills what is missing in a damaged file with gray; Pillow refuses such a file.
     So whatever is not plainly sound is left to Pillow.
     """
     plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
@@ -114,9 +114,7 @@ def _convert(image: Image.Image) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises OSError, SyntaxError, struct.error ... on damaged data
+    except Exception as error:  # OSError, SyntaxError, struct.error ... on damaged data
         raise ImageError(f"cannot be decoded ({error})") from error
 
 

@@ -4,17 +4,17 @@
     ILSVRC2012_img_val.tar          50,000 images, labels in the devkit
     ILSVRC2012_devkit_t12.tar.gz    ground truth by ILSVRC2012_ID, and the table of ids and wnids
 
-Only members with the expected names are accepted. The summary says whether they are the official
+Only members with the expected names are accepted. The summary reports whether they are the official
 archives (official.py).
 """
 
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from fast_imagenet.sources.base import LeftOut, SourceError, map_once
+from fast_imagenet.sources.base import LeftOut, SourceError
+from fast_imagenet.sources.classes import unique_dict
 from fast_imagenet.sources.image_folder import DEVKIT, VAL_TAR, flat_advice
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import check_official
@@ -36,7 +36,7 @@ _TRAIN_IMAGE = re.compile(r"(?:\./)?(n\d{8})_\d+\.JPEG")
 _VAL_IMAGE = re.compile(r"(?:\./)?(?:val/)?ILSVRC2012_val_(\d{8})\.JPEG")
 
 
-def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_) -> TarSource:
+def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_: Any) -> TarSource:
     """One split out of the official archives in the folder `path`.
 
     Args:
@@ -46,16 +46,13 @@ def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_) -> TarSour
         SourceError: an archive is missing, truncated or holds something unexpected.
     """
     names = (TRAIN_TAR,) if split == "train" else (VAL_TAR, DEVKIT)
-    notes = [check_official(_need(path / name), md5) for name in names]
+    for name in names:
+        if not (path / name).is_file():
+            raise SourceError(f"{path} does not hold {name}: {_advice(path / name)}")
+    notes = [check_official(path / name, md5) for name in names]
     source = _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
     source.notes = (*notes, *source.notes)
     return source
-
-
-def _need(path: Path) -> Path:
-    if not path.is_file():
-        raise SourceError(f"{path.parent} does not hold {path.name}: {_advice(path)}")
-    return path
 
 
 def _advice(path: Path) -> str:
@@ -64,27 +61,27 @@ def _advice(path: Path) -> str:
     folder = path.parent / split
     inside = sorted(folder.iterdir()) if split and folder.is_dir() else []
     if any(entry.is_dir() for entry in inside):
-        return (
-            f"{split}/ is unpacked, read it with --source.kind=image_folder --source.split={split}"
-        )
+        flags = f"--source.kind=image_folder --source.split={split}"
+        return f"{split}/ is unpacked, read it with {flags}"
     if inside and split == "val":
         return f"val/ is flat; {flat_advice(folder)}"
     return "put the official archive there"
 
 
-def _match(pattern: re.Pattern, name: str, path: Path) -> re.Match:
+def _match(pattern: re.Pattern[str], name: str, path: Path) -> str:
+    """The part of a member's name that is in parentheses in `pattern`."""
     match = pattern.fullmatch(name)
     if match is None:
         raise SourceError(
             f"{path} holds {name!r}, which is not in the official archive: fetch it again"
         )
-    return match
+    return match.group(1)
 
 
 def _open_train(path: Path) -> TarSource:
     inner = {}
-    for member in list_members(_need(path)):
-        wnid = _match(_CLASS_TAR, member.name, path).group(1)
+    for member in list_members(path):
+        wnid = _match(_CLASS_TAR, member.name, path)
         if wnid in inner:
             raise SourceError(f"{path} holds {member.name!r} twice: fetch it again")
         inner[wnid] = member
@@ -93,28 +90,26 @@ def _open_train(path: Path) -> TarSource:
     for label, wnid in enumerate(classes):
         tar = inner[wnid]
         for member in list_members(path, tar.offset, tar.offset + tar.size):
-            if _match(_TRAIN_IMAGE, member.name, path).group(1) != wnid:
-                raise SourceError(
-                    f"{path} holds {member.name!r} in {tar.name!r}, which is another class: fetch"
-                    " it again"
-                )
+            if _match(_TRAIN_IMAGE, member.name, path) != wnid:
+                what = f"{member.name!r} in {tar.name!r}, which is another class"
+                raise SourceError(f"{path} holds {what}: fetch it again")
             found.append(check_member(member, path))
             labels.append(label)
     missing = sorted(set(range(len(classes))) - set(labels))
     if missing or not found:
         which = classes[missing[0]] if missing else "train"
         raise SourceError(f"{path} has no images of {which}: fetch it again")
-    return _source(path, found, labels, classes, None)
+    return TarSource("ilsvrc_tar", [path], [0] * len(found), found, labels, classes)
 
 
 def _open_val(folder: Path) -> TarSource:
-    path, devkit = _need(folder / VAL_TAR), _need(folder / DEVKIT)
+    path, devkit = folder / VAL_TAR, folder / DEVKIT
     truth, wnid_of_id, name_of_wnid = read_devkit(devkit)
     classes = sorted(wnid_of_id.values())
     label_of_id = {key: classes.index(wnid) for key, wnid in wnid_of_id.items()}
     found, labels, absent = [], [], set(range(1, len(truth) + 1))
     for member in list_members(path):
-        number = int(_match(_VAL_IMAGE, member.name, path).group(1))
+        number = int(_match(_VAL_IMAGE, member.name, path))
         if not 1 <= number <= len(truth) or truth[number - 1] not in label_of_id:
             raise SourceError(f"{devkit} has no label for {member.name!r}: fetch both again")
         if number not in absent:
@@ -124,28 +119,13 @@ def _open_val(folder: Path) -> TarSource:
         labels.append(label_of_id[truth[number - 1]])
     if not found:
         raise SourceError(f"{path} holds no images: fetch it again")
-    source = _source(path, found, labels, classes, [name_of_wnid[wnid] for wnid in classes])
+    names = [name_of_wnid[wnid] for wnid in classes]
+    source = TarSource("ilsvrc_tar", [path], [0] * len(found), found, labels, classes, names)
     left_out = LeftOut()
     if absent:
         left_out.add("label without an image", f"ILSVRC2012_val_{min(absent):08}", len(absent))
     source.notes = left_out.notes()
     return source
-
-
-def _source(
-    path: Path, found: list, labels: list[int], classes: list[str], class_names
-) -> TarSource:
-    return TarSource(
-        "ilsvrc_tar",
-        [path],
-        np.zeros(len(found), np.int64),
-        [member.offset for member in found],
-        [member.size for member in found],
-        [member.name for member in found],
-        labels,
-        classes,
-        class_names,
-    )
 
 
 def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
@@ -156,7 +136,7 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
         that occurs as a class of the challenge; the readable name of every such wnid.
 
     Raises:
-        SourceError: the devkit is damaged or lacks a file.
+        SourceError: the devkit is damaged or incomplete.
     """
     files = _devkit_files(path)
     try:
@@ -164,11 +144,11 @@ def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
         rows = read_struct_array(files[META], "synsets")
         leaves = [row for row in rows if int(row["num_children"][0]) == 0]
         ids = [(int(row["ILSVRC2012_ID"][0]), row["WNID"]) for row in leaves]
-        names = map_once(((row["WNID"], row["words"]) for row in leaves), str(path))
+        names = unique_dict(((row["WNID"], row["words"]) for row in leaves), str(path))
     except (MatError, KeyError, ValueError, TypeError, IndexError) as error:
         raise SourceError(f"{path} cannot be understood ({error}): fetch it again") from error
-    map_once(((wnid, number) for number, wnid in ids), str(path))
-    return truth, map_once(ids, str(path)), names
+    unique_dict(((wnid, number) for number, wnid in ids), str(path))
+    return truth, unique_dict(ids, str(path)), names
 
 
 def _devkit_files(path: Path) -> dict[str, bytes]:
@@ -183,8 +163,8 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
                 if info.name.endswith(wanted)
             }
     except UNREADABLE as error:
-        raise SourceError(f"{path} is no complete tar.gz ({error}): fetch it again") from error
+        raise SourceError(f"{path} is not a complete tar.gz ({error}): fetch it again") from error
     missing = {GROUND_TRUTH, META} - found.keys()
     if missing:
-        raise SourceError(f"{path} lacks {min(missing)}: it must be the official {DEVKIT}")
+        raise SourceError(f"{min(missing)} is missing in {path}: it must be the official {DEVKIT}")
     return found

@@ -5,7 +5,9 @@ import shlex
 import stat
 import unicodedata
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +18,16 @@ from fast_imagenet.sources.base import (
     PackedNames,
     Source,
     SourceError,
-    is_folder,
+)
+from fast_imagenet.sources.classes import read_synset_names
+from fast_imagenet.sources.listing import (
+    identity,
+    keep_images,
     list_below,
     no_val_advice,
-    read_synset_names,
     refuse_cycle,
     refuse_same_folder,
-    why_left_out,
+    visible,
 )
 from fast_imagenet.terminal import plural
 
@@ -31,11 +36,6 @@ _OTHER_KINDS = {
     "ilsvrc_tar": "ILSVRC2012_*.tar",
     "parquet": "**/*.parquet",
     "webdataset": "*.tar",
-}
-# A file with another ending is left out and told; one of these may hold any known kind of image.
-IMAGE_ENDINGS = {
-    *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".svg"),
 }
 _OTHER_NAMES = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
 ANNOTATIONS = "val_annotations.txt"
@@ -53,12 +53,18 @@ class FileSource(Source):
         kind: name of the source kind.
         root: folder that the names are relative to.
         names: file names, in the order of `labels`.
-        labels: int64 [n].
-        classes: class identifiers in the order of the labels.
-        class_names: readable names, or None.
+        labels, classes, class_names: see Source.
     """
 
-    def __init__(self, kind, root, names, labels, classes, class_names=None):
+    def __init__(
+        self,
+        kind: str,
+        root: Path,
+        names: Iterable[str],
+        labels: np.ndarray,
+        classes: Sequence[str],
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(labels, classes, class_names)
         self.kind = kind
         self.root = str(root)
@@ -71,8 +77,9 @@ class FileSource(Source):
         An image replaced by another of the same size in bytes is not noticed.
         """
         sizes = np.array([os.stat(self.name(i)).st_size for i in range(len(self))], np.int64)
-        sums = (self._names.checksum(), *(zlib.crc32(a.tobytes()) for a in (self.labels, sizes)))
-        return "".join(f"{checksum:08x}" for checksum in sums)
+        arrays = (self.labels, sizes)
+        checksums = (self._names.checksum(), *(zlib.crc32(array.tobytes()) for array in arrays))
+        return "".join(f"{checksum:08x}" for checksum in checksums)
 
     def name(self, index: int) -> str:
         return f"{self.root}/{self._names[index]}"
@@ -88,7 +95,7 @@ class FileSource(Source):
             return file.read(info.st_size)
 
 
-def open_image_folder(path: Path, split: str, **_) -> FileSource:
+def open_image_folder(path: Path, split: str, **_: Any) -> FileSource:
     """One split of an image folder; classes are the sorted folder names of train/ (of val/ when
     there is no train/).
 
@@ -103,38 +110,11 @@ def open_image_folder(path: Path, split: str, **_) -> FileSource:
     refuse_same_folder(train, path / "val")
     present = class_folders(folder, left_out)
     classes = class_folders(train, LeftOut()) if split == "val" and train.is_dir() else present
-    check_known(present, classes, folder)
+    _check_known(present, classes, folder)
     names, labels = list_files(folder, present, classes, left_out)
     source = FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
     source.notes = (*left_out.notes(), *_number_note(classes))
     return source
-
-
-def _advice(path: Path, split: str) -> str:
-    """What to do about a folder without train/ or val/, after a look at what it holds."""
-    folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
-    similar = [name for name in folders if name.lower() in _OTHER_NAMES[split]]
-    if similar:
-        link = shlex.join(["ln", "-s", similar[0], str(path / split)])
-        return f"it has {similar[0]!r}; rename that, or link it with `{link}`"
-    for kind, pattern in _OTHER_KINDS.items():
-        if next(path.glob(pattern), None) is not None:
-            return f"it looks like another layout, try --source.kind={kind}"
-    inside = next((name for name in folders if (path / name / split).is_dir()), None)
-    if inside:
-        return f"{path / inside} does, give it as --source.path"
-    return f"--source.path must be the folder that has train/ and val/ in it{no_val_advice(split)}"
-
-
-def _number_note(classes: list[str]) -> tuple[str, ...]:
-    """A note when classes are numbers whose order as text is not their order as numbers."""
-    if not all(name.isdecimal() for name in classes) or classes == sorted(classes, key=int):
-        return ()
-    place = next(place for place, name in enumerate(classes) if int(name) != place)
-    return (
-        f"class names are numbers and were sorted as text, as torchvision does: {classes[place]!r}"
-        f" has the label {place}; where labels must be these numbers, pad them with zeros (00, 01)",
-    )
 
 
 def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
@@ -144,16 +124,12 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
         SourceError: there are none, or one is a link that leads nowhere, to a folder that holds it,
             or to another class.
     """
-    with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
-    classes, files, real = [], [], {}
-    for entry in entries:
-        if reason := why_left_out(entry):
-            left_out.add(reason, entry.path)
-        elif is_folder(entry):
+    classes, files = [], []
+    first_of: dict[tuple[int, int], str] = {}
+    for entry, is_folder in visible(folder, left_out):
+        if is_folder:
             refuse_cycle(entry)
-            info = entry.stat()
-            other = real.setdefault((info.st_dev, info.st_ino), entry.name)
+            other = first_of.setdefault(identity(entry), entry.name)
             if other != entry.name:
                 raise SourceError(
                     f"the classes {other!r} and {entry.name!r} in {folder} are one folder: remove"
@@ -169,91 +145,16 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
             files.append(entry.path)
     if (folder / ANNOTATIONS).is_file() and classes == ["images"]:
         raise SourceError(f"{folder} {_annotations_advice(folder)}")
+    if not classes and not files:
+        raise SourceError(f"{folder} is empty: it must hold one folder per class")
     if not classes:
-        raise SourceError(_without_classes(folder, len(files)))
+        raise SourceError(
+            f"{folder} is flat: {plural(len(files), 'file')} and no class folders, so their"
+            f" classes are unknown; {flat_advice(folder)}"
+        )
     for file in files:
         left_out.add("beside the class folders", file)
     return classes
-
-
-def _without_classes(folder: Path, count: int) -> str:
-    """What to say of a folder that has no class folders, but so many files."""
-    if not count:
-        return f"{folder} is empty: it must hold one folder per class"
-    return (
-        f"{folder} is flat: {plural(count, 'file')} and no class folders, so their classes are"
-        f" unknown; {flat_advice(folder)}"
-    )
-
-
-def _annotations_advice(folder: Path) -> str:
-    """How to sort the val folder of Tiny ImageNet."""
-    place = shlex.quote(str(folder))
-    return (
-        f"is not sorted into classes, {ANNOTATIONS} names them: sort it with `cd {place} && while"
-        ' read -r f c _; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
-        f"{ANNOTATIONS} && rmdir images`"
-    )
-
-
-def flat_advice(folder: Path) -> str:
-    """How to read a flat val folder, after a look at where its labels may be."""
-    root = folder.parent
-    above = [place for place in root.parents if place / KAGGLE_DATA == root]
-    if above:
-        return (
-            f"read it with --source.kind=kaggle --source.path={shlex.quote(str(above[0]))}, which"
-            f" takes them from {above[0] / SOLUTION}"
-        )
-    if (root / SOLUTION).is_file():
-        data = root / KAGGLE_DATA
-        link = shlex.join(["mkdir", "-p", str(data.parent)])
-        link += " && " + shlex.join(["ln", "-s", "../..", str(data)])
-        return (
-            f"for the labels in {SOLUTION}, run `{link}` and read it with --source.kind=kaggle"
-            f" --source.path={shlex.quote(str(root))}"
-        )
-    if (root / DEVKIT).is_file():
-        pack = shlex.join(["tar", "-cf", str(root / VAL_TAR), "-C", str(folder), "."])
-        return (
-            f"for the labels in {DEVKIT}, pack the images with `{pack}`, convert val with"
-            " --source.kind=ilsvrc_tar --source.split=val, and train on its own with"
-            " --source.split=train"
-        )
-    return (
-        f"put their labels into {root}, which are Kaggle's {SOLUTION} (read with --source.kind="
-        f"kaggle) or the official {DEVKIT} (--source.kind=ilsvrc_tar), and run this again for the"
-        " next step, or move each image into a folder named after its class"
-    )
-
-
-def check_known(present: list[str], classes: list[str], folder: Path) -> None:
-    """Refuse class folders that are not among `classes`.
-
-    Raises:
-        SourceError: there are some.
-    """
-    unknown = sorted(set(present) - set(classes))
-    if not unknown:
-        return
-    similar = {_fold(name): name for name in classes}
-    near = [name for name in unknown if _fold(name) in similar]
-    advice = "both splits must have the same classes, add them to train/ or remove them"
-    if near:
-        theirs = similar[_fold(near[0])]
-        advice = (
-            f"{near[0]!a} is {theirs!a} in train/, spelled with other characters or"
-            " letter case: rename one of them"
-        )
-    raise SourceError(
-        f"{folder} has {plural(len(unknown), 'class')} that train/ does not have"
-        f" ({', '.join(unknown[:5])}): {advice}"
-    )
-
-
-def _fold(name: str) -> str:
-    """A name without differences that a reader hardly sees."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def list_files(
@@ -267,28 +168,17 @@ def list_files(
         SourceError: a class folder without files.
     """
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names, labels = [], []
+    names: list[str] = []
+    labels: list[int] = []
     for wnid in present:
         below = list_below(folder / wnid, left_out)
         found = keep_images(folder, [f"{wnid}/{name}" for name in below], left_out)
         if not found:
-            raise SourceError(
-                f"the class folder {folder / wnid} holds no images: fill or remove it"
-            )
+            place = folder / wnid
+            raise SourceError(f"the class folder {place} holds no images: fill or remove it")
         names += found
         labels += [label_of[wnid]] * len(found)
     return names, np.array(labels, np.int64)
-
-
-def keep_images(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
-    """The names below `folder` that an image may have; its content is looked at later."""
-    kept = []
-    for name in names:
-        if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
-            kept.append(name)
-        else:
-            left_out.add("not named like an image", folder / name)
-    return kept
 
 
 def synset_names(path: Path, classes: list[str]) -> list[str] | None:
@@ -296,3 +186,99 @@ def synset_names(path: Path, classes: list[str]) -> list[str] | None:
     candidates = [folder / file for folder in (path, path.parent) for file in _SYNSET_FILES]
     found = (read_synset_names(candidate, classes) for candidate in candidates)
     return next((names for names in found if names is not None), None)
+
+
+def _check_known(present: list[str], classes: list[str], folder: Path) -> None:
+    """Refuse class folders that are not among `classes`."""
+    unknown = sorted(set(present) - set(classes))
+    if not unknown:
+        return
+    similar = {_fold(name): name for name in classes}
+    near = [name for name in unknown if _fold(name) in similar]
+    advice = "both splits must have the same classes, add them to train/ or remove them"
+    if near:
+        advice = (
+            f"{near[0]!a} is {similar[_fold(near[0])]!a} in train/, spelled with other characters"
+            " or letter case: rename one of them"
+        )
+    raise SourceError(
+        f"{folder} has {plural(len(unknown), 'class')} that train/ does not have"
+        f" ({', '.join(unknown[:5])}): {advice}"
+    )
+
+
+def _fold(name: str) -> str:
+    """A name without differences that a reader hardly sees."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
+
+
+def _number_note(classes: list[str]) -> tuple[str, ...]:
+    """A note when classes are numbers whose order as text is not their order as numbers."""
+    if not all(name.isdecimal() for name in classes) or classes == sorted(classes, key=int):
+        return ()
+    place = next(place for place, name in enumerate(classes) if int(name) != place)
+    return (
+        f"class names are numbers and were sorted as text, as torchvision does: {classes[place]!r}"
+        f" has the label {place}; where labels must be these numbers, pad them with zeros (00, 01)",
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Advice, after a look at what is there
+# ------------------------------------------------------------------------------------------------
+
+
+def _advice(path: Path, split: str) -> str:
+    """What to do about a folder without train/ or val/."""
+    folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
+    similar = [name for name in folders if name.lower() in _OTHER_NAMES[split]]
+    if similar:
+        link = shlex.join(["ln", "-s", similar[0], str(path / split)])
+        return f"it has {similar[0]!r}; rename that, or link it with `{link}`"
+    for kind, pattern in _OTHER_KINDS.items():
+        if next(path.glob(pattern), None) is not None:
+            return f"it looks like another layout, try --source.kind={kind}"
+    inside = next((name for name in folders if (path / name / split).is_dir()), None)
+    if inside:
+        return f"{path / inside} does, give it as --source.path"
+    return f"--source.path must be the folder that has train/ and val/ in it{no_val_advice(split)}"
+
+
+def _annotations_advice(folder: Path) -> str:
+    """How to sort the val folder of Tiny ImageNet."""
+    place = shlex.quote(str(folder))
+    return (
+        f"is not sorted into classes, {ANNOTATIONS} names them: sort it with `cd {place} && while"
+        ' read -r f c _; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
+        f"{ANNOTATIONS} && rmdir images`"
+    )
+
+
+def flat_advice(folder: Path) -> str:
+    """How to read a flat val folder: that depends on where its labels may be."""
+    root = folder.parent
+    above = [place for place in root.parents if place / KAGGLE_DATA == root]
+    if above:
+        return (
+            f"read it with --source.kind=kaggle --source.path={shlex.quote(str(above[0]))}, which"
+            f" takes them from {above[0] / SOLUTION}"
+        )
+    if (root / SOLUTION).is_file():
+        data = root / KAGGLE_DATA
+        commands = ["mkdir", "-p", str(data.parent)], ["ln", "-s", "../..", str(data)]
+        return (
+            f"for the labels in {SOLUTION}, run `{' && '.join(map(shlex.join, commands))}` and read"
+            f" it with --source.kind=kaggle --source.path={shlex.quote(str(root))}"
+        )
+    if (root / DEVKIT).is_file():
+        pack = shlex.join(["tar", "-cf", str(root / VAL_TAR), "-C", str(folder), "."])
+        return (
+            f"for the labels in {DEVKIT}, pack the images with `{pack}`, convert val with"
+            " --source.kind=ilsvrc_tar --source.split=val, and train on its own with"
+            " --source.split=train"
+        )
+    return (
+        f"put their labels into {root}, which are Kaggle's {SOLUTION} (read with --source.kind="
+        f"kaggle) or the official {DEVKIT} (--source.kind=ilsvrc_tar), and run this again for the"
+        " next step, or move each image into a folder named after its class"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from fast_imagenet.sources.base import SourceError
 from fast_imagenet.sources.image_folder import FileSource, open_image_folder
@@ -10,12 +11,10 @@ from fast_imagenet.sources.image_folder import FileSource, open_image_folder
 _FOLDERS = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
 
 
-def open_imagenette(path: Path, split: str, download: str = "320px", **_) -> FileSource:
+def open_imagenette(path: Path, split: str, download: str = "320px", **_: Any) -> FileSource:
     """One split of Imagenette in the folder `path`, downloaded when it is not there yet.
 
     Args:
-        path: folder for the download.
-        split: 'train' or 'val'.
         download: 'full', '320px' or '160px' (length of the shorter side).
 
     Raises:

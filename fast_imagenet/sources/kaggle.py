@@ -8,50 +8,43 @@ LOC_synset_mapping.txt          wnid and name of every class
 
 import csv
 import io
-import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fast_imagenet.sources.base import (
-    WNID,
-    LeftOut,
-    SourceError,
-    is_folder,
-    map_once,
-    no_val_advice,
-    why_left_out,
-)
-from fast_imagenet.sources.image_folder import KAGGLE_DATA as DATA
+from fast_imagenet.sources.base import LeftOut, SourceError
+from fast_imagenet.sources.classes import WNID, unique_dict
 from fast_imagenet.sources.image_folder import (
+    KAGGLE_DATA,
     SOLUTION,
     FileSource,
     class_folders,
-    keep_images,
     list_files,
     synset_names,
 )
+from fast_imagenet.sources.listing import keep_images, no_val_advice, visible
 
 SYNSETS = "LOC_synset_mapping.txt"
 
 
-def open_kaggle(path: Path, split: str, **_) -> FileSource:
+def open_kaggle(path: Path, split: str, **_: Any) -> FileSource:
     """One split of Kaggle's layout; `path` is the folder that holds ILSVRC/.
 
     Raises:
         SourceError: a folder or the CSV is missing, or they do not fit together.
     """
-    folder = path / DATA / split
+    folder = path / KAGGLE_DATA / split
     if not folder.is_dir():
-        raise SourceError(f"{path} holds no {DATA / split}: {_advice(path, split)}")
+        raise SourceError(f"{path} holds no {KAGGLE_DATA / split}: {_advice(path, split)}")
     left_out = LeftOut()
     if split == "train":
         classes = class_folders(folder, left_out)
         names, labels = list_files(folder, classes, classes, left_out)
     else:
         classes = _classes(path)
-        names, labels = _labelled_val(path, folder, classes, left_out)
+        names, labels = _labeled_val(path, folder, classes, left_out)
     source = FileSource("kaggle", folder, names, labels, classes, synset_names(path, classes))
     source.notes = left_out.notes()
     return source
@@ -59,37 +52,38 @@ def open_kaggle(path: Path, split: str, **_) -> FileSource:
 
 def _advice(path: Path, split: str) -> str:
     """Where else the data may be."""
-    above = [place for place in path.resolve().parents if (place / DATA / split).is_dir()]
+    above = [place for place in path.resolve().parents if (place / KAGGLE_DATA / split).is_dir()]
     if above:
         return f"give --source.path={shlex.quote(str(above[0]))}"
-    if not (path / DATA).is_dir() and (path / split).is_dir():
+    if not (path / KAGGLE_DATA).is_dir() and (path / split).is_dir():
         return f"for the folder {split}/ in it use --source.kind=image_folder"
     return f"--source.path must hold ILSVRC/ as Kaggle packs it{no_val_advice(split)}"
 
 
 def _classes(path: Path) -> list[str]:
     """Sorted wnids from train/, without it from the mapping file, else from the CSV."""
-    train = path / DATA / "train"
+    train = path / KAGGLE_DATA / "train"
     if train.is_dir():
         return class_folders(train, LeftOut())
     if (path / SYNSETS).is_file():
         lines = _read_text(path / SYNSETS).splitlines()
         return sorted({line.split()[0] for line in lines if line.strip()})
-    return sorted(set(read_solution(path / SOLUTION).values()))
+    return sorted(set(_read_solution(path / SOLUTION).values()))
 
 
-def _labelled_val(
+def _labeled_val(
     path: Path, folder: Path, classes: list[str], left_out: LeftOut
 ) -> tuple[list[str], np.ndarray]:
+    """Names of the val images, sorted, and their labels (int64 [n]) from the CSV."""
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names = keep_images(folder, _val_files(path, folder, left_out), left_out)
+    names = keep_images(folder, _flat_files(path, folder, left_out), left_out)
     if not names:
         raise SourceError(f"{folder} is empty: unpack the val images there")
-    map_once(((Path(name).stem, name) for name in names), str(folder))
-    solution = read_solution(path / SOLUTION)
+    unique_dict(((Path(name).stem, name) for name in names), str(folder))
+    solution = _read_solution(path / SOLUTION)
     labels = []
     for name in names:
-        wnid = solution.get(Path(name).stem)
+        wnid = solution.get(Path(name).stem, "")
         if wnid not in label_of:
             why = f"the class {wnid}, which train/ does not have," if wnid else "no line"
             raise SourceError(
@@ -103,35 +97,21 @@ def _labelled_val(
     return names, np.array(labels, np.int64)
 
 
-def _val_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
-    """Visible files of the flat val folder, sorted.
-
-    Raises:
-        SourceError: it has folders.
-    """
+def _flat_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
     names = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if reason := why_left_out(entry):
-                left_out.add(reason, entry.path)
-            elif is_folder(entry):
-                raise SourceError(
-                    f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: if it was"
-                    " sorted into classes, read it with --source.kind=image_folder"
-                    f" --source.path={shlex.quote(str(path / DATA))}"
-                )
-            else:
-                names.append(entry.name)
+    for entry, is_folder in visible(folder, left_out):
+        if is_folder:
+            raise SourceError(
+                f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: if it was sorted"
+                " into classes, read it with --source.kind=image_folder"
+                f" --source.path={shlex.quote(str(path / KAGGLE_DATA))}"
+            )
+        names.append(entry.name)
     return names
 
 
-def read_solution(path: Path) -> dict[str, str]:
-    """Wnid of every val image (by name without suffix) from LOC_val_solution.csv.
-
-    Raises:
-        SourceError: the file is missing, no UTF-8, a line is not 'name,wnid ...', or two lines
-            give an image different classes.
-    """
+def _read_solution(path: Path) -> dict[str, str]:
+    """Wnid of every val image (by name without suffix) from LOC_val_solution.csv."""
     if not path.is_file():
         raise SourceError(
             f"{path} is missing, which holds the labels of the val images: download it from Kaggle"
@@ -140,18 +120,18 @@ def read_solution(path: Path) -> dict[str, str]:
     try:
         rows = list(csv.reader(io.StringIO(_read_text(path))))
     except csv.Error as error:
-        raise SourceError(f"{path} is no CSV file ({error}): fetch it again") from error
+        raise SourceError(f"{path} is not a valid CSV file ({error}): fetch it again") from error
     pairs = []
     for number, row in enumerate(rows[1:], start=2):
         words = row[1].split() if len(row) == 2 else []
         if not words or not WNID.fullmatch(words[0]):
             raise SourceError(f"{path}, line {number}: {row} is not 'image,wnid box ...'")
         pairs.append((row[0], words[0]))
-    return map_once(pairs, str(path))
+    return unique_dict(pairs, str(path))
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is no UTF-8 text ({error}): fetch it again") from error
+        raise SourceError(f"{path} is not UTF-8 text ({error}): fetch it again") from error

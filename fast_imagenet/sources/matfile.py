@@ -10,21 +10,11 @@ data into 8 bytes. Element 15 is a zlib stream of one element, element 14 an arr
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-_DTYPES = {
-    1: "i1",
-    2: "u1",
-    3: "i2",
-    4: "u2",
-    5: "i4",
-    6: "u4",
-    7: "f4",
-    9: "f8",
-    12: "i8",
-    13: "u8",
-}
+_DTYPES = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "bBhHiIfdqQ", strict=True))
 _ENCODINGS = {16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
@@ -32,11 +22,11 @@ _MAX_BYTES = 64 << 20
 
 
 class MatError(ValueError):
-    """The bytes are no MATLAB file of level 5 with the expected table."""
+    """The bytes are not a MATLAB file of level 5 with the expected table."""
 
 
-def read_struct_array(data: bytes, name: str) -> list[dict]:
-    """Rows of the struct array `name`: one dictionary a row, of numbers (numpy arrays) and texts.
+def read_struct_array(data: bytes, name: str) -> list[dict[str, Any]]:
+    """Rows of the struct array `name`: one dictionary per row, of numbers (numpy arrays) and texts.
 
     Fields that hold anything else are None.
 
@@ -44,7 +34,7 @@ def read_struct_array(data: bytes, name: str) -> list[dict]:
         MatError: the file is damaged or has no such struct array.
     """
     if data[126:128] != b"IM":
-        raise MatError("no MATLAB file of level 5, little-endian")
+        raise MatError("not a MATLAB file of level 5, little-endian")
     try:
         for kind, body in _elements(data[128:]):
             if kind == _COMPRESSED:
@@ -66,6 +56,7 @@ def _inflate(body: bytes) -> bytes:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and data of the elements, one after the other."""
     position = 0
     while position + 8 <= len(data):
         kind, size = np.frombuffer(data, "<u4", 2, position).tolist()
@@ -79,7 +70,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
         position = max(start + padded, position + 8) if start == position + 8 else position + 8
 
 
-def _array(body: bytes) -> tuple[str, np.ndarray | str | list[dict] | None]:
+def _array(body: bytes) -> tuple[str, Any]:
     """Name and value of one array: numbers, text, a list of rows, or None for other classes."""
     parts = _elements(body)
     flags = np.frombuffer(next(parts, (0, b"\0\0\0\0"))[1], "<u4", 1)[0]
@@ -91,27 +82,20 @@ def _array(body: bytes) -> tuple[str, np.ndarray | str | list[dict] | None]:
     if kind == _CELL:
         return name, None
     part_kind, part = next(parts)
-    if kind == _CHAR:
-        return name, _text(part_kind, part)
-    return name, np.frombuffer(part, f"<{_DTYPES[part_kind]}")
+    if kind == _CHAR and part_kind in _ENCODINGS:
+        return name, part.decode(_ENCODINGS[part_kind])
+    numbers = np.frombuffer(part, f"<{_DTYPES[part_kind]}")
+    return name, "".join(map(chr, numbers.tolist())) if kind == _CHAR else numbers
 
 
-def _text(kind: int, data: bytes) -> str:
-    if kind in _ENCODINGS:
-        return data.decode(_ENCODINGS[kind])
-    return "".join(map(chr, np.frombuffer(data, f"<{_DTYPES[kind]}").tolist()))
-
-
-def _rows(parts: Iterator[tuple[int, bytes]], count: int) -> list[dict]:
+def _rows(parts: Iterator[tuple[int, bytes]], count: int) -> list[dict[str, Any]]:
     length = int(np.frombuffer(next(parts)[1], "<i4")[0])
     packed = next(parts)[1]
     starts = range(0, len(packed), length)
     fields = [packed[i : i + length].split(b"\0")[0].decode("latin-1") for i in starts]
     values = [_array(body)[1] if body else None for _, body in parts]
-    if len(values) != count * len(fields):
-        raise MatError(f"{len(values)} values for {count} rows of {len(fields)} fields")
     width = len(fields)
-    return [
-        dict(zip(fields, values[row * width : (row + 1) * width], strict=True))
-        for row in range(count)
-    ]
+    if len(values) != count * width:
+        raise MatError(f"{len(values)} values for {count} rows of {width} fields")
+    rows = (values[row * width : (row + 1) * width] for row in range(count))
+    return [dict(zip(fields, row, strict=True)) for row in rows]

@@ -1,4 +1,4 @@
-"""Whether an archive is the official one of ILSVRC2012: by its size always, by its md5 when asked.
+"""Whether an archive is the official one of ILSVRC2012: by its size always, by its md5 on request.
 
 The size costs nothing. The md5 of the devkit, which has the labels, takes a moment; those of the
 images take reading 7 and 148 GB.
@@ -6,13 +6,13 @@ images take reading 7 and 148 GB.
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from fast_imagenet.sources.base import SourceError
 
 MD5_CHOICES = ("devkit", "all", "none")
-BLOCK = 1 << 22  # bytes read at once
 
 
 class Official(NamedTuple):
@@ -22,7 +22,7 @@ class Official(NamedTuple):
     size: int | None
 
 
-# md5: torchvision.datasets.imagenet.ARCHIVE_META; sizes: as the server tells them
+# md5: torchvision.datasets.imagenet.ARCHIVE_META; sizes: as the server reports them
 OFFICIAL = {
     "ILSVRC2012_img_train.tar": Official("1d675b47d978889d74fa0da5fadfb00e", 147_897_477_120),
     "ILSVRC2012_img_val.tar": Official("29b22e2961454d5413ddabcf34fc5622", 6_744_924_160),
@@ -50,7 +50,7 @@ def check_official(path: Path, md5: str) -> str:
     if md5 == "none" or (md5 == "devkit" and known.size is not None):
         of_size = "has the official size; its" if known.size else "was accepted, its"
         return f"{path.name} {of_size} md5 was not compared (--source.md5=all does)"
-    found = md5_of(path)
+    found = _md5_of(path)
     if found == known.md5:
         return f"{path.name} is the official archive, md5 {found}"
     what = f"{path.name} has the md5 {found}, the official archive {known.md5}"
@@ -59,21 +59,15 @@ def check_official(path: Path, md5: str) -> str:
     return f"{what}: it is another one, or damaged"
 
 
-def md5_of(path: Path) -> str:
-    """The md5 of a file as 32 hexadecimal digits; says so first when it takes minutes.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
+def _md5_of(path: Path) -> str:
+    """The md5 of a file as 32 hexadecimal digits; reported first when it takes minutes."""
     size = path.stat().st_size
     if size > 1e9:
-        told = f"comparing the md5 of {path}: {size / 1e9:.0f} GB to read"
-        print(told, file=sys.stderr, flush=True)
-    digest = hashlib.md5(usedforsecurity=False)  # what the publisher gives; against accidents
+        sentence = f"comparing the md5 of {path}: {size / 1e9:.0f} GB to read"
+        print(sentence, file=sys.stderr, flush=True)
     try:
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+        with open(path, "rb") as file:  # md5 is what the publisher gives; against accidents
+            md5 = partial(hashlib.md5, usedforsecurity=False)
+            return hashlib.file_digest(file, md5).hexdigest()
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
-    return digest.hexdigest()

@@ -8,22 +8,18 @@ read in pieces, and everything in batches: a few kB of file can stand for GB of 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fast_imagenet.sources.base import (
-    WNID,
-    Source,
-    SourceError,
-    WnidVotes,
-    name_classes,
-    read_class_file,
-    split_files,
-)
+from fast_imagenet.sources.base import Source, SourceError
+from fast_imagenet.sources.classes import WNID, WnidVotes, name_classes, read_class_file
+from fast_imagenet.sources.listing import split_files
 
 PIECE_BYTES = 128 << 20  # of a row group, by its own statement, that is kept at a time
 KEPT_BYTES = 256 << 20  # of them, whatever it states
@@ -43,16 +39,22 @@ class ParquetSource(Source):
 
     kind = "parquet"
 
-    def __init__(self, paths, pieces, labels, classes, class_names):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        pieces: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        class_names: Sequence[str] | None,
+    ) -> None:
         super().__init__(labels, classes, class_names)
-        self.paths = list(paths)
-        self.pieces = np.asarray(pieces, np.int64)
+        self.paths, self.pieces = list(paths), pieces
         lengths = self.pieces[:, 3] - self.pieces[:, 2]
         self.blocks = np.repeat(np.arange(len(self.pieces)), lengths)
         self._firsts = np.cumsum(lengths) - lengths
-        self._loaded = (-1, {})
+        self._loaded: tuple[int, dict[int, bytes]] = (-1, {})
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": (-1, {})}
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -75,23 +77,32 @@ class ParquetSource(Source):
     def _read_piece(self, block: int, wanted: int) -> dict[int, bytes]:
         """The row `wanted` and, as long as there is room, the others of a piece."""
         file, group, start, end = self.pieces[block].tolist()
-        kept, size, row = {}, 0, 0
+        kept: dict[int, bytes] = {}
+        size = 0
         try:
-            with pq.ParquetFile(self.paths[file], buffer_size=BUFFER_BYTES) as parquet:
-                for batch in _batches(parquet, group, ["image.bytes"]):
-                    (images,) = batch["image"].flatten()
-                    for inside in range(max(0, start - row), min(len(images), end - row)):
-                        if size < KEPT_BYTES or row + inside == wanted:
-                            kept[row + inside] = images[inside].as_py() or b""
-                            size += len(kept[row + inside])
-                    row += len(images)
-                    if row >= end or (size >= KEPT_BYTES and wanted in kept):
-                        break
+            for row, image in self._rows(file, group, start, end):
+                if size < KEPT_BYTES or row == wanted:
+                    kept[row] = image.as_py() or b""
+                    size += len(kept[row])
+                if size >= KEPT_BYTES and wanted in kept:
+                    break
         except pa.ArrowException as error:
             raise SourceError(
                 f"{self.paths[file]}, row group {group} cannot be read ({error}): fetch it again"
             ) from error
         return kept
+
+    def _rows(self, file: int, group: int, start: int, end: int) -> Iterator[tuple[int, Any]]:
+        """Number and image of rows `start` to `end` of a row group."""
+        row = 0
+        with pq.ParquetFile(self.paths[file], buffer_size=BUFFER_BYTES) as parquet:
+            for batch in _batches(parquet, group, ["image.bytes"]):
+                (images,) = batch["image"].flatten()
+                for inside in range(max(0, start - row), min(len(images), end - row)):
+                    yield row + inside, images[inside]
+                row += len(images)
+                if row >= end:
+                    return
 
 
 def _batches(
@@ -106,12 +117,12 @@ def _batches(
 
 
 def _stored_bytes(parquet: pq.ParquetFile, group: int) -> int:
-    """Uncompressed bytes of a row group, as it states; those of its columns may end the process,
-    where they are damaged."""
+    """Uncompressed bytes of a row group, as it states; asking for those of its columns may end the
+    process, where they are damaged."""
     return parquet.metadata.row_group(group).total_byte_size
 
 
-def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSource:
+def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> ParquetSource:
     """One split of a folder of parquet files.
 
     Class names come from the file `classes`, from the files' own metadata, or are the numbers;
@@ -125,14 +136,13 @@ def open_parquet(path: Path, split: str, classes: str = "", **_) -> ParquetSourc
     paths, left_out = split_files(path, ".parquet", split)
     given = read_class_file(Path(classes)) if classes else None
     names = _common_names(paths, given)
-    votes, pieces, labels = WnidVotes(), [], []
+    votes, pieces, labels = WnidVotes(), [], [np.zeros(0, np.int64)]
     for number, file in enumerate(paths):
         for group, (labels_here, stored_bytes) in enumerate(_scan(file, names, votes)):
             labels.append(labels_here)
             pieces += [(number, group, *piece) for piece in _pieces(len(labels_here), stored_bytes)]
-    stored = np.concatenate(labels) if labels else np.zeros(0, np.int64)
-    found = name_classes(stored, votes, given or names, f"{path} ({split})")
-    source = ParquetSource(paths, np.reshape(pieces, (-1, 4)), *found)
+    found = name_classes(np.concatenate(labels), votes, given or names, f"{path} ({split})")
+    source = ParquetSource(paths, np.array(pieces, np.int64), *found)
     source.numbered = not (given or names or WNID.fullmatch(source.classes[0]))
     source.notes = (
         *left_out.notes(),
@@ -148,11 +158,11 @@ def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | Non
 
     Args:
         given: names of --source.classes, which speak for files without names.
-
-    Raises:
-        SourceError: the names of two files, or of one and `given`, do not fit together.
     """
-    names_of = {file: _opened(file, lambda one: _names_in(one.schema_arrow)) for file in paths}
+    names_of = {}
+    for file in paths:
+        with _opened(file) as parquet:
+            names_of[file] = _names_in(parquet.schema_arrow)
     first = next((file for file in paths if names_of[file]), None)
     if first is None:
         return None
@@ -161,45 +171,39 @@ def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | Non
         raise SourceError(
             f"--source.classes has the class names of {first} in another order: leave it out"
         )
-    for file in paths:
-        here = names_of[file]
+    for file, here in names_of.items():
         if here is None and not given:
             raise SourceError(
-                f"{file} has no class names, and {first} has: tell what the numbers mean in a file"
-                " for --source.classes, or write it again with them"
+                f"{file} has no class names, and {first} has: give the names in the order of the"
+                " numbers with --source.classes, or write it again with them"
             )
-        fits = here in (None, names) or (
-            sorted(here) == sorted(names) and len(set(here)) == len(here)
-        )
-        if not fits:
+        is_same = here is None or sorted(here) == sorted(names)
+        if not is_same or (here not in (None, names) and len(set(here)) < len(here)):
             raise SourceError(
-                f"{file} has other class names than {first}: both must come from the same data set,"
+                f"{file} has other class names than {first}: both must come from the same dataset,"
                 " write them again with one list"
             )
     return names
 
 
-def _opened(file: Path, work):
-    """`work(parquet)` of a file.
-
-    Raises:
-        SourceError: it is damaged.
-    """
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """An open file; any damage that is found inside the block is a SourceError."""
     try:
         with pq.ParquetFile(file, buffer_size=BUFFER_BYTES) as parquet:
-            return work(parquet)
+            yield parquet
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(
-            f"{file} is no complete parquet file ({error}): fetch it again"
+            f"{file} is not a complete parquet file ({error}): fetch it again"
         ) from error
 
 
 def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[np.ndarray, int]]:
     """Labels in the numbering of `names`, and stored bytes of the images, of each row group."""
-
-    def scan(parquet: pq.ParquetFile) -> list[tuple[np.ndarray, int]]:
-        _check_columns(parquet.schema_arrow, file)
-        here = _names_in(parquet.schema_arrow)
+    with _opened(file) as parquet:
+        schema = parquet.schema_arrow
+        _check_columns(schema, file)
+        here = _names_in(schema)
         new_labels = [names.index(name) for name in here] if here and here != names else None
         return [
             (
@@ -209,8 +213,6 @@ def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[n
             for group in range(parquet.num_row_groups)
         ]
 
-    return _opened(file, scan)
-
 
 def _pieces(rows: int, stored_bytes: int) -> list[tuple[int, int]]:
     """First and end row of the pieces that a row group is read in."""
@@ -219,19 +221,24 @@ def _pieces(rows: int, stored_bytes: int) -> list[tuple[int, int]]:
 
 
 def _check_columns(schema: pa.Schema, file: Path) -> None:
-    image = schema.field("image").type if "image" in schema.names else None
-    good_image = (
-        image is not None
-        and pa.types.is_struct(image)
+    image = schema.field("image").type if "image" in schema.names else pa.null()
+    is_image = (
+        pa.types.is_struct(image)
         and image.get_field_index("bytes") >= 0
         and _is_binary(image.field("bytes").type)
     )
-    good_label = "label" in schema.names and pa.types.is_integer(schema.field("label").type)
-    if not good_image or not good_label:
+    is_label = "label" in schema.names and pa.types.is_integer(schema.field("label").type)
+    if not (is_image and is_label):
         raise SourceError(
             f"{file} has the columns {', '.join(schema.names)}: it must have image{{bytes, path}}"
             " with binary bytes, and an integer label"
         )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    names = ("is_binary", "is_large_binary", "is_binary_view", "is_fixed_size_binary")
+    return any(getattr(pa.types, name)(kind) for name in names)
 
 
 def _names_in(schema: pa.Schema) -> list[str] | None:
@@ -242,19 +249,6 @@ def _names_in(schema: pa.Schema) -> list[str] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) and names else None
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(
-        check(kind)
-        for check in (
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-            pa.types.is_fixed_size_binary,
-        )
-    )
 
 
 def _read_labels(
@@ -275,9 +269,8 @@ def _read_labels(
     file, group = where
     for batch in _batches(parquet, group, columns, least=8):
         if batch["label"].null_count:
-            raise SourceError(
-                f"{file}, row group {group} has rows without label: write it again without them"
-            )
+            what = f"{file}, row group {group} has rows without label"
+            raise SourceError(f"{what}: write it again without them")
         labels = batch["label"].to_numpy(zero_copy_only=False).astype(np.int64)
         if new_labels is not None:
             _check_range(labels, len(new_labels), file)
@@ -311,14 +304,14 @@ def _paths(batch: pa.RecordBatch) -> Iterator[str]:
 
 
 def _order_note(labels: np.ndarray, blocks: np.ndarray) -> tuple[str, ...]:
-    """A warning when row groups hold few classes each: then neighbours in the file are alike."""
+    """A warning when row groups hold few classes each: then neighbors in the file are alike."""
     groups = int(blocks[-1]) + 1
     pairs = len(np.unique(blocks * (labels.max() + 1) + labels))
     largest = min(len(labels) / groups, labels.max() + 1)
     if pairs / groups > 0.25 * largest:
         return ()
     return (
-        f"row groups hold {pairs / groups:.1f} classes on average, so neighbours in the file are"
+        f"row groups hold {pairs / groups:.1f} classes on average, so neighbors in the file are"
         " alike: train with data.in_memory=true, whose order is fully random",
     )
 

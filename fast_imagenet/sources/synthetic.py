@@ -1,12 +1,13 @@
-"""The embedded data set: drawn images in ten classes, five shapes x two textures.
+"""The built-in synthetic dataset: images of ten classes, five shapes x two textures.
 
-An image shows one checked or striped shape at a random place, size, rotation and pair of colours
-on a random background. Both textures cover half of the shape with each colour, and nothing else
-depends on the class, so that colour tells nothing, texture alone reaches at most 20 %, and shape
-alone at most 50 %. Image `index` depends on (seed, split, index) only.
+An image shows one checked or striped shape at a random place, size, rotation and pair of colors
+on a random background. Both textures cover half of the shape with each color, and nothing else
+depends on the class, so that color alone does not help, texture alone reaches at most 20 %, and
+shape alone at most 50 %. Image `index` depends on (seed, split, index) only.
 """
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,17 +23,16 @@ _SPLIT_KEY = {"train": 0, "val": 1}
 
 
 class SyntheticSource(Source):
-    """`size` drawn images; every class has the same number of them, give or take one."""
+    """`size` synthetic images; every class has the same number of them, give or take one."""
 
     kind = "synthetic"
     makes_pixels = True
 
-    def __init__(self, split: str, size: int, seed: int):
+    def __init__(self, split: str, size: int, seed: int) -> None:
         labels = np.arange(size) % len(CLASSES)
         names = [name.replace("_", " ") for name in CLASSES]
         super().__init__(labels, CLASSES, names)
-        self.split = split
-        self.seed = seed
+        self.split, self.seed = split, seed
 
     def name(self, index: int) -> str:
         return f"synthetic/{self.split}/{index}"
@@ -41,14 +41,11 @@ class SyntheticSource(Source):
         """Image `index`: uint8 RGB [height, width, 3], both sides within SIDES."""
         return draw_image(int(self.labels[index]), (self.seed, _SPLIT_KEY[self.split], index))
 
-    def read(self, index: int) -> bytes:
-        """Image `index` as a PNG file."""
-        _, data = cv2.imencode(".png", cv2.cvtColor(self.pixels(index), cv2.COLOR_RGB2BGR))
-        return data.tobytes()
 
-
-def open_synthetic(path: Path, split: str, seed: int = 0, size: int = 0, **_) -> SyntheticSource:
-    """Drawn images; `path` is not used, `size` 0 means 4,000 to train on or 1,000 to test."""
+def open_synthetic(
+    path: Path, split: str, seed: int = 0, size: int = 0, **_: Any
+) -> SyntheticSource:
+    """Synthetic images; `path` is not used, `size` 0 means 4,000 for train and 1,000 for val."""
     return SyntheticSource(split, size or DEFAULT_SIZES[split], seed)
 
 
@@ -73,13 +70,13 @@ def draw_image(label: int, key: tuple[int, ...]) -> np.ndarray:
         (np.arange(width, dtype=np.float32) - x_center) / radius,
         (np.arange(height, dtype=np.float32) - y_center) / radius,
     )
-    colours = _colours(rng)
+    colors = _colors(rng)
     distance_hw = _shape_distance(SHAPES[shape], *_rotate(x_hw, y_hw, rng.uniform(0, 2 * np.pi)))
     cover_hw = np.clip(0.5 - distance_hw * radius, 0, 1)  # one pixel of anti-aliasing
     turned = _rotate(x_hw, y_hw, rng.uniform(0, 2 * np.pi))
     mix_hw = _texture(TEXTURES[texture], *turned, rng.uniform(0.4, 0.55), rng.uniform(0, 1, 2))
-    object_hwc = colours[0] + mix_hw[..., None] * (colours[1] - colours[0])
-    ground_hwc = _background(rng, height, width, colours[2:])
+    object_hwc = colors[0] + mix_hw[..., None] * (colors[1] - colors[0])
+    ground_hwc = _background(rng, height, width, colors[2:])
     image_hwc = ground_hwc + cover_hw[..., None] * (object_hwc - ground_hwc)
     noise_hwc = rng.standard_normal(image_hwc.shape, np.float32) * np.float32(rng.uniform(2, 12))
     return np.clip(image_hwc + noise_hwc, 0, 255).astype(np.uint8)
@@ -90,15 +87,15 @@ def _rotate(x_hw: np.ndarray, y_hw: np.ndarray, angle: float) -> tuple[np.ndarra
     return cos * x_hw - sin * y_hw, sin * x_hw + cos * y_hw
 
 
-def _colours(rng: np.random.Generator) -> np.ndarray:
-    """Two unlike colours of the shape, two of the background: float32 [4, 3] in 0..255."""
+def _colors(rng: np.random.Generator) -> np.ndarray:
+    """Two unlike colors of the shape, two of the background: float32 [4, 3] in 0..255."""
     for _ in range(20):
-        colours = rng.uniform(0, 255, (4, 3)).astype(np.float32)
-        apart = np.abs(colours[0] - colours[1]).sum()
-        from_ground = np.abs(colours[:2, None] - colours[None, 2:]).sum(-1)
+        colors = rng.uniform(0, 255, (4, 3)).astype(np.float32)
+        apart = np.abs(colors[0] - colors[1]).sum()
+        from_ground = np.abs(colors[:2, None] - colors[None, 2:]).sum(-1)
         if apart > 220 and from_ground.min() > 120:
             break
-    return colours
+    return colors
 
 
 def _shape_distance(shape: str, x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarray:
@@ -129,7 +126,7 @@ def _star_distance(x_hw: np.ndarray, y_hw: np.ndarray) -> np.ndarray:
 def _texture(
     texture: str, x_hw: np.ndarray, y_hw: np.ndarray, period: float, phase: np.ndarray
 ) -> np.ndarray:
-    """Share of the second colour, 0..1 [height, width]; `period` in radii, `phase` in periods."""
+    """Fraction of the second color, 0..1 [height, width]; `period` in radii, `phase` in periods."""
     wave = np.sin(2 * np.pi * (x_hw / np.float32(period) + np.float32(phase[0])))
     if texture == "checked":
         wave = wave * np.sin(2 * np.pi * (y_hw / np.float32(period) + np.float32(phase[1])))
@@ -137,9 +134,9 @@ def _texture(
 
 
 def _background(
-    rng: np.random.Generator, height: int, width: int, colours: np.ndarray
+    rng: np.random.Generator, height: int, width: int, colors: np.ndarray
 ) -> np.ndarray:
-    """A smooth mixture of two colours, float32 [height, width, 3]."""
+    """A smooth mixture of two colors, float32 [height, width, 3]."""
     coarse = rng.uniform(0, 1, (4, 4)).astype(np.float32)
     mix_hw = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
-    return colours[0] + mix_hw[..., None] * (colours[1] - colours[0])
+    return colors[0] + mix_hw[..., None] * (colors[1] - colors[0])

@@ -2,23 +2,18 @@
 
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fast_imagenet.sources.base import (
-    MAX_IMAGE_BYTES,
-    FileHandles,
-    PackedNames,
-    Source,
-    SourceError,
-)
+from fast_imagenet.sources.base import MAX_IMAGE_BYTES, PackedNames, Source, SourceError
 
 # What tarfile raises on a damaged archive: it checks little of numbers and extra headers.
-UNREADABLE = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, LookupError)
-UNREADABLE += (zlib.error,)
+UNREADABLE = (
+    *(tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, LookupError, zlib.error),
+)
 MAX_HEADER_BYTES = 1 << 20  # long names and attributes, which tarfile reads into memory
 _EXTRA_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -36,7 +31,7 @@ class SmallHeaders(tarfile.TarInfo):
         tarfile.ReadError: one is larger than MAX_HEADER_BYTES.
     """
 
-    def _proc_member(self, archive: tarfile.TarFile):
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTRA_HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"an extra header of {self.size:,} bytes")
         return super()._proc_member(archive)
@@ -53,10 +48,8 @@ class Member(NamedTuple):
 def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator[Member]:
     """Regular files of the tar that lies at bytes `start` to `end` of the file `path`.
 
-    Folders are passed over.
-
     Raises:
-        SourceError: no tar, a compressed or truncated one, or one with links or devices in it.
+        SourceError: not a tar, a compressed or truncated one, or one with links or devices in it.
     """
     where = f"{path}, byte {start:,}" if start else str(path)
     try:
@@ -69,7 +62,7 @@ def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator
         raise
     except UNREADABLE as error:
         raise SourceError(
-            f"{where} is no complete, uncompressed tar ({error}): fetch it again, or unpack its"
+            f"{where} is not a complete, uncompressed tar ({error}): fetch it again, or unpack its"
             " compression"
         ) from error
 
@@ -80,10 +73,8 @@ def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[M
         if info.isdir():
             continue
         if not info.isreg() or info.issparse():
-            raise SourceError(
-                f"{where} holds {info.name!r}, a link, device or sparse file: it must hold plain"
-                " files only"
-            )
+            what = f"{where} holds {info.name!r}, a link, device or sparse file"
+            raise SourceError(f"{what}: it must hold plain files only")
         if info.offset_data + info.size > end:
             raise SourceError(f"{where} is truncated inside {info.name!r}: fetch it again")
         yield Member(info.name, info.offset_data, info.size)
@@ -91,43 +82,65 @@ def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[M
         raise SourceError(f"{where} has no end mark, so its end is missing: fetch it again")
 
 
-class TarSource(Source):
-    """Images at known places of a few large files.
-
-    Args:
-        kind: name of the source kind.
-        paths: the files.
-        files: int64 [n], which of `paths` holds an image.
-        offsets, sizes: int64 [n], bytes.
-        names: name of each image inside its file.
-        labels, classes, class_names: see Source.
-    """
-
-    def __init__(
-        self, kind, paths, files, offsets, sizes, names, labels, classes, class_names=None
-    ):
-        super().__init__(labels, classes, class_names)
-        self.kind = kind
-        self._handles = FileHandles(paths)
-        self._files = np.asarray(files, np.int64)
-        self._offsets = np.asarray(offsets, np.int64)
-        self._sizes = np.asarray(sizes, np.int64)
-        self._names = PackedNames(names)
-
-    def name(self, index: int) -> str:
-        return f"{self._handles.paths[self._files[index]]}/{self._names[index]}"
-
-    def read(self, index: int) -> bytes:
-        return self._handles.read_at(
-            int(self._files[index]), int(self._offsets[index]), int(self._sizes[index])
-        )
-
-
 def check_member(member: Member, path: Path) -> Member:
-    """Refuse an image whose size makes no sense, before anybody reads it."""
+    """Refuse an image whose size makes no sense, before it is read."""
     if member.size > MAX_IMAGE_BYTES:
         raise SourceError(
             f"{path} holds {member.name!r} of {member.size:,} bytes: an image may have"
             f" {MAX_IMAGE_BYTES:,} at most"
         )
     return member
+
+
+class TarSource(Source):
+    """Images at known places of a few large files, which are opened on first use and kept open.
+
+    Args:
+        kind: name of the source kind.
+        paths: the files.
+        files: int64 [n], which of `paths` holds an image.
+        members: the images.
+        labels, classes, class_names: see Source.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        paths: Sequence[Path],
+        files: Sequence[int],
+        members: Sequence[Member],
+        labels: np.ndarray | Sequence[int],
+        classes: Sequence[str],
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._open: dict[int, BinaryIO] = {}
+        super().__init__(labels, classes, class_names)
+        self.kind = kind
+        self._paths = list(paths)
+        self._files = np.asarray(files, np.int64)
+        self._offsets = np.array([member.offset for member in members], np.int64)
+        self._sizes = np.array([member.size for member in members], np.int64)
+        self._names = PackedNames(member.name for member in members)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            handle.close()
+
+    def name(self, index: int) -> str:
+        return f"{self._paths[self._files[index]]}/{self._names[index]}"
+
+    def read(self, index: int) -> bytes:
+        number, size = int(self._files[index]), int(self._sizes[index])
+        if number not in self._open:
+            self._open[number] = open(self._paths[number], "rb")  # noqa: SIM115
+        self._open[number].seek(int(self._offsets[index]))
+        data = self._open[number].read(size)
+        if len(data) != size:
+            raise SourceError(
+                f"{self._paths[number]} ends {size - len(data)} bytes before an image does: the"
+                " archive is truncated, fetch it again"
+            )
+        return data

@@ -9,22 +9,17 @@ to no sample is counted in the summary. Tars are indexed once and then read in p
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from fast_imagenet.sources.base import (
-    LeftOut,
-    SourceError,
-    WnidVotes,
-    name_classes,
-    read_class_file,
-    split_files,
-)
-from fast_imagenet.sources.image_folder import IMAGE_ENDINGS
+from fast_imagenet.sources.base import LeftOut, SourceError
+from fast_imagenet.sources.classes import WnidVotes, name_classes, read_class_file
+from fast_imagenet.sources.listing import IMAGE_ENDINGS, split_files
 from fast_imagenet.sources.tar import Member, TarSource, check_member, list_members
 from fast_imagenet.terminal import plural
 
@@ -34,7 +29,7 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_LABEL = 1 << 62
 
 
-def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource:
+def open_webdataset(path: Path, split: str, classes: str = "", **_: Any) -> TarSource:
     """One split of a folder of shards.
 
     Class names come from the file `classes`, from classes.txt in the folder, or are the numbers;
@@ -46,38 +41,34 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_) -> TarSource
     shards, left_out = split_files(path, ".tar", split, beside=[CLASS_FILE])
     class_file = Path(classes) if classes else path / CLASS_FILE
     names = read_class_file(class_file) if classes or class_file.is_file() else None
-    votes, files, found, labels, ends = WnidVotes(), [], [], [], []
+    votes, files, images, labels = WnidVotes(), [], [], []
     for number, shard in enumerate(shards):
         for image, label, hint in _samples(shard, left_out):
             votes.add(label, hint)
             files.append(number)
-            found.append(image)
+            images.append(image)
             labels.append(label)
-        ends.append(len(found))
-    result = name_classes(np.array(labels, np.int64), votes, names, f"{path} ({split})")
-    offsets, sizes = [one.offset for one in found], [one.size for one in found]
-    member_names = [one.name for one in found]
-    source = TarSource("webdataset", shards, files, offsets, sizes, member_names, *result)
-    copies = _copies(shards, ends, member_names, sizes, labels)
+    found = name_classes(np.array(labels, np.int64), votes, names, f"{path} ({split})")
+    source = TarSource("webdataset", shards, files, images, *found)
+    copies = _copies(shards, files, images, labels)
     source.notes = (*left_out.notes(), *votes.notes(), *copies)
     return source
 
 
-def _copies(shards: list[Path], ends: list[int], *columns: list) -> list[str]:
-    """Warnings of shards that look like copies: their samples would count twice.
-
-    Args:
-        ends: number of samples up to the end of each shard.
-        columns: names, sizes and labels of all samples.
-    """
-    seen, warnings = {}, []
-    for shard, start, end in zip(shards, [0, *ends], ends, strict=False):
-        content = hash(tuple(tuple(column[start:end]) for column in columns))
-        first = seen.setdefault(content, shard)
-        if end > start and first != shard:
+def _copies(
+    shards: Sequence[Path], files: list[int], images: list[Member], labels: list[int]
+) -> list[str]:
+    """Warnings of shards that look like copies: their samples would count twice."""
+    first_of: dict[int, Path] = {}
+    warnings = []
+    samples = zip(files, images, labels, strict=True)
+    for number, group in groupby(samples, lambda sample: sample[0]):
+        content = hash(tuple((image.name, image.size, label) for _, image, label in group))
+        first = first_of.setdefault(content, shards[number])
+        if first != shards[number]:
             warnings.append(
-                f"warning: {shard} has the names, sizes and labels of {first}: if one is a copy,"
-                " remove it, since its samples count twice"
+                f"warning: {shards[number]} has the names, sizes and labels of {first}: if one is"
+                " a copy, remove it, since its samples count twice"
             )
     return warnings
 
@@ -120,10 +111,10 @@ def _image_of(shard: Path, key: str, parts: dict[str, Member], left_out: LeftOut
     images = [suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in IMAGE_ENDINGS]
     plain = [suffix for suffix in images if "." not in suffix]
     others = [suffix for suffix in images if suffix not in plain]
-    labelled = [suffix for suffix in others if _beside(suffix, "cls", parts) not in (None, "cls")]
+    labeled = [suffix for suffix in others if _beside(suffix, "cls", parts) not in (None, "cls")]
     if len(images) <= 1:
         return images[0] if images else ""
-    if len(plain) != 1 or labelled:
+    if len(plain) != 1 or labeled:
         raise SourceError(
             f"{shard} has {plural(len(images), 'image')} for the sample {key!r}, not 1"
             f" ({parts[images[0]].name}, {parts[images[1]].name}, ...): the key of a sample ends at"
@@ -140,10 +131,12 @@ def _beside(suffix: str, kind: str, parts: dict[str, Member]) -> str | None:
     return next((name for name in (own.lstrip("."), kind) if name in parts), None)
 
 
-def _label(file, shard: Path, key: str, suffix: str, parts: dict[str, Member]) -> tuple[int, str]:
+def _label(
+    file: BinaryIO, shard: Path, key: str, suffix: str, parts: dict[str, Member]
+) -> tuple[int, str]:
     """Label of a sample whose image has this suffix, and text that may contain the wnid."""
-    cls, about = _beside(suffix, "cls", parts), _beside(suffix, "json", parts)
-    about = _read_json(file, parts[about]) if about else {}
+    cls, json_suffix = _beside(suffix, "cls", parts), _beside(suffix, "json", parts)
+    about = _read_json(file, parts[json_suffix]) if json_suffix else {}
     try:
         label = _number(_read_text(file, parts[cls]) if cls else about["label"])
     except (KeyError, ValueError, TypeError) as error:
@@ -159,10 +152,8 @@ def _label(file, shard: Path, key: str, suffix: str, parts: dict[str, Member]) -
             f"{shard} has two labels for the sample {key!r}: {label} in .cls, {other} in .json;"
             " write it again with one"
         )
-    told = next(
-        (str(about[word]) for word in ("wnid", "synset", "class_name") if word in about), ""
-    )
-    return label, f"{key} {told}"
+    named = (str(about[word]) for word in ("wnid", "synset", "class_name") if word in about)
+    return label, f"{key} {next(named, '')}"
 
 
 def _number(value: str | int | float) -> int:
@@ -170,18 +161,18 @@ def _number(value: str | int | float) -> int:
     whole = not isinstance(value, bool) and (not isinstance(value, float) or value.is_integer())
     label = int(value) if whole else MAX_LABEL
     if abs(label) >= MAX_LABEL:
-        raise ValueError(f"{value} is no label")
+        raise ValueError(f"{value} is not a valid label")
     return label
 
 
-def _read_text(file, member: Member) -> str:
+def _read_text(file: BinaryIO, member: Member) -> str:
     if member.size > MAX_TEXT_BYTES:
         return ""
     file.seek(member.offset)
     return file.read(member.size).decode("utf-8", "replace")
 
 
-def _read_json(file, member: Member) -> dict:
+def _read_json(file: BinaryIO, member: Member) -> dict[str, Any]:
     try:
         about = json.loads(_read_text(file, member))
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import SourceError, open_source
-from fast_imagenet.sources.base import WnidVotes, name_classes
+from fast_imagenet.sources.classes import WnidVotes, name_classes
 
 STAMP_START = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
 
@@ -60,7 +60,7 @@ def test_a_part_that_was_never_merged_is_told(quick_run, tmp_path, backend, caps
     flags = ["--model.arch=timm/test_resnet", "--training.max_steps=1"]
     quick_run(*flags, f"--data.backend={backend}", f"--data.val_dataset={part}")
     said = capsys.readouterr().out
-    assert f"note: {part}: one of the 2 parts of a data set; `python -m fast_imagenet.b" in said
+    assert f"note: {part}: one of the 2 parts of a dataset; `python -m fast_imagenet.b" in said
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
@@ -117,8 +117,8 @@ FAULTS = {
     "nested": (dict(classes=[*CLASSES[:9], ["a"]]), "which is not text"),
     "none": (dict(classes=[*CLASSES[:9], None]), "names a class None, which is not text"),
     "twice": (dict(classes=[*CLASSES[:9], "class 0"]), "names the class 'class 0' twice"),
-    "names few": (dict(class_names=["a"]), "has not one readable name for each class"),
-    "names text": (dict(class_names="abcdefghij"), "has not one readable name"),
+    "names few": (dict(class_names=["a"]), "does not have one readable name for each class"),
+    "names text": (dict(class_names="abcdefghij"), "does not have one readable name"),
     "names number": (dict(class_names=[*CLASSES[:9], 1]), "names a class 1, which is not text"),
     "many": (dict(classes=[str(n) for n in range(1_048_577)]), "has 1,048,577 classes, and 1,000,"),
 }
