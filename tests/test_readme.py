@@ -103,7 +103,7 @@ def test_backends_agree_as_the_record_says():
         means[backend], spread = statistics.mean(tops), statistics.stdev(tops)
         cells = [f"{value:.2f}" for value in (*tops, means[backend], spread)]
         assert f"| {backend} | {' | '.join(cells)} |" in table
-        assert f"{backend} plain -->{means[backend]:.1f} ± {spread:.1f}<!--" in README
+        assert f"{backend} standard -->{means[backend]:.1f} ± {spread:.1f}<!--" in README
     assert abs(means["ffcv"] - means["torchvision"]) < 1
 
 

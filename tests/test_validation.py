@@ -8,7 +8,7 @@ import train_imagenet
 from fast_imagenet.models.factory import warm_up
 from fast_imagenet.validation import differences
 from tests.test_shipped_configs import ROOT, SHIPPED
-from tools.report.studies import read_study
+from tools.report.yaml_files import read_study
 from tools.study import jobs_of
 
 BAD_MIXES = ("mixup=1e-320", "cutmix=1e-308", "mixup=-1", "cutmix=1e308", "mixup=nan")

@@ -1,14 +1,14 @@
 """Train every run of a study, and make records of them.
 
-python -m tools.study records/ablation --images /path/to/imagenette     train what lacks
-python -m tools.study records/ablation --list                              what there is
+python -m tools.study records/ablation --images /path/to/imagenette     train what is missing
+python -m tools.study records/ablation --list                           what there is
 
-The plan is the study.yaml of the folder (its keys: tools/report/studies.py). Every group is
+The plan is the study.yaml of the folder (its keys: tools/report/yaml_files.py). Every group is
 trained with the first seed, then every group with the next, so that a study that is broken off
-compares groups of equal seeds. Runs go side by side, --lanes at a time, each with its share of the
-cores. A run that was stopped goes on where it was when the command is given again; a finished one
-becomes a record beside the plan, and is not trained again. Data and records that were made with
-other settings than the plan has now are refused by name, never reused.
+compares groups of equal seeds. Runs train side by side, --lanes at a time, each with its part of
+the cores. A run that was stopped resumes when the command is given again; a finished one becomes a
+record beside the plan, and is not trained again. Data and records that were made with other
+settings than the plan has now are refused by name, never reused.
 
 Exit status: 0 all done, 1 a run failed, 2 wrong arguments or plan, 75 stopped by a signal.
 """
@@ -22,22 +22,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.config import interpreter, read_config, to_dict
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
-from fast_imagenet.program import STOPPED
-from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.program import STOPPED, run_program
 from tools.report.add import add_run
-from tools.report.errors import RecordError
-from tools.report.records import (
-    read_group_file,
-    read_object,
-    read_run,
-    settings_that_differ,
-)
-from tools.report.studies import FILE, Study, read_study
+from tools.report.records import read_group_file, read_object, read_run, settings_that_differ
+from tools.report.yaml_files import STUDY, RecordError, Study, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,33 +53,33 @@ class Job:
 
 
 def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
-    """All runs, the first seed of every group first.
+    """All runs of a study with a plan, the first seed of every group first.
 
     Args:
-        study: with a plan.
-        folder: of the records.
-        runs: folder of the runs under way.
-        data: folder of train.beton and val.beton.
+        folder: of the records; runs: of the runs under way; data: of train.beton and val.beton.
     """
     jobs = []
     for seed in study.seeds:
         for group in study.groups:
-            settings = (study.settings or {}) | group.settings | {"training.seed": seed}
+            place = Path(group.name, f"seed{seed}")
+            settings = study.settings | group.settings | {"training.seed": seed}
             settings |= {f"data.{s}_dataset": data / f"{s}.beton" for s in ("train", "val")}
-            run = runs / group.name / f"seed{seed}"
-            settings["logging.folder"] = run
-            flags = [f"--config={config}" for config in study.configs]
-            flags += [f"--{key}={_text(value)}" for key, value in settings.items()]
-            record = folder / group.name / f"seed{seed}"
-            jobs.append(Job(group.name, group.label, seed, tuple(flags), run, record))
+            settings["logging.folder"] = runs / place
+            flags = [f"--config={config}" for config in study.config] + _flags(settings)
+            paths = runs / place, folder / place
+            jobs.append(Job(group.name, group.label, seed, tuple(flags), *paths))
     return jobs
 
 
-def _text(value) -> str:
+def _flags(settings: dict[str, Any]) -> list[str]:
+    return [f"--{key}={_text(value)}" for key, value in settings.items()]
+
+
+def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_settings(jobs: list[Job]) -> list[dict]:
+def check_settings(jobs: list[Job]) -> list[dict[str, Any]]:
     """The settings of every run, read before the first is trained: exit status 2 with mistakes."""
     import train_imagenet as script
 
@@ -96,15 +90,11 @@ def check_settings(jobs: list[Job]) -> list[dict]:
     ]
 
 
-def check_records(jobs: list[Job], settings: list[dict], write: list[dict]) -> None:
-    """Refuse finished runs that are not what the plan says now.
+def check_records(jobs: list[Job], settings: list[dict[str, Any]], write: list[dict]) -> None:
+    """Refuse finished runs that do not match the plan; RecordError names them and what differs.
 
     Args:
-        settings: of every job.
-        write: of the study.
-
-    Raises:
-        RecordError: names the records and what differs.
+        settings: of every job; write: of the study.
     """
     changed = []
     for job, planned in zip(jobs, settings, strict=True):
@@ -123,16 +113,14 @@ def check_records(jobs: list[Job], settings: list[dict], write: list[dict]) -> N
         )
 
 
-# ------------------------------------------------------------------------------------------------
-# Data
-# ------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 WRITTEN = "study_data.json"  # beside the data: the settings that this program wrote it with
 FREE = {"source.path", "source.md5", "write.folder", "write.workers", "write.overwrite"}
 FREE |= {"write.check_space"}  # they do not change a file
 
 
-def without_free(settings: dict) -> dict:
+def without_free(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of write_dataset that decide what a file holds."""
     return {key: value for key, value in settings.items() if key not in FREE}
 
@@ -142,26 +130,27 @@ def write_data(study: Study, data: Path, images: str) -> None:
 
     Raises:
         RecordError: a conversion failed, its messages went to stderr; or a file is there that was
-            written otherwise.
+            written with other settings.
     """
     for settings in study.write:
-        flags = [f"--{key}={_text(value)}" for key, value in settings.items()]
-        names, planned = _data_settings(flags)
+        names, planned = _data_settings(_flags(settings))
         planned |= {"--images": str(Path(images).absolute())} if images else {}
         files = [data / name for name in names]
         for file in files:
             check_file(file, planned)
         if all(file.exists() for file in files):
             continue
-        command = [sys.executable, "write_dataset.py", *flags, f"--write.folder={data}"]
-        command += [f"--source.path={images}"] if images else []
+        places = {"write.folder": data} | ({"source.path": images} if images else {})
+        command = [sys.executable, "write_dataset.py", *_flags(settings | places)]
         if subprocess.run(command, cwd=ROOT).returncode:
             raise RecordError(f"the data could not be written into {data}, for the reason above")
-        made = {one.name: {"settings": planned, "file": _identity(BetonFile(one))} for one in files}
+        made = {
+            one.name: {"settings": planned, "file": _checksums(BetonFile(one))} for one in files
+        }
         write_json(data / WRITTEN, read_object(data / WRITTEN) | made)
 
 
-def _data_settings(flags: list[str]) -> tuple[list[str], dict]:
+def _data_settings(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
     """(names of the files, 'section.key' -> value) of a call; exit status 2 with mistakes."""
     import write_dataset as script
 
@@ -170,13 +159,12 @@ def _data_settings(flags: list[str]) -> tuple[list[str], dict]:
     return [path.name for path in script.target_files(cfg).values()], without_free(flat)
 
 
-def check_file(file: Path, planned: dict) -> None:
+def check_file(file: Path, planned: dict[str, Any]) -> None:
     """Refuse a data file that was written with other settings; one that is absent is fine.
 
     Args:
         file: of a study's data.
         planned: 'section.key' -> value, all that decide what it holds.
-
     Raises:
         RecordError: names what differs.
     """
@@ -184,48 +172,41 @@ def check_file(file: Path, planned: dict) -> None:
         return
     beton = BetonFile(file)
     note = read_object(file.parent / WRITTEN).get(file.name, {})
-    if known := note.get("file") == _identity(beton):
-        there = note["settings"]
-    else:  # written by hand, or by an earlier version
-        there = _settings_in_file(beton, planned)
-    differ = [
-        f"{key}={_text(there[key])}, planned {_text(value)}"
-        for key, value in planned.items()
-        if key in there and there[key] != value
-    ]
+    known = note.get("file") == _checksums(beton)  # else written by hand, or by an earlier version
+    found = note["settings"] if known else _settings_in_file(beton, planned)
+    differ = [f"{key}={_text(found[key])}, planned {_text(value)}"
+              for key, value in planned.items() if found.get(key, value) != value]  # fmt: skip
     if differ:
         raise RecordError(
             f"{file} was written with other settings than the plan has ({'; '.join(differ)}): "
             f"remove it to write it again, give another --data, or restore the plan"
         )
     if not known:
-        silent = ", ".join(key for key in planned if key not in there)
+        silent = ", ".join(key for key in planned if key not in found)
         print(f"note: {file} was not written by this command, which cannot compare {silent}")
 
 
-def _settings_in_file(beton: BetonFile, planned: dict) -> dict:
-    """The settings that a file itself tells; of write.limit, that it is exceeded."""
+def _settings_in_file(beton: BetonFile, planned: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a file itself holds; write.limit where it is exceeded."""
     stored = dict((beton.header_json or beton.sidecar).get("settings", {}))
-    there = {}
+    found = {}
     if "skip_bad" in stored:
-        there["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
-    there |= {f"write.{key}": value for key, value in stored.items()}
+        found["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
+    found |= {f"write.{key}": value for key, value in stored.items()}
     if kind := beton.sidecar.get("source", {}).get("kind"):
-        there["source.kind"] = kind
+        found["source.kind"] = kind
     if 0 < planned["write.limit"] < beton.num_samples:
-        there["write.limit"] = beton.num_samples
-    return there
+        found["write.limit"] = beton.num_samples
+    return found
 
 
-def _identity(beton: BetonFile) -> dict:
-    """What tells a file from another: the checksums of its stamp."""
-    stamp = beton.header_json or {}
-    return {key: stamp.get(key) for key in ("num_samples", "order_crc32", "blocks_crc32")}
+def _checksums(beton: BetonFile) -> dict[str, Any]:
+    """What distinguishes a file from another."""
+    keys = ("num_samples", "order_crc32", "blocks_crc32")
+    return {key: (beton.header_json or {}).get(key) for key in keys}
 
 
-# ------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -233,16 +214,17 @@ class Trainer:
 
     Args:
         threads: of each run.
-        timed: whether the times mean something: one run at a time on a machine at rest.
-        extra: more flags for every run, which change nothing that is learnt.
+        timed: whether the times mean something: one run at a time on an idle machine.
+        extra: more flags for every run, which change nothing that is learned.
         write: of the study: the data, noted in the records.
     """
 
-    def __init__(self, threads: int, timed: bool, extra: list[str], write: list[dict]):
+    def __init__(self, threads: int, timed: bool, extra: list[str], write: list[dict]) -> None:
         self.threads, self.timed, self.extra, self.write = threads, timed, extra, write
-        self.stopped, self._lock, self._running = False, threading.Lock(), set()
+        self.stopped, self._lock = False, threading.Lock()
+        self._running: set[subprocess.Popen] = set()
 
-    def stop(self, *_) -> None:
+    def stop(self, *_: Any) -> None:
         """Ask every run to save and end; none is started any more."""
         self.stopped = True
         for process in list(self._running):
@@ -253,54 +235,55 @@ class Trainer:
         if self.stopped:
             return "not started"
         job.run.mkdir(parents=True, exist_ok=True)
-        print(f"{job.name}: begins\n", end="", flush=True)  # one write: of several threads
-        status, said = self._run(job)
+        print(f"{job.name}: starts\n", end="", flush=True)  # one write: of several threads
+        status, output = self._run(job)
         if self.stopped:
-            return "stopped; it goes on when the command is given again"
+            return "stopped; it resumes when the command is given again"
         if status:
-            return f"failed with status {status}: {said.strip()[-1000:]}"
-        about = {"label": job.label, "write": self.write}
-        about |= {} if self.timed else {"timed": False}
-        place = dict(name=job.record.parent.parent.name, group=job.group, about=about)
+            return f"failed with status {status}: {output.strip()[-1000:]}"
+        about = {"label": job.label, "write": self.write} | ({} if self.timed else {"timed": False})
+        records, name = job.record.parents[2], job.record.parents[1].name
         try:
             with self._lock:
-                add_run(job.run, job.record.parent.parent.parent, **place)
-        except (ValueError, OSError) as error:  # the other runs go on
-            return f"is trained, and no record: {error}"
-        print(f"{job.name}: {said.strip().splitlines()[-1]}\n", end="", flush=True)
+                add_run(job.run, records, name=name, group=job.group, about=about)
+        except (ValueError, OSError) as error:  # the other runs continue
+            return f"is trained, but did not become a record: {error}"
+        print(f"{job.name}: {output.strip().splitlines()[-1]}\n", end="", flush=True)
         return ""
 
     def _run(self, job: Job) -> tuple[int, str]:
         flags = [*job.flags, "--training.resume=auto", f"--data.num_workers={self.threads}"]
-        command = [sys.executable, "train_imagenet.py", *flags, *self.extra]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        pipes["errors"] = "backslashreplace"
-        # a session of its own: Ctrl-C reaches this process, which stops the runs once
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, **pipes
+            [sys.executable, "train_imagenet.py", *flags, *self.extra],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+            start_new_session=True,  # Ctrl-C reaches this process, which stops the runs once
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
         )
         self._running.add(process)
         if self.stopped:  # meanwhile
             process.terminate()
-        said = process.communicate()[0]
+        output = process.communicate()[0]
         self._running.discard(process)
-        return process.returncode, said
+        return process.returncode, output
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do as `argv` says; returns the exit status."""
+    """Carry out the study that `argv` names; returns the exit status."""
     args, extra = parse(argv)
+    folder = args.folder.absolute()
     try:
         study = planned_study(args.folder)
-        runs = args.runs or ROOT / "runs" / args.folder.absolute().name
-        data = args.data or ROOT / "data" / args.folder.absolute().name
-        jobs = jobs_of(study, args.folder.absolute(), runs.absolute(), data.absolute())
+        runs, data = (getattr(args, name) or ROOT / name / folder.name for name in ("runs", "data"))
+        jobs = jobs_of(study, folder, runs.absolute(), data.absolute())
         check_records(jobs, check_settings(jobs), list(study.write))
         missing = [job for job in jobs if not job.record.exists()]
         if args.list:
             for job in jobs:
-                print(f"{'missing' if job in missing else 'there  '}  {job.name}")
+                print(f"{'missing' if job in missing else 'done   '}  {job.name}")
             return 0
         if missing:
             write_data(study, data.absolute(), args.images)
@@ -308,25 +291,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"study: {error}", file=sys.stderr)
         return 2
     if not missing:
-        print(f"all {len(jobs)} runs are there already")
+        print(f"all {len(jobs)} runs are done already")
         return 0
     threads = max(1, len(os.sched_getaffinity(0)) // args.lanes)
     return train_all(missing, args.lanes, Trainer(threads, args.timed, extra, list(study.write)))
 
 
 def planned_study(folder: Path) -> Study:
-    """The study of a folder, with its plan.
-
-    Raises:
-        RecordError: the folder or its study.yaml is missing, or the file holds no plan.
-    """
+    """The study of a folder; RecordError when folder or study.yaml is missing or has no plan."""
     if not folder.is_dir():
-        raise RecordError(f"{folder} is not a folder: give one that holds a {FILE}")
-    study = read_study(folder / FILE)
+        raise RecordError(f"{folder} is not a folder: give one that holds a {STUDY}")
+    study = read_study(folder / STUDY)
     if study is None:
-        raise RecordError(f"{folder} holds no {FILE}: write the plan of the study into it")
+        raise RecordError(f"{folder} holds no {STUDY}: write the plan of the study into it")
     if not study.groups:
-        raise RecordError(f"{folder / FILE} is not a plan: it needs groups")
+        raise RecordError(f"{folder / STUDY} is not a plan: it needs groups")
     return study
 
 
@@ -343,7 +322,7 @@ def train_all(jobs: list[Job], lanes: int, trainer: Trainer) -> int:
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The words of the command line, and those for train_imagenet.py."""
+    """The command line, and what of it is for train_imagenet.py."""
     parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="below records/, of the study")
@@ -351,19 +330,21 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--lanes", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--runs", type=Path, help="of the runs under way (runs/NAME)")
     parser.add_argument("--data", type=Path, help="of train.beton and val.beton (data/NAME)")
-    parser.add_argument("--timed", action="store_true", help="the machine is at rest: show times")
-    parser.add_argument("--list", action="store_true", help="say what is there, train nothing")
+    parser.add_argument("--timed", action="store_true", help="the machine is idle: show times")
+    parser.add_argument("--list", action="store_true", help="list the runs, train nothing")
     args, extra = parser.parse_known_args(argv)
     allowed = ("--training.checkpoint_minutes=", "--data.timeout=", "--logging.progress=")
-    if wrong := [word for word in extra if not word.startswith(allowed)]:
-        parser.error(f"{' '.join(wrong)}: only {' '.join(allowed)} are handed on")
+    wrong = [word for word in extra if not word.startswith(allowed)]
+    if any(word.startswith("--pictures") for word in wrong):
+        parser.error("--pictures is now --images")
+    if wrong:
+        parser.error(f"{' '.join(wrong)}: only {' '.join(allowed)} are passed to train_imagenet.py")
     if args.lanes < 1:
         parser.error(f"--lanes={args.lanes} must be 1 or more")
     if args.timed and args.lanes > 1:
-        parser.error(f"--timed with --lanes={args.lanes}: runs side by side take each other's time")
+        parser.error(f"--timed with --lanes={args.lanes}: runs side by side slow each other down")
     return args, extra
 
 
 if __name__ == "__main__":
-    ignore_broken_pipe()
-    sys.exit(main())
+    run_program("study", main)

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import statistics
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,15 +18,16 @@ from PIL import Image
 import train_imagenet
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.engine.logger import LOG_KEYS
+from fast_imagenet.program import errors_as_sentences
 from tests.conftest import ROOT, SMOKE
 from tools.report import __main__ as report
 from tools.report.add import add_run
-from tools.report.mistakes import Mistakes, Picture, find_mistakes
+from tools.report.mistakes import Mistake, Mistakes, find_mistakes
 from tools.report.page import render_page
 from tools.report.plots import COLORS, PLOTS, draw, is_current, plot_data
-from tools.report.records import RecordError, read_entry, read_run, spread, unfinished
-from tools.report.reported import read_reported
+from tools.report.records import read_entry, read_run, spread
 from tools.report.tables import BEGIN, END, render_readme, render_results
+from tools.report.yaml_files import RecordError, read_reported
 
 RECORDS = ROOT / "records"
 README = f"""# Title
@@ -33,7 +35,7 @@ README = f"""# Title
 {BEGIN}
 {END}
 
-Both reach <!-- record small/2030-01-01_machine plain -->?<!-- end of record -->.
+Both reach <!-- record small/2030-01-01_machine standard -->?<!-- end of record -->.
 """
 REPORTED = """
 data:
@@ -45,7 +47,7 @@ blocks:
     data: ImageNet
     network: ResNet-50
     protocol: 256 px + flip
-    view: configured
+    eval: config
     results: [{config: rn50_16_epochs, epochs: 16, top1: 73.8, spread: 0.2}]
 """
 
@@ -102,14 +104,24 @@ def built(tmp_path_factory):
 
 
 def run(place: Path, *words: str) -> int:
-    return report.main([*words, f"--folder={place / 'records'}"])
+    return call(*words, f"--folder={place / 'records'}")
+
+
+def call(*words: str) -> int:
+    """The exit status of the command, its error on stderr."""
+    try:
+        with errors_as_sentences("report"):
+            return report.main(list(words))
+    except SystemExit as end:  # a sentence: status 1
+        print(end.code, file=sys.stderr)
+        return 1
 
 
 # ---- this repository -----------------------------------------------------------------------------
 
 
 def test_what_is_committed_is_what_the_records_say(capsys):
-    status = report.main(["--check", f"--folder={RECORDS}"])
+    status = run(ROOT, "--check")
     assert status == 0, capsys.readouterr().err
 
 
@@ -121,7 +133,7 @@ def test_spreads_of_the_records_are_those_of_their_logs():
     for group in groups:
         logs = [group.folder / "log.jsonl", *sorted(group.folder.glob("seed*/log.jsonl"))]
         last = [json.loads(p.read_text().splitlines()[-1]) for p in logs if p.is_file()]
-        key = "ema_plain_top1" if group.runs[0].averaged else "plain_top1"
+        key = "ema_plain_top1" if group.runs[0].ema else "plain_top1"
         tops = [line[key] for line in last]
         cell = f"{statistics.mean(tops):.2f}"
         cell += f" ± {statistics.stdev(tops):.2f}" if len(tops) > 1 else ""
@@ -131,7 +143,7 @@ def test_spreads_of_the_records_are_those_of_their_logs():
 
 def test_reported_numbers_stand_in_the_headers_of_their_configs():
     reported = read_reported(RECORDS / "reported.yaml")
-    named = [one for one in reported.reports if one.config and one.view != "other"]
+    named = [one for one in reported.reports if one.config and one.eval != "other"]
     assert len(named) >= 20
     for one in named:
         (path,) = ROOT.glob(f"*_configs/{one.config}.yaml")
@@ -152,11 +164,11 @@ def test_records_name_no_folder_and_no_machine_of_their_owner():
 
 def test_build_check_and_a_new_seed(built, place, capsys):
     assert run(place, "--check") == 1
-    assert capsys.readouterr().err.count(" is not what records/ says") == 2 + len(PLOTS)
+    assert capsys.readouterr().err.count(" does not match records/") == 2 + len(PLOTS)
     readme = (built / "README.md").read_text()
     assert "| small, own data | ResNet-18 | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
     assert "**51.5 ± 0.7** at 96 px + flip (2 seeds)" in readme
-    assert "plain -->50.5 ± 0.7<!-- end" in readme
+    assert "standard -->50.5 ± 0.7<!-- end" in readme
     shutil.copytree(built, place, dirs_exist_ok=True)
     assert run(place, "--check") == 0
     make_run(place / "records/small/2030-01-01_machine/seed2", 54.0, 2)
@@ -175,8 +187,8 @@ def test_an_edit_by_hand_is_seen(built, tmp_path, name, capsys):
     else:
         path.write_text(path.read_text().replace("50.5", "60.5").replace("73.8", "79.8"))
     assert run(tmp_path, "--check") == 1
-    stale = [line for line in capsys.readouterr().err.splitlines() if "is not what" in line]
-    assert stale == [f"{name} is not what records/ says"]
+    stale = [line for line in capsys.readouterr().err.splitlines() if "does not match" in line]
+    assert stale == [f"{name} does not match records/"]
 
 
 def test_reported_and_measured_stand_apart(place):
@@ -198,7 +210,7 @@ def test_reported_and_measured_stand_apart(place):
 def test_averaged_weights_are_the_result_where_there_is_an_average(place):
     folder = make_run(place / "other", 60.0, ema__decay=0.99)
     numbers = read_run(folder).numbers
-    assert (numbers["plain"], numbers["configured"]) == (62.0, 63.0)
+    assert (numbers["standard"], numbers["config"]) == (62.0, 63.0)
     assert numbers["images"] == 3 * 1000 / 1000 and numbers["minutes"] == pytest.approx(0.6)
     assert numbers["data_wait"] == pytest.approx(25)
 
@@ -230,7 +242,7 @@ def test_times_of_a_busy_machine_are_not_shown(place):
     old = place / "docs/results_throughput.png"
     old.write_bytes(b"as it was")
     report.build(book)
-    assert not old.exists() and report.stale(book) == []
+    assert not old.exists() and not report.stale(book)
     assert old.name not in results and "No plot of throughput: no row was measured" in results
 
 
@@ -271,9 +283,9 @@ def test_the_demo_is_no_row_of_imagenette(place):
     make_run(place / "records/demo/2030-01-01_machine", 70.0)
     results = render_results(report.open_book(place / "records"))
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| [demo](imagenette_configs/demo.yaml), drawn images |" in readme
+    assert "| [demo](imagenette_configs/demo.yaml), synthetic images |" in readme
     assert "| small, own data |" in readme
-    assert "| [demo]" in results.split("## drawn images")[1] and "## Imagenette" not in results
+    assert "| [demo]" in results.split("## synthetic images")[1] and "## Imagenette" not in results
     about = place / "records/demo/2030-01-01_machine/group.json"
     about.write_text('{"data": "mine"}')
     assert "## mine" in render_results(report.open_book(place / "records"))
@@ -297,7 +309,7 @@ def test_a_study_names_all_its_machines_and_commits(place):
 
 def test_numbers_in_prose_that_no_record_has_are_refused(place):
     book = report.open_book(place / "records")
-    for old, new in (("machine plain", "machine speed"), ("small/2030", "large/2030")):
+    for old, new in (("machine standard", "machine speed"), ("small/2030", "large/2030")):
         with pytest.raises(RecordError, match="README.md shows"):
             render_readme(README.replace(old, new), book)
     with pytest.raises(RecordError, match="needs one line"):
@@ -383,13 +395,13 @@ def test_a_seed_that_does_not_fit_is_refused(place, damage, sentence):
 def test_workers_paths_and_logging_may_differ(place):
     free = dict(data__num_workers=7, data__train_dataset="x.beton", logging__folder="runs/b")
     make_run(place / "records/small/2030-01-01_machine/seed2", seed=2, **free)
-    assert len(read_entry(place / "records/small").main.runs) == 3
+    assert len(read_entry(place / "records/small").groups[0].runs) == 3
 
 
 def test_another_number_of_images_is_refused(place):
     log = make_run(place / "records/small/2030-01-01_machine/seed2", seed=2) / "log.jsonl"
     log.write_text(log.read_text().replace('"seconds": 10.0', '"seconds": 11.0'))
-    with pytest.raises(RecordError, match="saw 1,100 images an epoch"):
+    with pytest.raises(RecordError, match="saw 1,100 images per epoch"):
         report.open_book(place / "records")
 
 
@@ -421,7 +433,7 @@ def test_settings_of_another_kind_are_refused(place, changed):
     [
         ("", "is empty"),
         ("{", "line 1 of .* is damaged"),
-        ('{"epoch": 1}', "line 1 of .* has no number for train_loss"),
+        ('{"epoch": 1}', "line 1 of .* has no number for plain_top1"),
     ],
 )
 def test_a_damaged_log_is_refused(place, content, sentence):
@@ -434,7 +446,7 @@ def test_a_gap_in_the_log_is_seen(place):
     log = make_run(place / "run") / "log.jsonl"
     lines = log.read_text().splitlines()
     log.write_text("\n".join([lines[0], lines[2]]) + "\n")
-    assert "gaps or repeats" in unfinished(read_run(place / "run"))
+    assert "gaps or repeats" in read_run(place / "run").unfinished()
 
 
 def test_a_run_with_rare_evaluations_is_whole(place):
@@ -448,7 +460,7 @@ def test_a_run_with_rare_evaluations_is_whole(place):
         ([3], "has finished 3 of 5"),
     ):
         (folder / "log.jsonl").write_text("".join(lines[n - 1] + "\n" for n in kept))
-        said = unfinished(read_run(folder))
+        said = read_run(folder).unfinished()
         assert words in said and bool(words) == bool(said)
 
 
@@ -462,7 +474,7 @@ def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
     path = place / "records/reported.yaml"
     for old, new in (
         ("by: others", "buy: others"),
-        ("view: configured", "view: best"),
+        ("eval: config", "eval: best"),
         ("top1: 73.8", "top1: high"),
         ("config: rn50_16_epochs", "top5: 90"),
         ("readme:", "read_me:"),
@@ -504,16 +516,16 @@ def test_add_puts_seeds_together_and_a_second_group_aside(place):
     assert about == {"main": False, "label": "ours"}
     entry = read_entry(place / "records/small")
     assert [len(group.runs) for group in entry.groups] == [2, 2]
-    assert entry.main.folder.name == "2030-01-01_machine"
+    assert entry.groups[0].folder.name == "2030-01-01_machine"
 
 
 @pytest.mark.parametrize(
     ("words", "settings", "sentence"),
     [
         ([], dict(training__epochs=9), "finished 3 of 9 epochs; --unfinished takes it"),
-        (["--name=../x"], {}, "is no name of a folder"),
+        (["--name=../x"], {}, "is not a folder name"),
         ([], dict(logging__folder=""), "--name="),
-        (["--group=2030-01-01_machine"], dict(seed=1), "seed1 is there already"),
+        (["--group=2030-01-01_machine"], dict(seed=1), "seed1 exists already"),
         (
             ["--group=2030-01-01_machine"],
             dict(seed=2, model__arch="x"),
@@ -554,7 +566,7 @@ def test_add_takes_a_log_alone_with_its_settings(place, capsys):
 
 
 def test_a_folder_without_records_is_refused(tmp_path, capsys):
-    assert report.main([f"--folder={tmp_path}"]) == 1
+    assert call(f"--folder={tmp_path}") == 1
     assert "run this in the repository's folder" in capsys.readouterr().err
 
 
@@ -606,12 +618,12 @@ def trained(tiny_beton, tmp_path_factory):
 
 def test_the_page_shows_the_mistakes_of_the_weights(trained, tiny_beton, capsys):
     words = ["page", str(trained), f"--val={tiny_beton / 'val.beton'}", "--worst=5"]
-    assert report.main(words) == 0
+    assert call(*words) == 0
     assert f"{trained / 'page.html'}: 0." in capsys.readouterr().out
     text = (trained / "page.html").read_text()
     page, last = Reader(text), read_run(trained).log[-1]
     assert page.open == [] and "script" not in page.tags
-    assert f"plain 32 px: top-1 {last['plain_top1']:.2f} % of 30." in page.text
+    assert f"standard eval at 32 px: top-1 {last['plain_top1']:.2f} % of 30." in page.text
     assert "not the number of the log" not in page.text
     assert page.tags.count("figure") == 5
     sources = [value for name, value in page.attributes if name in ("src", "href")]
@@ -627,7 +639,7 @@ def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
     trained, tiny_beton, tmp_path, capsys
 ):
     out = tmp_path / "page.html"
-    assert report.main(["page", str(trained), f"--out={out}"]) == 0  # the data is in no repository
+    assert call("page", str(trained), f"--out={out}") == 0  # the data is in no repository
     assert "not shown" not in capsys.readouterr().out
     assert " % of 30." in Reader(out.read_text()).text
     (tmp_path / "records").mkdir()
@@ -639,61 +651,59 @@ def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
     paths = json.loads((moved / "paths.json").read_text())
     paths["data.val_dataset"] = "/somebody/elsewhere/val.beton"
     (moved / "paths.json").write_text(json.dumps(paths))
-    assert report.main(["page", str(moved), f"--out={out}"]) == 0
+    assert call("page", str(moved), f"--out={out}") == 0
     told, page = capsys.readouterr().out, Reader(out.read_text()).text
     why = "the validation data, val.beton, is not where the run had it; name it with --val."
-    assert f"the network's mistakes are not shown, they were not looked for: {why}" in told
+    assert f"the network's mistakes are not shown, they were not computed: {why}" in told
     assert "the run had it at /somebody/elsewhere/val.beton" in told
-    assert f"Not shown, as they were not looked for: {why}" in page and "/somebody" not in page
+    assert f"Not shown, the mistakes were not computed: {why}" in page and "/somebody" not in page
 
 
 def test_a_network_without_a_mistake_is_said_to_have_none(trained):
     run, perfect = read_run(trained), Mistakes(["a", "b"], np.diag([3, 4]), [], "weights on val")
-    assert "No mistake: all 7 are right." in render_page(run, perfect, "", {})
+    assert "No mistake: all 7 are correct." in render_page(run, perfect, "", {})
 
 
 def test_mistakes_are_those_of_every_sample_alone(trained, tiny_beton):
     """Against an image at a time: the square of the thumbnail is the one that was tested."""
     run, val = read_run(trained), tiny_beton / "val.beton"
-    found = find_mistakes(train_imagenet, run, trained / "weights.safetensors", val, 30)
+    found = find_mistakes(run, trained / "weights.safetensors", val, 30)
     file, wrong = BetonFile(val), 30 - np.trace(found.counts_kk)
     assert len(found.worst) == wrong > 5
-    shares = [picture.label_share for picture in found.worst]
-    assert shares == sorted(shares)
-    for picture in found.worst:
-        assert file.labels[picture.sample] == picture.label != picture.guess
-        assert picture.guess_share >= picture.label_share
-        stored, shown = file.image(picture.sample), Image.open(io.BytesIO(picture.jpeg))
+    probabilities = [mistake.label_probability for mistake in found.worst]
+    assert probabilities == sorted(probabilities)
+    for mistake in found.worst:
+        assert file.labels[mistake.sample] == mistake.label != mistake.guess
+        assert mistake.guess_probability >= mistake.label_probability
+        stored, shown = file.image(mistake.sample), Image.open(io.BytesIO(mistake.jpeg))
         side = int(0.875 * min(stored.shape[:2]))
         top, left = ((length - side) // 2 for length in stored.shape[:2])
         cut = Image.fromarray(stored[top : top + side, left : left + side])
         cut.thumbnail((176, 176))
         assert np.abs(np.asarray(cut, int) - np.asarray(shown, int)).mean() < 15  # JPEG of noise
-    assert sum(n for _, _, n in found.confused()) == wrong
-    assert [n for _, _, n in found.confused()] == sorted(
-        (n for _, _, n in found.confused()), reverse=True
-    )
+    images = [int(n) for _, _, n, _ in found.confused()]
+    assert sum(images) == wrong and images == sorted(images, reverse=True)
 
 
 def test_nothing_of_a_run_becomes_markup(place):
     evil = "\"><script>alert(1)</script><b a='"
     source = make_run(place / "run", model__arch=evil, logging__folder=f"runs/{evil[2:]}")
     (source / "environment.json").write_text(json.dumps({"device": evil, "commit": evil}))
-    picture = Picture(7, 0, 1, 0.001, 0.9, b"jpeg")
-    found = Mistakes([evil, "b"], np.array([[3, 2], [1, 4]]), [picture], evil)
+    mistake = Mistake(7, 0, 1, 0.001, 0.9, b"jpeg")
+    found = Mistakes([evil, "b"], np.array([[3, 2], [1, 4]]), [mistake], evil)
     text = render_page(read_run(source), found, "", {"model.arch": evil[::-1]})
     page = Reader(text)
     assert page.open == [] and not {"script", "b a"} & set(page.tags)
     assert not {name for name, _ in page.attributes} & {"a", "onload", "onerror"}
     assert page.text.count("alert(1)") >= 6
-    assert "taken for" in page.text and "top-1 70.00 % of 10. The log says 50.00 %" in page.text
+    assert "taken for" in page.text and "top-1 70.00 % of 10. The log has 50.00 %" in page.text
 
 
 def test_a_page_without_weights_says_so_and_a_running_run_has_one(place, capsys):
     source = make_run(place / "run", training__epochs=9)
     (source / "steps.jsonl").write_text('{"first_step": 0, "losses": [3.0, 2.0, 1.0]}\n')
     out = place / "a.html"
-    assert report.main(["page", str(source), f"--out={out}"]) == 0
+    assert call("page", str(source), f"--out={out}") == 0
     assert "weights.safetensors is not in the folder of the run" in capsys.readouterr().out
     page = Reader(out.read_text())
     assert "Not finished: it has finished 3 of 9 epochs." in page.text
@@ -711,6 +721,6 @@ def test_a_page_without_weights_says_so_and_a_running_run_has_one(place, capsys)
 )
 def test_a_page_of_files_that_are_not_there_is_refused(place, words, sentence, capsys):
     source = make_run(place / "run")
-    assert report.main(["page", str(source), *words]) == 1
+    assert call("page", str(source), *words) == 1
     assert sentence in capsys.readouterr().err
     assert not (source / "page.html").exists()

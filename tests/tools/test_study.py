@@ -14,9 +14,8 @@ import yaml
 from tests.conftest import ROOT, SMOKE
 from tests.tools.test_report import make_run
 from tools import study as script
-from tools.report.errors import RecordError
 from tools.report.records import read_entry
-from tools.report.studies import read_study
+from tools.report.yaml_files import RecordError, read_study
 
 PLAN = {
     "title": "What each is worth",
@@ -48,12 +47,12 @@ def write_plan(folder, **changes):
         ({"titel": "x"}, "titel is unknown"),
         ({"seeds": 3}, "seeds is unknown or of another kind"),
         ({"groups": [{"name": "a"}]}, "label is missing"),
-        ({"groups": []}, "one at least"),
+        ({"groups": []}, "at least one"),
         ({"groups": [{"name": "a", "label": "x"}] * 2}, "different names"),
-        ({"groups": ["a"]}, "'a' is no mapping"),
+        ({"groups": ["a"]}, "'a' is not a mapping"),
         ({"groups": [{"name": "../a", "label": "x"}]}, "becomes a folder"),
         ({"seeds": [0, 0]}, "has one twice"),
-        ({"seeds": []}, "one at least"),
+        ({"seeds": []}, "at least one"),
         ({"seeds": ["a"]}, "whole numbers"),
         ({"write": [3]}, "list of mappings"),
         ({"settings": {"training.seed": 5}}, "training.seed is set by the study itself"),
@@ -104,6 +103,7 @@ def test_wrong_calls(tmp_path, capsys):
     folder = str(write_plan(tmp_path / "parts"))
     for words, said in (
         (["--lr.lr=1"], "only --training.checkpoint_minutes="),
+        (["--pictures=x"], "--pictures is now --images"),
         (["--lanes=0"], "--lanes=0 must be 1 or more"),
         (["--lanes=2", "--timed"], "--timed with --lanes=2"),
     ):
@@ -138,7 +138,7 @@ def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, said):
     same = {"validation__resolution": 32, "validation__plain_resolution": 32}
     make_run(folder / "recipe" / "seed0", **same)
     assert script.main([str(folder), "--list"]) == 0
-    assert capsys.readouterr().out.startswith("there ")
+    assert capsys.readouterr().out.startswith("done ")
     make_run(folder / "recipe" / "seed0", **same | theirs)
     assert script.main([str(folder), "--list"]) == 2
     told = capsys.readouterr().err
@@ -210,8 +210,8 @@ def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     assert recipe.about["write"] == PLAN["write"]
     places = [str(folder), f"--data={tiny_beton}", f"--runs={tmp_path / 'records/runs'}"]
     assert script.main([*places, "--list"]) == 0
-    assert (said := capsys.readouterr().out).count("there") == 2 and "missing" not in said
-    assert script.main(places) == 0 and "all 2 runs are there already" in capsys.readouterr().out
+    assert (said := capsys.readouterr().out).count("done") == 2 and "missing" not in said
+    assert script.main(places) == 0 and "all 2 runs are done already" in capsys.readouterr().out
 
 
 def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
@@ -226,7 +226,7 @@ def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[0]
-    assert process.returncode == 75 and said.count("goes on when") == 2, said
+    assert process.returncode == 75 and said.count("resumes when") == 2, said
     assert not (folder / "recipe").exists()
     for log in logs:
         last = log.parent / "last.pt"

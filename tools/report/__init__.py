@@ -1,12 +1,10 @@
 """Tables, plots and pages from the records of runs: `python -m tools.report`.
 
+yaml_files.py  records/*/study.yaml and records/reported.yaml, read and checked
 records.py     folders of records/ -> runs, groups of seeds, mean and spread
-reported.py    records/reported.yaml -> what others reported, under which protocol
-tables.py      both -> README's table, docs/results.md, numbers in prose
+tables.py      both -> README's tables, docs/results.md, numbers in prose (tables.md.j2)
 plots.py       both -> docs/*.png
 add.py         the folder of a run -> a record
-page.py        the folder of a run -> one HTML file
+page.py        the folder of a run -> one HTML file (page.html.j2)
 mistakes.py    weights and images -> what a network gets wrong
-
-A front end as preview.py: it may import everything, and nothing imports it.
 """

@@ -8,22 +8,20 @@ import shutil
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from fast_imagenet.engine.logger import read_jsonl, redact_paths
 from fast_imagenet.files import write_json
 from tools.report.records import (
     Group,
-    RecordError,
     Run,
     check_alike,
     choose_main,
     read_entry,
     read_object,
     read_run,
-    unfinished,
 )
-from tools.report.studies import NAME
-from tools.report.tables import Book, entry_section
+from tools.report.yaml_files import FOLDER_NAME, RecordError
 
 
 def add_run(
@@ -33,16 +31,15 @@ def add_run(
     name: str | None = None,
     group: str | None = None,
     config: str | None = None,
-    about: dict | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Path:
     """Copy a run into `records`/name/group/seedN.
 
     Weights, checkpoints and TensorBoard's files (they name the host) stay where they are; so does
-    curves.png, which the log gives back. Absolute paths are cut to their last part.
+    curves.png, which can be drawn again from the log. Absolute paths are cut to their last part.
 
     Args:
         source: folder of a run, or a log.jsonl; config.json beside it is used.
-        records: the folder of records.
         name: of the row; default: last part of the run's logging.folder.
         group: of runs that differ in their seed; default: date and machine.
         config: YAML with the settings of a run whose config.json is lost.
@@ -55,34 +52,32 @@ def add_run(
     """
     run = _with_settings(read_run(source), config)
     about = about or {}
-    if (reason := unfinished(run)) and not about.get("unfinished"):
-        raise RecordError(f"{source} is no finished run: {reason}; --unfinished takes it as it is")
+    if (reason := run.unfinished()) and not about.get("unfinished"):
+        raise RecordError(f"{source} is not a finished run: {reason}; --unfinished takes it anyway")
     name = _checked(name or Path(run.setting("logging.folder", "")).name, "--name")
-    group = _checked(group or _default_group(run), "--group")
-    folder = records / name / group
+    folder = records / name / _checked(group or _default_group(run), "--group")
     place = folder / f"seed{run.seed}"
     if place.exists() or (folder / "log.jsonl").exists():
         taken = place if place.exists() else folder
-        raise RecordError(f"{taken} is there already; choose another --group, or remove it")
-    entry = read_entry(records / name) if (records / name).is_dir() else None
-    about = _group_file(folder, entry, run, about)
+        raise RecordError(f"{taken} exists already; choose another --group, or remove it")
+    about = _group_file(folder, run, about)
     _write(run, source, place)
     if about:
         write_json(folder / "group.json", about)
     return place
 
 
-def _group_file(folder: Path, entry, run: Run, about: dict) -> dict:
+def _group_file(folder: Path, run: Run, about: dict[str, Any]) -> dict[str, Any]:
     """Content of the group's group.json, once the run is known to fit in."""
-    groups = list(entry.groups) if entry else []
-    old = next((one for one in groups if one.folder == folder), None)
-    if old:
-        check_alike((*old.runs, run))
+    entry = read_entry(folder.parent) if folder.parent.is_dir() else None
+    groups, study = (list(entry.groups), entry.study) if entry else ([], None)
+    if old := next((one for one in groups if one.folder == folder), None):
+        check_alike([*old.runs, run])
         about = old.about | about
         groups.remove(old)
-    elif groups and entry.study is None:  # a second group is not in README.md unless it says so
+    elif groups and study is None:  # a second group is not in README.md unless it says so
         about = {"main": False} | about
-    if not (entry and entry.study and entry.study.groups):  # a plan has its own order
+    if not (study and study.groups):  # a plan has its own order
         choose_main([*groups, Group(folder.parent.name, folder, (run,), about)], folder.parent)
     return about
 
@@ -109,8 +104,8 @@ def _default_group(run: Run) -> str:
 
 
 def _checked(name: str, flag: str) -> str:
-    if not NAME.fullmatch(name):
-        raise RecordError(f"{flag}={name} is no name of a folder: letters, digits, _ . + - only")
+    if not FOLDER_NAME.fullmatch(name):
+        raise RecordError(f"{flag}={name} is not a folder name: letters, digits, _ . + - only")
     return name
 
 
@@ -119,24 +114,15 @@ def _write(run: Run, source: Path, place: Path) -> None:
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if run.settings:
-        write_json(partial / "config.json", redact_paths(run.settings))
-    for name in ("environment", "summary"):
-        if content := read_object(run.folder / f"{name}.json"):
+    summary = read_object(run.folder / "summary.json")
+    objects = {"config": run.settings, "environment": run.environment, "summary": summary}
+    for name, content in objects.items():
+        if content:
             write_json(partial / f"{name}.json", redact_paths(content))
     log = source if source.is_file() else source / "log.jsonl"
-    for path, lines in ((log, run.log), (log.parent / "steps.jsonl", None)):
-        lines = lines or read_jsonl(path)
-        text = "".join(json.dumps(redact_paths(line)) + "\n" for line in lines)
-        if text:
-            (partial / ("log.jsonl" if path == log else path.name)).write_text(
-                text, encoding="utf-8"
-            )
+    lines = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(log.parent / "steps.jsonl")}
+    for name, content in lines.items():
+        if content:
+            text = "".join(json.dumps(redact_paths(line)) + "\n" for line in content)
+            (partial / name).write_text(text, encoding="utf-8")
     partial.rename(place)
-
-
-def show(book: Book, place: Path) -> str:
-    """The rows of the group that a record is in."""
-    place = place.absolute()
-    entries = [e for e in book.entries for g in e.groups if place.is_relative_to(g.folder)]
-    return "\n".join(entry_section(book, entries[0])).rstrip()

@@ -9,52 +9,57 @@ import io
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
+import train_imagenet as script
 from fast_imagenet.config import read_config
+from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_chw
+from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.logger import PATHS, REPOSITORY
-from tools.report.records import RecordError, Run, read_object
+from tools.report.records import Run, read_object
+from tools.report.yaml_files import RecordError
 
 THUMBNAIL = 176  # px, longest side
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image that was taken for something else.
+class Mistake:
+    """An image that was classified wrongly.
 
     Attributes:
         sample: its place in the file.
         label, guess: classes, the true one and the likeliest of the network.
-        label_share, guess_share: probabilities that the network gives them.
-        jpeg: the square that was tested, at most THUMBNAIL px.
+        label_probability, guess_probability: what the network gives them.
+        jpeg: the square that was evaluated, at most THUMBNAIL px.
     """
 
     sample: int
     label: int
     guess: int
-    label_share: float
-    guess_share: float
+    label_probability: float
+    guess_probability: float
     jpeg: bytes
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Result of the pass, plain protocol.
+    """Result of the pass, standard eval.
 
     Attributes:
         names: of the classes.
         counts_kk: int64, true class x guessed class.
-        worst: wrong images, the smallest probability of the truth first.
+        worst: wrong images, the smallest probability of the true class first.
         source: names of the two files.
     """
 
     names: list[str]
     counts_kk: np.ndarray
-    worst: list[Picture]
+    worst: list[Mistake]
     source: str
 
     @property
@@ -62,22 +67,23 @@ class Mistakes:
         """Percent."""
         return 100 * np.trace(self.counts_kk) / self.counts_kk.sum()
 
-    def confused(self) -> list[tuple[int, int, int]]:
-        """(true, guessed, images), most images first, without the right ones."""
+    def confused(self) -> list[tuple[str, str, str, str]]:
+        """(true, guessed, images, fraction of the class), most images first, without correct ones."""
         wrong_kk = self.counts_kk * (1 - np.eye(len(self.counts_kk), dtype=np.int64))
         order = np.argsort(-wrong_kk, axis=None, kind="stable")[: np.count_nonzero(wrong_kk)]
-        pairs = np.stack(np.unravel_index(order, wrong_kk.shape), axis=1).tolist()
-        return [(label, guess, int(wrong_kk[label, guess])) for label, guess in pairs]
+        sums, pairs = self.counts_kk.sum(1), np.stack(np.unravel_index(order, wrong_kk.shape), 1)
+        return [(self.names[true], self.names[guess], f"{(n := wrong_kk[true, guess]):,}",
+                 f"{n / sums[true]:.1%}") for true, guess in pairs.tolist()]  # fmt: skip
 
-    def classes(self) -> list[tuple[int, int, int]]:
-        """(class, its images, right ones), the worst share first; without empty classes."""
-        sums, right = self.counts_kk.sum(1), np.diag(self.counts_kk)
-        rows = [(k, int(sums[k]), int(right[k])) for k in np.flatnonzero(sums).tolist()]
-        return sorted(rows, key=lambda row: (row[2] / row[1], row[0]))
+    def classes(self) -> list[tuple[str, str, str]]:
+        """(class, accuracy, images), the lowest accuracy first; without empty classes."""
+        sums, correct = self.counts_kk.sum(1), np.diag(self.counts_kk)
+        order = sorted(np.flatnonzero(sums), key=lambda k: (correct[k] / sums[k], k))
+        return [(self.names[k], f"{correct[k] / sums[k]:.1%}", f"{sums[k]:,}") for k in order]
 
 
 def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, Path] | str:
-    """(weights, validation data) of a run, or the sentence that says what is not at hand.
+    """(weights, validation data) of a run, or the sentence that says what is missing.
 
     Raises:
         RecordError: a file that was asked for is not there.
@@ -88,13 +94,12 @@ def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, P
     weights = weights or run.folder / "weights.safetensors"
     if not weights.exists():
         return f"{weights.name} is not in the folder of the run; name a file with --weights."
-    if val:
-        return weights, Path(val)
-    said, real = run.setting("data.val_dataset", ""), real_val(run)
-    candidates = [Path(real)] if real else [Path(said), REPOSITORY / said] if said else []
-    if places := [path for path in candidates if path.exists()]:
-        return weights, places[0]
-    name = Path(real or said).name or "which"  # the page may be sent to others: no folders
+    setting, real = run.setting("data.val_dataset", ""), real_val(run)
+    candidates = [val or real] if val or real else [setting, REPOSITORY / setting] * bool(setting)
+    for path in map(Path, candidates):
+        if path.exists():
+            return weights, path
+    name = Path(real or setting).name or "which"  # the page may be sent to others: no folders
     return f"the validation data, {name}, is not where the run had it; name it with --val."
 
 
@@ -103,63 +108,50 @@ def real_val(run: Run) -> str:
     return str(read_object(run.folder / PATHS).get("data.val_dataset", ""))
 
 
-def find_mistakes(script, run: Run, weights: Path, val: Path, count: int) -> Mistakes:
-    """Evaluate under the plain protocol and keep the worst `count` images.
+def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
+    """Run the standard eval and keep the worst `count` images.
 
-    Args:
-        script: the module train_imagenet, whose loaders and network are used.
     Raises:
         ValueError: the weights do not fit the settings, or the files are refused.
     """
-    from fast_imagenet.engine.distributed import init_distributed
-
-    cfg = settings_of(script, run, weights, val)
+    cfg = settings_of(run, weights, val)
     distributed = init_distributed()
     _, loader = script.build_loaders(cfg, distributed)
     with closing(loader):
         model = script.build_model(cfg, loader.num_classes, distributed.device)
-        labels_n, guesses_n, shares_n2 = _pass(script, cfg, model, loader)
+        labels_n, guesses_n, probabilities_n2 = _evaluate(cfg, model, loader)
     counts_kk = np.zeros((loader.num_classes, loader.num_classes), np.int64)
     np.add.at(counts_kk, (labels_n, guesses_n), 1)
-    wrong = np.flatnonzero(labels_n != guesses_n)
-    wrong = wrong[np.argsort(shares_n2[wrong, 0], kind="stable")][:count]
-    source, ratio = _open(val), cfg.validation.plain_crop_ratio
-    worst = [
-        Picture(
-            *(int(n), int(labels_n[n]), int(guesses_n[n])),
-            *map(float, shares_n2[n]),
-            thumbnail(source, int(n), ratio),
-        )
-        for n in wrong
-    ]
+    wrong_n = np.flatnonzero(labels_n != guesses_n)
+    wrong_n = wrong_n[np.argsort(probabilities_n2[wrong_n, 0], kind="stable")][:count]
+    source, ratio = open_dataset(val, "val"), cfg.validation.plain_crop_ratio
+    worst = []
+    for n in wrong_n.tolist():
+        classes, probabilities = (int(labels_n[n]), int(guesses_n[n])), probabilities_n2[n].tolist()
+        worst.append(Mistake(n, *classes, *probabilities, thumbnail(source, n, ratio)))
     names = class_names(source, loader.num_classes)
     return Mistakes(names, counts_kk, worst, f"{weights.name} on {val.name}")
 
 
 @torch.no_grad()
-def _pass(script, cfg, model, loader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _evaluate(cfg: SimpleNamespace, model: torch.nn.Module, loader: Any) -> list[np.ndarray]:
     """True classes, guesses, and the probabilities of both, of every image."""
     model.eval()
     parts = []
     view = cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio
     for images_bhwc, labels_b in loader.batches(*view):
         logits_bk = model(script.normalize(images_bhwc, *script.input_norm(model))).float()
-        shares_bk, guesses_b = F.softmax(logits_bk, 1), logits_bk.argmax(1)
-        pair_b2 = shares_bk.gather(1, torch.stack([labels_b, guesses_b], 1))
+        probabilities_bk, guesses_b = logits_bk.softmax(1), logits_bk.argmax(1)
+        pair_b2 = probabilities_bk.gather(1, torch.stack([labels_b, guesses_b], 1))
         # a copy: the loader fills the same memory again
         parts.append([x.clone().cpu().numpy() for x in (labels_b, guesses_b, pair_b2)])
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def settings_of(script, run: Run, weights: Path, val: Path):
-    """The run's settings, as an evaluation of these files; what a newer script added: defaults."""
-    known = {".".join(key) for key in script.SETTINGS.entries}
-    values = {
-        f"{section}.{key}": value
-        for section, keys in run.settings.items()
-        for key, value in keys.items()
-        if f"{section}.{key}" in known
-    }
+def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
+    """The run's settings, as an evaluation of these files; settings it does not have: defaults."""
+    known = [key for key in script.SETTINGS.entries if key[1] in run.settings.get(key[0], {})]
+    values = {f"{section}.{key}": run.settings[section][key] for section, key in known}
     values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
     values.pop("training.use_blurpool", None)  # of the run's training; the weights know theirs
     values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
@@ -171,13 +163,7 @@ def settings_of(script, run: Run, weights: Path, val: Path):
     return read_config(script.SETTINGS, flags, prog="report page", description="")
 
 
-def _open(val: Path):
-    from fast_imagenet.data.samples import open_dataset
-
-    return open_dataset(val, "val")
-
-
-def class_names(source, count: int) -> list[str]:
+def class_names(source: Any, count: int) -> list[str]:
     """Names of the classes: words where the file has them, else identifiers, else numbers."""
     sidecar = getattr(source, "sidecar", {})
     names = sidecar.get("class_names") or getattr(source, "class_names", None) or source.classes
@@ -185,10 +171,8 @@ def class_names(source, count: int) -> list[str]:
     return names + [f"class {k}" for k in range(len(names), count)]
 
 
-def thumbnail(source, sample: int, crop_ratio: float) -> bytes:
+def thumbnail(source: Any, sample: int, crop_ratio: float) -> bytes:
     """The central square of an image as JPEG."""
-    from fast_imagenet.data.samples import CenterCrop, read_stored, to_chw
-
     rgb_hwc = to_chw(read_stored(source, sample)).permute(1, 2, 0).numpy()
     region = CenterCrop()(*rgb_hwc.shape[:2], sample, crop_ratio)
     box = (region.left, region.top, region.left + region.width, region.top + region.height)

@@ -9,65 +9,53 @@ import math
 import statistics
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # without pyplot: no window, no global state
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fast_imagenet.engine.logger import decorate
-from tools.report.records import Group
+from tools.report.records import Group, Spread, spread
 
-BESIDE = "Points that would cover each other stand side by side."
-# file below the root -> (title, caption)
-PLOTS = {
-    "docs/results_accuracy.png": (
-        "accuracy against epochs and time",
-        "Plain top-1 after each evaluated epoch, mean and standard deviation over the seeds. "
-        f"{BESIDE} Time is shown for runs that had the machine to themselves.",
-    ),
-    "docs/results_images_seen.png": (
-        "accuracy against images seen",
-        "Top-1 at the end against images seen. Filled: measured here, plain protocol. Hollow: "
-        "reported, each under its own protocol, so compare points of one line only. "
-        f"{BESIDE}",
-    ),
-    "docs/results_throughput.png": (
-        "throughput",
-        "Training images a second, median over the epochs, and the share of the time of training "
-        "that was waiting for data.",
-    ),
-}
+if TYPE_CHECKING:
+    from tools.report.tables import Book
+
+PLOTS = ACCURACY, SEEN, THROUGHPUT = tuple(
+    f"docs/results_{name}.png" for name in ("accuracy", "images_seen", "throughput")
+)  # below the root; their captions: tables.md.j2
 COLORS = ("#1f5fa8", "#d9641e", "#2f8f5b", "#8a4f9e", "#b58900", "#c2416b", "#2a9d9d", "#5c6770")
 MARKS = "osD^vP*X<>"
-LINES = ("-", "--", "-.", ":")
+LINES = ("-", "--", "-.", ":")  # through the gaps of one line another is seen
 NEAR = 0.04  # of an axis: what is nearer would be covered by a mark
-DRAWING = 2  # raised when the same numbers are drawn otherwise: older files are not current then
+LEGEND = dict(loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+LEGEND |= dict(frameon=False, fontsize=8)
+DRAWING = 3  # raised when the same numbers are drawn otherwise: older files are not current then
 DIGEST = "Data-Digest"  # key in the PNG: of the numbers drawn, so that a check needs no pixels
 
+Series = list[dict[str, Any]]
+Point = tuple[float, float]
 
-def plot_data(book) -> dict[str, list]:
+
+def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
     groups = [group for entry in book.rows for group in entry.groups]
-    return {
-        "docs/results_accuracy.png": [_curve(group, _title(book, group)) for group in groups],
-        "docs/results_images_seen.png": _points(book, groups),
-        "docs/results_throughput.png": [
-            {
-                "title": _title(book, group),
-                "rate": _rounded(group.spread("images_per_second")),
-                "wait": _rounded(group.spread("data_wait")),
-            }
-            for group in groups
-            if group.timed
-        ],
-    }
+    rates = [{"title": book.title(group), "rate": rate, "wait": wait} for group in groups
+             if (rate := _rounded(group.spread("images_per_second")))
+             and (wait := _rounded(group.spread("data_wait"))) and group.timed]  # fmt: skip
+    curves = [_curve(group, book.title(group)) for group in groups]
+    return {ACCURACY: curves, SEEN: _points(book, groups), THROUGHPUT: rates}
 
 
-def digest(series: list) -> str:
+def digest(series: Series) -> str:
     """Of what a plot shows."""
     return hashlib.sha256(json.dumps([DRAWING, series], sort_keys=True).encode()).hexdigest()
 
 
-def is_current(path: Path, series: list) -> bool:
+def is_current(path: Path, series: Series) -> bool:
     """Whether a PNG shows these numbers; where there are none, that there is no file."""
     if not path.is_file() or not series:
         return not (series or path.exists())
@@ -78,22 +66,14 @@ def is_current(path: Path, series: list) -> bool:
         return False
 
 
-def draw(name: str, series: list) -> bytes:
-    """The PNG of one of PLOTS; the same bytes for the same numbers and versions.
-
-    Args:
-        series: of `plot_data`, one at least.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def draw(name: str, series: Series) -> bytes:
+    """The PNG of one of PLOTS, of one series at least; the same bytes for the same numbers."""
     drawing, height = {
-        "docs/results_accuracy.png": (_draw_accuracy, 4.4 + 0.17 * len(series)),
-        "docs/results_images_seen.png": (_draw_points, 5.8),
-        "docs/results_throughput.png": (_draw_bars, 1.2 + 0.4 * len(series)),
+        ACCURACY: (_draw_accuracy, 4.4 + 0.17 * len(series)),
+        SEEN: (_draw_points, 5.8),
+        THROUGHPUT: (_draw_bars, 1.2 + 0.4 * len(series)),
     }[name]
     figure = Figure(figsize=(10, height), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
     drawing(figure, series)
     file = io.BytesIO()
     figure.savefig(file, format="png")
@@ -101,7 +81,7 @@ def draw(name: str, series: list) -> bytes:
 
 
 def fewer_colors(png: io.BytesIO, texts: dict[str, str]) -> bytes:
-    """The same image in 200 colours, a third of the bytes, with no text but `texts`."""
+    """The same image in 200 colors, a third of the bytes, with no text but `texts`."""
     info, file = PngInfo(), io.BytesIO()
     for key, text in texts.items():
         info.add_text(key, text)
@@ -111,177 +91,128 @@ def fewer_colors(png: io.BytesIO, texts: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------
-# Numbers
-# ------------------------------------------------------------------------------------------------
-
-
-def _title(book, group: Group) -> str:
-    several = len(book.entry(group.name).groups) > 1 or "label" in group.about
-    return f"{group.name}{f', {group.label}' if several else ''}"
-
-
-def _curve(group: Group, title: str) -> dict:
-    """Plain top-1 after the epochs that every seed evaluated: mean, deviation, minutes."""
-    key = "ema_plain_top1" if group.runs[0].averaged else "plain_top1"
+def _curve(group: Group, title: str) -> dict[str, Any]:
+    """Standard top-1 after the epochs that every seed evaluated: mean, deviation, minutes."""
+    key, clock = f"{group.runs[0].ema}plain_top1", "total_seconds"
     logs = [{line["epoch"]: line for line in run.log} for run in group.runs]
     epochs = sorted(set.intersection(*map(set, logs)))
-    values = [[log[epoch][key] for log in logs] for epoch in epochs]
-    minutes = [[log[epoch]["total_seconds"] / 60 for log in logs] for epoch in epochs]
+    tops = [spread([log[epoch][key] for log in logs]) for epoch in epochs]
+    timed = group.timed and all(run.column(clock) for run in group.runs)
     return {
         "title": title,
         "epochs": epochs,
-        "seeds": len(group.runs),
-        "top1": [round(statistics.fmean(v), 4) for v in values],
-        "deviation": [round(statistics.stdev(v), 4) if len(v) > 1 else 0.0 for v in values],
-        "minutes": [round(statistics.fmean(v), 3) for v in minutes] if group.timed else [],
-    }
+        "seeds": len(logs),
+        "top1": [round(top.mean, 4) for top in tops],
+        "deviation": [round(top.deviation or 0.0, 4) for top in tops],
+        "minutes": [round(statistics.fmean(log[epoch][clock] / 60 for log in logs), 3)
+                    for epoch in epochs if timed],
+    }  # fmt: skip
 
 
-def _points(book, groups: list[Group]) -> list[dict]:
-    series = {}
+def _points(book: Book, groups: list[Group]) -> Series:
+    """Top-1 over millions of images seen: a series per title of a report, and per group."""
+    series: dict[tuple[str, str, bool], list[tuple[float, ...]]] = {}
     for report in book.reported.reports:
-        title = f"{report.by}, {report.network}, {report.protocol}"
-        series.setdefault((report.data, title, False), []).append(
-            (report.epochs * book.reported.data[report.data]["images"] / 1e6, report.top1, 0.0)
-        )
+        millions = report.epochs * book.reported.data[report.data]["images"] / 1e6
+        key = report.data, report.title, False
+        series.setdefault(key, []).append((millions, report.top1, 0.0))
     for group in groups:
-        top, key = group.spread("plain"), (book.data(group), _title(book, group), True)
         millions = round(group.spread("images").mean / 1000, 6)
-        series.setdefault(key, []).append((millions, round(top.mean, 4), top.deviation or 0.0))
-    return [
-        {"data": data, "title": title, "measured": measured, "points": sorted(points)}
-        for (data, title, measured), points in series.items()
-    ]
+        key = book.data(group), book.title(group), True
+        series.setdefault(key, []).append((millions, *_rounded(group.spread("standard"), 4)))
+    keys = ("data", "title", "measured")
+    return [dict(zip(keys, key, strict=True)) | {"points": sorted(series[key])} for key in series]
 
 
-def _rounded(spread) -> list[float]:
-    return [round(spread.mean, 3), round(spread.deviation or 0.0, 3)]
+def _rounded(spread: Spread | None, digits: int = 3) -> list[float]:
+    """Mean and deviation."""
+    return [round(spread.mean, digits), round(spread.deviation or 0.0, digits)] if spread else []
 
 
-# ------------------------------------------------------------------------------------------------
-# Drawing
-# ------------------------------------------------------------------------------------------------
-
-
-def _draw_accuracy(figure, series: list[dict]) -> None:
-    timed = any(one["minutes"] for one in series)
-    axes = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
+def _draw_accuracy(figure: Figure, series: Series) -> None:
     hours = any(max(one["minutes"], default=0) >= 120 for one in series)
-    unit = "hours" if hours else "minutes"
+    unit, scale = ("hours", 60) if hours else ("minutes", 1)
+    times = [[minutes / scale for minutes in one["minutes"]] for one in series]
+    axes = figure.subplots(1, 1 + any(times), sharey=True, squeeze=False)[0]
     _draw_curves(axes[0], series, [one["epochs"] for one in series])
-    decorate(axes[0], "plain top-1 against epochs, %", "epoch")
+    axes[0].legend(**LEGEND)
+    decorate(axes[0], "standard top-1 against epochs, %", "epoch")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
-    if timed:
-        times = [[m / (60 if hours else 1) for m in one["minutes"]] for one in series]
+    if any(times):
         _draw_curves(axes[1], series, times)
-        decorate(axes[1], f"plain top-1 against {unit}, %", f"{unit}, training and evaluation")
-    place = dict(loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
-    handles, labels = axes[0].get_legend_handles_labels()  # lines first, then single points
-    known = dict(zip(labels, handles, strict=True))
-    labels = [_label(one) for one in series]
-    axes[0].legend([known[label] for label in labels], labels, **place, frameon=False, fontsize=8)
+        decorate(axes[1], f"standard top-1 against {unit}, %", f"{unit}, training and evaluation")
 
 
-def _label(one: dict) -> str:
-    seeds = f"{one['seeds']} seed{'s' * (one['seeds'] > 1)}"
-    return f"{one['title']}: {one['top1'][-1]:.1f} %, {seeds}"
-
-
-def _draw_curves(axes, series: list[dict], xs: list[list[float]]) -> None:
-    """Mean and deviation of every series; none covers another wholly.
-
-    Args:
-        xs: of every series; empty where it is not shown.
-    """
-    pairs = [list(zip(x, one["top1"], strict=False)) for x, one in zip(xs, series, strict=True)]
-    points = [pair[0] if len(pair) == 1 else None for pair in pairs]
-    lines = [point for pair in pairs if len(pair) > 1 for point in pair]
-    places = side_by_side(points, lines)
-    for k, (one, x) in enumerate(zip(series, xs, strict=True)):
-        if not x:  # it was not timed
-            continue
+def _draw_curves(axes: Axes, series: Series, xs: list[list[float]]) -> None:
+    """Mean and deviation of every series over its `xs`, empty where it was not timed."""
+    curves = [list(zip(x, one["top1"], strict=False)) for x, one in zip(xs, series, strict=True)]
+    for k, (one, x, place) in enumerate(zip(series, xs, side_by_side(curves), strict=True)):
         color, top, error = COLORS[k % len(COLORS)], one["top1"], one["deviation"]
-        style = dict(color=color, label=_label(one))
+        label = f"{one['title']}: {top[-1]:.1f} %, {one['seeds']} seed{'s' * (one['seeds'] > 1)}"
         if len(x) == 1:
-            style |= dict(fmt=MARKS[k % len(MARKS)], markersize=7, markeredgecolor="white")
-            axes.errorbar([places[k]], top, yerr=error, **style, zorder=4)
-            continue
-        low = [a - b for a, b in zip(top, error, strict=True)]
-        high = [a + b for a, b in zip(top, error, strict=True)]
-        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        dashes = LINES[k % len(LINES)]  # through the gaps of one line another is seen
-        axes.plot(x, top, dashes, **style, linewidth=1.6, marker="o", markersize=3)
+            mark = dict(fmt=MARKS[k % len(MARKS)], markersize=7, markeredgecolor="white", zorder=4)
+            axes.errorbar([place], top, yerr=error, color=color, label=label, **mark)
+        elif x:
+            low, high = np.subtract(top, error), np.add(top, error)
+            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            line = dict(fmt="o" + LINES[k % len(LINES)], markersize=3, linewidth=1.6)  # see LINES
+            axes.errorbar(x, top, color=color, label=label, **line)
 
 
-def side_by_side(points: list, others: list, log: bool = False) -> list[float | None]:
-    """Places on the x axis for single points, so that none covers another or one of `others`.
+def side_by_side(series: list[list[Point]], log: bool = False) -> list[float]:
+    """Places on the x axis for series of one point, so that none covers another's point.
 
     Args:
-        points: (x, y), or None for what is not a single point.
-        others: (x, y) that stay where they are.
+        series: (x, y) of each; of one with more or no points the place means nothing.
         log: the x axis is logarithmic.
     """
-    every = [(math.log10(x) if log else x, y) for x, y in [*others, *filter(None, points)]]
+    scaled = [[(math.log10(x) if log else x, y) for x, y in one] for one in series]
+    every = [point for one in scaled for point in one]
     width, height = (max(v) - min(v) or 1.0 for v in zip(*every, strict=True)) if every else (1, 1)
-    scaled = [(x / width, y / height) for x, y in every]
-    taken, waiting, places = scaled[: len(others)], scaled[len(others) :], []
-    for point in points:
-        if point:
-            taken.append(_free_place(*waiting.pop(0), taken))
-        place = taken[-1][0] * width if point else None
-        places.append(10**place if point and log else place)
+    scaled = [[(x / width, y / height) for x, y in one] for one in scaled]
+    taken, places = [point for one in scaled if len(one) > 1 for point in one], []
+    for one in scaled:
+        x = _free_place(*one[0], taken) if len(one) == 1 else 0.0
+        taken += [(x, one[0][1])] if len(one) == 1 else []
+        places.append(10 ** (x * width) if log else x * width)
     return places
 
 
-def _free_place(x: float, y: float, taken: list) -> tuple[float, float]:
+def _free_place(x: float, y: float, taken: list[Point]) -> float:
     """The nearest place beside (x, y) where nothing is; all in fractions of the axes."""
     for shift in (NEAR * sign * number for number in count() for sign in (1, -1)):
         if all(abs(x + shift - a) > 0.99 * NEAR or abs(y - b) > NEAR for a, b in taken):
-            return x + shift, y
+            return x + shift
     raise AssertionError("unreachable: the axis has no end")
 
 
-def _draw_points(figure, series: list[dict]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    names = list(dict.fromkeys(one["data"] for one in series)) or [""]
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for ax, data in zip(axes, names, strict=True):
+def _draw_points(figure: Figure, series: Series) -> None:
+    names = list(dict.fromkeys(one["data"] for one in series))
+    for ax, data in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         shown = [one for one in series if one["data"] == data]
-        single = [one["points"][0][:2] if len(one["points"]) == 1 else None for one in shown]
-        others = [p[:2] for one in shown if len(one["points"]) > 1 for p in one["points"]]
-        places = side_by_side(single, others, log=True)
+        places = side_by_side([[p[:2] for p in one["points"]] for one in shown], log=True)
         for k, (one, place) in enumerate(zip(shown, places, strict=True)):
-            _draw_series(ax, one, k, place)
+            x, y, error = zip(*one["points"], strict=True)
+            color, mine, several = COLORS[k % len(COLORS)], one["measured"], len(x) > 1
+            style = dict(color=color, linewidth=0.8, markersize=8 if mine else 5.5, zorder=3 + mine)
+            style |= dict(markerfacecolor=color if mine else "white", label=one["title"])
+            style |= dict(fmt=MARKS[k % len(MARKS)] + "-" * several)
+            ax.errorbar(x if several else place, y, error if any(error) else None, **style)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        place = dict(loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
-        ax.legend(**place, frameon=False, fontsize=8)
+        ax.legend(**LEGEND)
         decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
 
 
-def _draw_series(axes, one: dict, k: int, place: float | None) -> None:
-    x, y, error = zip(*one["points"], strict=True)
-    x = x if place is None else (place,)
-    color, mine = COLORS[k % len(COLORS)], one["measured"]
-    style = dict(color=color, linewidth=0.8, markersize=8 if mine else 5.5, zorder=3 + mine)
-    style |= dict(markerfacecolor=color if mine else "white", label=one["title"])
-    mark = MARKS[k % len(MARKS)] + ("-" if len(x) > 1 else "")
-    axes.errorbar(x, y, yerr=error if any(error) else None, fmt=mark, **style)
-
-
-def _draw_bars(figure, series: list[dict]) -> None:
+def _draw_bars(figure: Figure, series: Series) -> None:
+    titles = {"rate": "training images/s", "wait": "time waiting for data, %"}
     axes = figure.subplots(1, 2, sharey=True)
-    titles = [one["title"] for one in series]
-    for ax, key, color, title in (
-        (axes[0], "rate", COLORS[0], "training images/s"),
-        (axes[1], "wait", COLORS[1], "time waiting for data, %"),
-    ):
+    for ax, color, (key, title) in zip(axes, COLORS[:2], titles.items(), strict=True):
         values, errors = zip(*(one[key] for one in series), strict=True)
-        bars = ax.barh(titles, values, xerr=errors, color=color, height=0.6)
+        names = [one["title"] for one in series]
+        bars = ax.barh(names, values, xerr=errors, color=color, height=0.6)
         ax.bar_label(bars, fmt="%.4g", padding=4, fontsize=9)
         ax.margins(x=0.2)
         decorate(ax, title, "")

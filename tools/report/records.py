@@ -1,33 +1,32 @@
-"""Runs as they lie in records/: read, checked, put into groups of seeds.
+"""Records of runs: read, checked, put into groups of seeds. records/README.md shows the folders.
 
-    records/NAME/GROUP/log.jsonl ...           one run
-    records/NAME/GROUP/seed0/log.jsonl ...     several runs that differ in their seed
-    records/NAME/GROUP/group.json              what the group is (GROUP_KEYS), optional
-    records/NAME/study.yaml                    NAME is a comparison, not a row (studies.py)
-
-NAME is the stem of a config where there is one. Between NAME and GROUP may be more folders.
-records/README.md says the same to those who add to it.
+Where nothing else is said, RecordError is raised when a record is damaged, unfinished or
+contradicts its group.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from fast_imagenet.engine.logger import LOG_KEYS, RunLogError, read_jsonl, redact_paths
+from fast_imagenet.engine.logger import RunLogError, read_jsonl, redact_paths
 from fast_imagenet.engine.schedules import is_evaluated
-from tools.report.errors import RecordError
-from tools.report.studies import FILE, Study, read_study
+from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study
 
 MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
 GROUP_KEYS |= {"timed": bool, "unfinished": bool, "write": list}
-TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: they need a quiet machine
+TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: on an idle machine only
+NOT_LOGGED = "not logged"
 
-# What may differ inside a group besides section `logging`: it does not change what is learnt.
+# A log may have more keys, and all others may be missing: records of every version stay readable.
+REQUIRED = ("epoch", "plain_top1", "top1", "seconds", "images_per_second")
+
+# What may differ inside a group besides section `logging`: it does not change what is learned.
 FREE = {
     *("training.seed", "training.resume", "training.checkpoint_minutes", "validation.every"),
     *("data.num_workers", "data.timeout", "data.check_pages", "data.in_memory"),
@@ -37,13 +36,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds.
-
-    Attributes:
-        mean: of the values.
-        deviation: None for a single value.
-        count: number of values.
-    """
+    """Mean and sample standard deviation over `count` seeds; one seed has no deviation."""
 
     mean: float
     deviation: float | None
@@ -51,8 +44,8 @@ class Spread:
 
     def text(self, digits: int = 1) -> str:
         """'78.5 ± 0.3', without the second part for one value."""
-        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{deviation}"
 
 
 def spread(values: list[float]) -> Spread:
@@ -61,93 +54,93 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.mean(values), deviation, len(values))  # exact: fmean turns 59.95 down
 
 
-# ------------------------------------------------------------------------------------------------
-# One run
-# ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Run:
-    """A folder with log.jsonl and, where they are known, config.json and environment.json.
-
-    Attributes:
-        folder: where it was read.
-        settings: of config.json, {} without it.
-        environment: of environment.json, {} without it.
-        log: the lines of log.jsonl, one an epoch, one at least.
-    """
+    """A folder with log.jsonl and, where they are known, config.json and environment.json."""
 
     folder: Path
-    settings: dict
-    environment: dict
-    log: list[dict]
+    settings: dict[str, dict[str, Any]]  # {} where unknown, as the next
+    environment: dict[str, Any]
+    log: list[dict[str, Any]]  # a line per evaluated epoch, at least one
 
-    def setting(self, name: str, default=None):
+    def setting(self, name: str, default: Any = None) -> Any:
         """A setting by its name, 'training.epochs'."""
         section, _, key = name.partition(".")
         return self.settings.get(section, {}).get(key, default)
 
-    def counting_settings(self) -> dict:
-        """'section.key' -> value of all settings that decide what is learnt, but the seed."""
-        return {key: value for key, value in _flat(self.settings).items() if _counts(key)}
+    @property
+    def counting_settings(self) -> dict[str, Any]:
+        """'section.key' -> value of all settings that decide what is learned, without the seed."""
+        flat = {f"{name}.{key}": value for name, keys in self.settings.items()
+                for key, value in keys.items()}  # fmt: skip
+        return {k: v for k, v in flat.items() if k not in FREE and not k.startswith("logging.")}
 
     @property
     def seed(self) -> int:
         return self.setting("training.seed", 0)
 
     @property
-    def averaged(self) -> bool:
-        """Whether its final weights are the moving average."""
-        return bool(self.setting("ema.decay", 0))
+    def ema(self) -> str:
+        """Prefix of the log keys of its final weights: 'ema_' where they are the EMA, else ''."""
+        return "ema_" if self.setting("ema.decay", 0) else ""
+
+    def column(self, key: str) -> list[float]:
+        """The values of a log key; empty where a line does not have it."""
+        return [line[key] for line in self.log] if all(key in line for line in self.log) else []
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """What a table shows of the last epoch; accuracies of the final weights, in percent.
+        """What a table shows of the last epoch, as far as it was logged; accuracies in percent.
 
-        Keys: plain, plain_top5, configured, configured_top5, epochs, minutes (training and
-        evaluation), images_per_second (median over the epochs), data_wait (percent of the time of
-        training), images (thousands seen), memory_gb.
+        Keys: standard, standard_top5, config, config_top5 (of the final weights), epochs, images
+        (thousands seen), images_per_second (median over the epochs), minutes (training and
+        evaluation), data_wait (percent of training time), memory_gb.
         """
-        last, ema = self.log[-1], "ema_" if self.averaged else ""
-        seconds = sum(line["seconds"] for line in self.log)
-        waited = sum(line["seconds"] * line["data_wait_share"] for line in self.log)
-        return {
-            "plain": last[f"{ema}plain_top1"],
-            "plain_top5": last[f"{ema}plain_top5"],
-            "configured": last[f"{ema}top1"],
-            "configured_top5": last[f"{ema}top5"],
-            "epochs": last["epoch"],
-            "minutes": last["total_seconds"] / 60,
-            "images_per_second": statistics.median(x["images_per_second"] for x in self.log),
-            "data_wait": 100 * waited / max(seconds, 1e-9),
-            "images": last["epoch"] * self.images_per_epoch / 1000,
-            "memory_gb": max(line["memory_gb"] for line in self.log),
-        }
+        last, seconds, waits = self.log[-1], self.column("seconds"), self.column("data_wait_share")
+        keys = {"standard": "plain_top1", "standard_top5": "plain_top5"}
+        keys |= {"config": "top1", "config_top5": "top5"}
+        found = {name: last.get(self.ema + key) for name, key in keys.items()}
+        found |= {"epochs": last["epoch"], "images": last["epoch"] * self.images_per_epoch / 1000}
+        found["images_per_second"] = statistics.median(self.column("images_per_second"))
+        found["memory_gb"] = max(self.column("memory_gb"), default=None)
+        if "total_seconds" in last:
+            found["minutes"] = last["total_seconds"] / 60
+        if waits:
+            waited = sum(a * b for a, b in zip(seconds, waits, strict=True))
+            found["data_wait"] = 100 * waited / max(sum(seconds), 1e-9)
+        return {name: value for name, value in found.items() if value is not None}
 
     @cached_property
     def images_per_epoch(self) -> int:
         """Training images of an epoch; the median: older versions logged fewer of a resumed one."""
-        seen = [line["images_per_second"] * line["seconds"] for line in self.log]
-        return round(statistics.median(seen))
+        return round(statistics.median(x["images_per_second"] * x["seconds"] for x in self.log))
 
-    def protocol(self, view: str) -> str:
-        """'64 px + flip' for view 'plain' or 'configured'; '' where the settings are unknown."""
-        prefix = "plain_" if view == "plain" else ""
-        side = self.setting(f"validation.{prefix}resolution")
-        if side is None:
-            return ""
+    def protocol(self, evaluation: str) -> str:
+        """'64 px + flip' of 'standard' or 'config' eval."""
+        prefix = "plain_" if evaluation == "standard" else ""
+        resolution = self.setting(f"validation.{prefix}resolution")
         ratio = self.setting(f"validation.{prefix}crop_ratio", 0.875)
         crop = "" if abs(ratio - 0.875) < 1e-6 else f", crop {ratio:.4g}"
-        flip = " + flip" if view == "configured" and self.setting("validation.lr_tta") else ""
-        return f"{side} px{crop}{flip}"
+        flip = " + flip" if evaluation == "config" and self.setting("validation.lr_tta") else ""
+        return f"{resolution} px{crop}{flip}" if resolution else "unknown resolution"
+
+    def unfinished(self) -> str:
+        """Why its last epoch is not its result; '' when it is."""
+        epochs = [line["epoch"] for line in self.log]
+        last, every = epochs[-1], self.setting("validation.every", 1)
+        planned, max_steps = self.setting("training.epochs"), self.setting("training.max_steps", 0)
+        due = {epoch for epoch in range(1, last) if is_evaluated(epoch - 1, last, every)}
+        if epochs != sorted(due | set(epochs)):
+            return f"its log has the epochs {epochs[0]} to {last} with gaps or repeats"
+        if planned is None:
+            return "how many epochs were planned is unknown: there is no config.json beside its log"
+        if max_steps:
+            return f"training.max_steps={max_steps} cut it short: a smoke run"
+        return f"it has finished {last} of {planned} epochs" if last != planned else ""
 
 
 def read_run(folder: str | Path) -> Run:
-    """A run from its folder, or from its log.jsonl alone.
-
-    Raises:
-        RecordError: there is no log, or a file is damaged, or a line lacks a number.
-    """
+    """A run, finished or not, from its folder or from its log.jsonl alone."""
     folder = Path(folder)
     log = folder if folder.is_file() else folder / "log.jsonl"
     if not log.is_file():
@@ -158,52 +151,42 @@ def read_run(folder: str | Path) -> Run:
         raise RecordError(str(error)) from error
     if not lines:
         raise RecordError(f"{log} is empty: the run has not finished an epoch")
+    environment = read_object(log.parent / "environment.json")
+    run = Run(log.parent, _read_settings(log.parent), environment, lines)
+    required = dict.fromkeys([*REQUIRED, f"{run.ema}plain_top1", f"{run.ema}top1"])
     for number, line in enumerate(lines, 1):
-        missing = [key for key in LOG_KEYS if not isinstance(line.get(key), (int, float))]
-        if missing:
-            raise RecordError(
-                f"line {number} of {log} has no number for {', '.join(missing)}; a log of "
-                f"train_imagenet.py has all of {', '.join(LOG_KEYS)}"
-            )
-        wild = [key for key in LOG_KEYS if not abs(line[key]) < 1e15]  # nor is NaN
-        if wild or type(line["epoch"]) is not int or not 1 <= line["epoch"] <= MAX_EPOCHS:
-            key = wild[0] if wild else "epoch"
-            raise RecordError(f"line {number} of {log} has {key}={line[key]!r:.40}; restore it")
-    return Run(log.parent, _read_settings(log.parent), _read(log.parent, "environment"), lines)
+        _check_line(line, required, f"line {number} of {log}")
+    return run
 
 
-def _read(folder: Path, name: str) -> dict:
-    return read_object(folder / f"{name}.json")
+def _check_line(line: dict[str, Any], required: dict[str, None], where: str) -> None:
+    missing = [key for key in required if not isinstance(line.get(key), (int, float))]
+    if missing:
+        raise RecordError(f"{where} has no number for {', '.join(missing)}; restore it")
+    wild = [key for key, value in line.items() if not isinstance(value, str)
+            and not (isinstance(value, (int, float)) and abs(value) < 1e15)]  # fmt: skip  # NaN too
+    if wild or type(line["epoch"]) is not int or not 1 <= line["epoch"] <= MAX_EPOCHS:
+        key = wild[0] if wild else "epoch"
+        raise RecordError(f"{where} has {key}={line[key]!r:.40}; restore it")
 
 
-def _read_settings(folder: Path) -> dict:
-    """config.json of a run: sections, and the numbers that are counted with.
-
-    Raises:
-        RecordError: it is not what train_imagenet.py writes.
-    """
-    settings = _read(folder, "config")
-    for section, keys in settings.items():
-        if not isinstance(keys, dict):
-            raise RecordError(f"{folder}/config.json has {section}={keys!r:.40}; restore it")
-    every = settings.get("validation", {}).get("every", 1)
-    if type(every) is not int or every < 1:
-        raise RecordError(f"{folder}/config.json has validation.every={every!r:.40}; restore it")
+def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """config.json of a run: sections, and valid numbers where this package computes with them."""
+    settings = read_object(folder / "config.json")
+    wrong = {name: keys for name, keys in settings.items() if not isinstance(keys, dict)}
+    validation = {} if wrong else settings.get("validation", {})
+    if type(every := validation.get("every", 1)) is not int or every < 1:
+        wrong["validation.every"] = every
     for key in ("crop_ratio", "plain_crop_ratio"):
-        ratio = settings.get("validation", {}).get(key, 1)
-        if not isinstance(ratio, (int, float)):
-            raise RecordError(
-                f"{folder}/config.json has validation.{key}={ratio!r:.40}; restore it"
-            )
+        if not isinstance(ratio := validation.get(key, 1), (int, float)):
+            wrong[f"validation.{key}"] = ratio
+    for key, value in wrong.items():
+        raise RecordError(f"{folder}/config.json has {key}={value!r:.40}; restore it")
     return settings
 
 
-def read_object(path: Path) -> dict:
-    """A JSON object, {} where there is no file.
-
-    Raises:
-        RecordError: the file is no JSON object.
-    """
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -211,47 +194,18 @@ def read_object(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON ({error}); restore it") from error
     if not isinstance(content, dict):
-        raise RecordError(f"{path} is no JSON object; restore it")
+        raise RecordError(f"{path} is not a JSON object; restore it")
     return content
-
-
-def unfinished(run: Run) -> str:
-    """Why the run is none whose last epoch is its result; '' when it is one."""
-    epochs = [line["epoch"] for line in run.log]
-    planned = run.setting("training.epochs")
-    every = run.setting("validation.every", 1)
-    due = {epoch for epoch in range(1, epochs[-1]) if is_evaluated(epoch - 1, epochs[-1], every)}
-    if epochs != sorted(due | set(epochs)):
-        return f"its log has the epochs {epochs[0]} to {epochs[-1]} with gaps or repeats"
-    if planned is None:
-        return "how many epochs it was to have is unknown: there is no config.json beside its log"
-    if run.setting("training.max_steps", 0):
-        return f"training.max_steps={run.setting('training.max_steps')} cut it short: a trial"
-    if epochs[-1] != planned:
-        return f"it has finished {epochs[-1]} of {planned} epochs"
-    return ""
-
-
-# ------------------------------------------------------------------------------------------------
-# Groups of seeds
-# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed only.
+    """Runs that differ in their seed only, in the order of their seeds."""
 
-    Attributes:
-        name: first folder below records/, the stem of a config.
-        folder: of the group.
-        runs: one at least, in the order of their seeds.
-        about: content of group.json.
-    """
-
-    name: str
+    name: str  # first folder below records/, the stem of a config
     folder: Path
     runs: tuple[Run, ...]
-    about: dict
+    about: dict[str, Any]  # content of group.json
 
     @property
     def label(self) -> str:
@@ -263,115 +217,82 @@ class Group:
         """Whether its times mean something."""
         return self.about.get("timed", True)
 
-    def spread(self, key: str) -> Spread:
-        """Of one of `Run.numbers` over the seeds."""
-        return spread([run.numbers[key] for run in self.runs])
+    def spread(self, key: str) -> Spread | None:
+        """Of one of `Run.numbers` over the seeds; None where one of them did not log it."""
+        values = [run.numbers[key] for run in self.runs if key in run.numbers]
+        return spread(values) if len(values) == len(self.runs) else None
 
     def text(self, key: str, digits: int = 1) -> str:
-        """Its spread in words; 'not timed' for a time that means nothing."""
-        hidden = key in TIMES and not self.timed
-        return "not timed" if hidden else self.spread(key).text(digits)
+        """Its spread in words, or why there is none to show."""
+        found = self.spread(key)
+        shown = found.text(digits) if found else NOT_LOGGED
+        return "not timed" if key in TIMES and not self.timed else shown
 
     @property
     def seeds(self) -> str:
-        """'3 seeds', with the reason where a run is none that ended."""
-        cut = [reason for run in self.runs if (reason := unfinished(run))]
-        text = f"{len(self.runs)} seed{'s' * (len(self.runs) != 1)}"
-        return f"{text}; {cut[0]}" if cut else text
+        """'3 seeds', with the reason where a run is unfinished."""
+        reasons = [reason for run in self.runs if (reason := run.unfinished())]
+        return "; ".join([f"{len(self.runs)} seed{'s' * (len(self.runs) != 1)}", *reasons[:1]])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """All groups of one name.
-
-    Attributes:
-        groups: the main one first, then by folder.
-        study: what study.yaml says, None for a config's entry.
-    """
+    """All groups of one folder of records/, the main one first; `study`: None for a config."""
 
     name: str
     groups: tuple[Group, ...]
     study: Study | None
 
-    @property
-    def main(self) -> Group:
-        return self.groups[0]
 
-
-def read_records(folder: str | Path) -> list[Entry]:
-    """Every record, sorted by name.
-
-    Raises:
-        RecordError: a record is damaged, unfinished or contradicts its group.
-    """
-    folder = Path(folder)
+def read_records(folder: Path) -> list[Entry]:
+    """Every record, sorted by name."""
     names = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     return [entry for path in names if (entry := read_entry(path))]
 
 
 def read_entry(folder: Path) -> Entry | None:
-    """The groups below one folder of records/; None without any run.
-
-    Raises:
-        RecordError: as `read_records`.
-    """
-    logs = folder.rglob("log.jsonl")
-    whole = [
-        p for p in logs if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
-    places = sorted({_group_folder(log.parent, folder) for log in whole})  # .seed0: a killed copy
+    """The groups below one folder of records/; None without any run."""
+    runs = [log.parent for log in folder.rglob("log.jsonl")
+            if "/." not in f"/{log.relative_to(folder)}"]  # fmt: skip  # .seed0: a killed copy
+    seeds = {run for run in runs if run.name.startswith("seed") and run.parent != folder}
+    places = sorted({run.parent if run in seeds else run for run in runs})
     if not places:
         return None
     groups = [read_group(place, folder.name) for place in places]
-    study = read_study(folder / FILE)
+    study = read_study(folder / STUDY)
     if study and study.groups:
         groups.sort(key=lambda group: study.place(group.folder.name))
-        return Entry(folder.name, tuple(groups), study)
-    main = choose_main(groups, folder)
-    return Entry(folder.name, (main, *(group for group in groups if group is not main)), study)
-
-
-def _group_folder(run: Path, name_folder: Path) -> Path:
-    """A folder called seed... belongs to the group that it lies in."""
-    inside = run.name.startswith("seed") and run.parent != name_folder
-    return run.parent if inside else run
+    else:
+        groups.insert(0, groups.pop(groups.index(choose_main(groups, folder))))
+    return Entry(folder.name, tuple(groups), study)
 
 
 def read_group(folder: Path, name: str) -> Group:
-    """The group in a folder: its seeds, or the run that the folder itself is.
-
-    Raises:
-        RecordError: as `read_records`.
-    """
+    """The group in a folder: its seeds, or the run that the folder itself is."""
     own = (folder / "log.jsonl").is_file()
     seeds = sorted(log.parent for log in folder.glob("seed*/log.jsonl"))
     if own and seeds:
         raise RecordError(f"{folder} is a run and holds others; put its files into seed0/")
     about = read_group_file(folder)
-    runs = [read_run(path) for path in ([folder] if own else seeds)]
-    runs = tuple(sorted(runs, key=lambda run: run.seed))
+    runs = sorted(map(read_run, [folder] if own else seeds), key=lambda run: run.seed)
     for run in runs:
-        if (reason := unfinished(run)) and not about.get("unfinished"):
+        if (reason := run.unfinished()) and not about.get("unfinished"):
             raise RecordError(
-                f"{run.folder} is no finished run: {reason}; take it out, or write "
+                f"{run.folder} is not a finished run: {reason}; remove it, or write "
                 f'"unfinished": true into group.json'
             )
     check_alike(runs)
-    return Group(name, folder, runs, about)
+    return Group(name, folder, tuple(runs), about)
 
 
-def read_group_file(folder: Path) -> dict:
-    """group.json of a group's folder; {} where there is none.
-
-    Raises:
-        RecordError: it is damaged, or a key is unknown or of another kind.
-    """
+def read_group_file(folder: Path) -> dict[str, Any]:
+    """group.json of a group's folder; {} where there is none."""
     path = folder / "group.json"
-    return _known(read_object(path), GROUP_KEYS, path)
+    return check_keys(read_object(path), GROUP_KEYS, (), path)
 
 
-def settings_that_differ(run: Run, planned: dict) -> list[str]:
-    """'key=theirs, planned ours' for every setting that decides what is learnt, and the seed.
+def settings_that_differ(run: Run, planned: dict[str, Any]) -> list[str]:
+    """'key=theirs, planned ours' for every setting that decides what is learned, and the seed.
 
     Args:
         run: a record; a setting that it does not have is of another version.
@@ -379,75 +300,41 @@ def settings_that_differ(run: Run, planned: dict) -> list[str]:
     """
     if not run.settings:
         return ["config.json is missing, its settings are unknown"]
-    plan = Run(run.folder, redact_paths(planned), {}, run.log)
-    ours = plan.counting_settings() | {"training.seed": plan.seed}
-    theirs = run.counting_settings() | {"training.seed": run.seed}
-    return [
-        f"{key}={theirs[key]}, planned {value}"
-        for key, value in ours.items()
-        if theirs.get(key, value) != value
-    ]
+    plan = replace(run, settings=redact_paths(planned))
+    ours = plan.counting_settings | {"training.seed": plan.seed}
+    theirs = run.counting_settings | {"training.seed": run.seed}
+    return [f"{key}={theirs[key]}, planned {value}" for key, value in ours.items()
+            if theirs.get(key, value) != value]  # fmt: skip
 
 
-def check_alike(runs: tuple[Run, ...]) -> None:
-    """Refuse runs whose mean would mean nothing.
-
-    Raises:
-        RecordError: a seed comes twice, or settings or the number of images differ.
-    """
+def check_alike(runs: list[Run]) -> None:
+    """Refuse runs whose mean would mean nothing: of one seed, or of other settings or images."""
     first = runs[0]
-    flat = first.counting_settings()
+    flat, images = first.counting_settings, first.images_per_epoch
     for i, run in enumerate(runs[1:], 1):
         if run.seed in [other.seed for other in runs[:i]]:
             raise RecordError(f"{run.folder} has seed {run.seed}, as another run of its group")
-        other = run.counting_settings()  # a setting that one lacks is of another version
-        differ = [key for key, value in flat.items() if other.get(key, value) != value]
-        if differ:
+        other = run.counting_settings  # a setting that one does not have is of another version
+        if differ := [key for key, value in flat.items() if other.get(key, value) != value]:
             raise RecordError(
                 f"{run.folder} and {first.folder} differ in {', '.join(differ)}; runs of a group "
                 f"differ in training.seed only: make another group"
             )
-        sizes = run.images_per_epoch, first.images_per_epoch
-        if abs(sizes[0] - sizes[1]) > 0.01 * sizes[1]:
+        if abs(run.images_per_epoch - images) > 0.01 * images:
             raise RecordError(
-                f"{run.folder} saw {sizes[0]:,} images an epoch, {first.folder} {sizes[1]:,}: "
-                f"they are not of one data set; make another group"
+                f"{run.folder} saw {run.images_per_epoch:,} images per epoch, {first.folder} "
+                f"{images:,}: they are of different datasets; make another group"
             )
 
 
 def choose_main(groups: list[Group], folder: Path) -> Group:
-    """The group that the README's row shows.
-
-    Raises:
-        RecordError: there are several and their group.json do not say which.
-    """
-    said = [group for group in groups if group.about.get("main")]
-    silent = [group for group in groups if "main" not in group.about]
-    candidates = said or silent
+    """The group that README's row shows; RecordError when several group.json do not say which."""
+    marked = [group for group in groups if group.about.get("main")]
+    candidates = marked or [group for group in groups if "main" not in group.about]
     if len(candidates) != 1:
         names = ", ".join(str(group.folder.relative_to(folder)) for group in groups)
         raise RecordError(
-            f"{folder} has the groups {names}: write "
-            f'"main": true into the group.json of one of them, and false or nothing of the others'
+            f'{folder} has the groups {names}: write "main": true into the group.json of one of '
+            f"them, and false or nothing into the others"
         )
     return candidates[0]
-
-
-def _known(content: dict, kinds: dict[str, type], path: Path) -> dict:
-    for key, value in content.items():
-        if key not in kinds or not isinstance(value, kinds[key]):
-            rule = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
-            raise RecordError(f"{path}: {key}={value!r} is none of {rule}")
-    return content
-
-
-def _counts(key: str) -> bool:
-    return key not in FREE and not key.startswith("logging.")
-
-
-def _flat(settings: dict) -> dict:
-    return {
-        f"{section}.{key}": value
-        for section, keys in settings.items()
-        for key, value in keys.items()
-    }

@@ -1,0 +1,194 @@
+"""The YAML files of records/: study.yaml (a comparison) and reported.yaml (others' numbers).
+
+study.yaml has a title and perhaps a note, both shown in docs/results.md, and perhaps a plan, which
+`python -m tools.study` carries out (all of these keys, or none of them):
+
+    config: rn18_64px_16_epochs.yaml              what every run starts from: one name or several
+    settings: {training.epochs: 10}               over it, for every run
+    seeds: [0, 1, 2]
+    write: [{source.split: train, write.limit: 3156}, {source.split: val}]    calls of write_dataset
+    groups:                                       the others are compared with the first
+      - {name: recipe, label: baseline}
+      - {name: no_smoothing, label: no label smoothing, settings: {training.label_smoothing: 0}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fast_imagenet.config import read_yaml
+
+STUDY = "study.yaml"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+OWN_SETTINGS = {"training.seed", "logging.folder", "data.train_dataset", "data.val_dataset"}
+PLAN_KEYS = {"config": (str, list), "settings": dict, "seeds": list, "write": list, "groups": list}
+GROUP_KEYS = {"name": str, "label": str, "settings": dict}
+EVALS = ("standard", "config", "other")
+BLOCK_KEYS = dict.fromkeys(("by", "source", "data", "network", "protocol", "eval"), str)
+RESULT_KEYS = dict.fromkeys(("config", "recipe", "network"), str)
+RESULT_KEYS |= dict.fromkeys(("epochs", "top1", "top5", "spread", "minutes"), (int, float))
+
+
+class RecordError(ValueError):
+    """A record is damaged, unfinished or contradicts another. The message is one sentence."""
+
+
+def check_keys(content: Any, kinds: dict[str, Any], required: Iterable[str], where: Any) -> dict:
+    """`content` if it is a mapping with all required and no unknown keys, else RecordError."""
+    if not isinstance(content, dict):
+        raise RecordError(f"{where}: {content!r} is not a mapping of {', '.join(kinds)}")
+    wrong = [f"{key}" for key, value in content.items()
+             if key not in kinds or not isinstance(value, kinds[key])]  # fmt: skip
+    missing = sorted(set(required) - set(content))
+    if wrong or missing:
+        what = f"{', '.join(wrong)} is unknown or of another kind" if wrong else ""
+        what = what or f"{', '.join(missing)} is missing"
+        raise RecordError(f"{where}: {what}; the keys are {', '.join(kinds)}")
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_yaml(path)
+    except ValueError as error:
+        raise RecordError(f"{error}") from error
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A group: the name of its folder, its label, its settings over those of the study."""
+
+    name: str
+    label: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Content of a study.yaml; without a plan all but title and note is empty."""
+
+    title: str
+    note: str = ""
+    config: tuple[str, ...] = ()  # YAML files of every run, later ones win
+    settings: dict[str, Any] = field(default_factory=dict)  # 'section.key' -> value, over them
+    seeds: tuple[int, ...] = ()
+    write: tuple[dict[str, Any], ...] = ()  # settings of the calls of write_dataset.py
+    groups: tuple[GroupPlan, ...] = ()
+
+    def place(self, name: str) -> int:
+        """Position of a group in the plan; after all others when it is not there."""
+        names = [group.name for group in self.groups]
+        return names.index(name) if name in names else len(names)
+
+
+def read_study(path: Path) -> Study | None:
+    """The study of a file; None when there is no file.
+
+    Raises:
+        RecordError: it is not YAML, or a key is missing, unknown or of another kind.
+    """
+    if not path.is_file():
+        return None
+    kinds = {"title": str, "note": str} | PLAN_KEYS
+    content = check_keys(_read(path), kinds, {"title"}, path)
+    if not set(content) & set(PLAN_KEYS):
+        return Study(**content)
+    check_keys(content, kinds, PLAN_KEYS, path)
+    plans = [check_keys(group, GROUP_KEYS, {"name", "label"}, path) for group in content["groups"]]
+    content["groups"] = [GroupPlan(**plan) for plan in plans]
+    if isinstance(content["config"], str):
+        content["config"] = [content["config"]]
+    study = Study(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    _check_plan(study, path)
+    return study
+
+
+def _check_plan(study: Study, path: Path) -> None:
+    seeds, names = list(study.seeds), [group.name for group in study.groups]
+    listed = ", ".join(names)
+    own = OWN_SETTINGS & {key for one in (study, *study.groups) for key in one.settings}
+    rules = [
+        (bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds),
+         f"seeds={seeds} must be whole numbers from 0, at least one"),
+        (len(set(seeds)) == len(seeds), f"seeds={seeds} has one twice"),
+        (0 < len(set(names)) == len(names),
+         f"groups need different names, at least one: {listed}"),
+        (all(FOLDER_NAME.fullmatch(name) for name in names),
+         f"a group's name becomes a folder: letters, digits, _ . + - only: {listed}"),
+        (all(isinstance(one, dict) for one in study.write),
+         f"write={list(study.write)} must be a list of mappings of write_dataset's settings"),
+        (not own, f"{', '.join(sorted(own))} is set by the study itself: remove it"),
+    ]  # fmt: skip
+    if broken := [sentence for holds, sentence in rules if not holds]:
+        raise RecordError(f"{path}: {'; '.join(broken)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One number that somebody reported, and how they got it."""
+
+    by: str
+    source: str  # where it can be read
+    data: str  # key of `Reported.data`
+    network: str  # as they call it
+    protocol: str  # how they evaluated
+    eval: str  # which of EVALS that is
+    epochs: float
+    top1: float  # percent, as top5
+    hardware: str = ""
+    note: str = ""
+    config: str = ""  # stem of our config of the same recipe, or
+    recipe: str = ""  # its name where we have no config
+    top5: float | None = None
+    spread: float | None = None  # standard deviation of top1
+    minutes: float | None = None  # of training
+
+    @property
+    def number(self) -> str:
+        """'77.12 ± 0.11', with the digits of the file."""
+        return f"{self.top1}" + (f" ± {self.spread}" if self.spread is not None else "")
+
+    @property
+    def title(self) -> str:
+        """What the number belongs to: numbers of one title can be compared."""
+        return f"{self.by}, {self.network}, {self.protocol}"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Content of reported.yaml, in the order of the file."""
+
+    data: dict[str, dict[str, Any]]  # dataset -> {'images': training images, 'note': words}
+    readme: list[str]  # stems of the configs in README's table
+    reports: list[Report]
+
+    def of_config(self, stem: str) -> list[Report]:
+        """What was reported for the recipe of one of our configs, under one of our protocols."""
+        return [one for one in self.reports if one.config == stem and one.eval != "other"]
+
+
+def read_reported(path: Path) -> Reported:
+    """Read and check the file; RecordError when it is not YAML, or an entry is wrong."""
+    kinds = {"data": dict, "readme": list, "blocks": list}
+    content = check_keys(_read(path), kinds, kinds, path)
+    reports = []
+    for number, block in enumerate(content["blocks"], 1):
+        reports += _reports(block, content["data"], f"block {number} of {path}")
+    return Reported(content["data"], content["readme"], reports)
+
+
+def _reports(block: dict[str, Any], data: dict[str, Any], where: str) -> list[Report]:
+    kinds = BLOCK_KEYS | {"hardware": str, "note": str, "results": list}
+    check_keys(block, kinds, {*BLOCK_KEYS, "results"}, where)
+    if block["eval"] not in EVALS or block["data"] not in data:
+        raise RecordError(f"{where}: eval is one of {', '.join(EVALS)}, data one of {list(data)}")
+    for result in block["results"]:
+        check_keys(result, RESULT_KEYS, {"epochs", "top1"}, where)
+        if ("config" in result) == ("recipe" in result):
+            raise RecordError(f"{where}: {result} needs either config or recipe")
+    common = {key: value for key, value in block.items() if key != "results"}
+    return [Report(**common | result) for result in block["results"]]
