@@ -31,7 +31,7 @@ from fast_imagenet.processes import HANG_UP
 from fast_imagenet.program import STOPPED, run_program
 from tools.report.add import add_run
 from tools.report.records import read_group_file, read_object, read_run, settings_that_differ
-from tools.report.yaml_files import STUDY, RecordError, Study, read_study
+from tools.report.yaml_files import STUDY, RecordError, Study, flags_of, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,18 +65,10 @@ def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
             settings = study.settings | group.settings | {"training.seed": seed}
             settings |= {f"data.{s}_dataset": data / f"{s}.beton" for s in ("train", "val")}
             settings["logging.folder"] = runs / place
-            flags = [f"--config={config}" for config in study.config] + _flags(settings)
+            flags = [f"--config={config}" for config in study.config] + flags_of(settings)
             paths = runs / place, folder / place
             jobs.append(Job(group.name, group.label, seed, tuple(flags), *paths))
     return jobs
-
-
-def _flags(settings: dict[str, Any]) -> list[str]:
-    return [f"--{key}={_text(value)}" for key, value in settings.items()]
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_settings(jobs: list[Job]) -> list[dict[str, Any]]:
@@ -133,7 +125,7 @@ def write_data(study: Study, data: Path, images: str) -> None:
             written with other settings.
     """
     for settings in study.write:
-        names, planned = _data_settings(_flags(settings))
+        names, planned = _data_settings(flags_of(settings))
         planned |= {"--images": str(Path(images).absolute())} if images else {}
         files = [data / name for name in names]
         for file in files:
@@ -141,7 +133,7 @@ def write_data(study: Study, data: Path, images: str) -> None:
         if all(file.exists() for file in files):
             continue
         places = {"write.folder": data} | ({"source.path": images} if images else {})
-        command = [sys.executable, "write_dataset.py", *_flags(settings | places)]
+        command = [sys.executable, "write_dataset.py", *flags_of(settings | places)]
         if subprocess.run(command, cwd=ROOT).returncode:
             raise RecordError(f"the data could not be written into {data}, for the reason above")
         made = {
@@ -174,7 +166,7 @@ def check_file(file: Path, planned: dict[str, Any]) -> None:
     note = read_object(file.parent / WRITTEN).get(file.name, {})
     known = note.get("file") == _checksums(beton)  # else written by hand, or by an earlier version
     found = note["settings"] if known else _settings_in_file(beton, planned)
-    differ = [f"{key}={_text(found[key])}, planned {_text(value)}"
+    differ = [f"{key}={found[key]}, planned {value}"
               for key, value in planned.items() if found.get(key, value) != value]  # fmt: skip
     if differ:
         raise RecordError(

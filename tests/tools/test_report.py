@@ -25,7 +25,7 @@ from tools.report.add import add_run
 from tools.report.mistakes import Mistake, Mistakes, find_mistakes
 from tools.report.page import render_page
 from tools.report.plots import COLORS, PLOTS, draw, is_current, plot_data
-from tools.report.records import read_entry, read_run, spread
+from tools.report.records import REQUIRED, read_entry, read_run, spread
 from tools.report.tables import BEGIN, END, render_readme, render_results
 from tools.report.yaml_files import RecordError, read_reported
 
@@ -440,6 +440,35 @@ def test_a_damaged_log_is_refused(place, content, sentence):
     (make_run(place / "run") / "log.jsonl").write_text(content)
     with pytest.raises(RecordError, match=sentence):
         read_run(place / "run")
+
+
+def test_records_of_other_versions_stay_readable(place, capsys):
+    """An older one has no key for a newer metric, a newer one has keys that are not known yet."""
+    run_folder = make_run(place / "records/small/2030-01-01_machine/seed2", 54.0, 2)
+    log = run_folder / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    dropped = set(LOG_KEYS) - {*REQUIRED, "total_seconds"}
+    assert {"memory_gb", "data_wait_share", "top5", "lr", "ema_top1"} <= dropped
+    for line in lines:
+        for key in dropped:
+            del line[key]
+    log.write_text("".join(json.dumps(line | {"a_new_metric": 0.5}) + "\n" for line in lines))
+    (run_folder / "environment.json").write_text('{"a_new_fact": [1], "device": "Some CPU"}')
+    assert run(place) == 0 and run(place, "--check") == 0
+    results = (place / "docs/results.md").read_text()
+    assert "| 2 | 54.00 | not logged | 55.00 | not logged | 0.6 | 100.0 | not logged |" in results
+    assert "| 0 | 50.00 | 0.25 | 51.00 | 0.25 | 0.6 | 100.0 | 25.0 | 3 | 0.2 |" in results
+    assert "| 51.67 ± 2.08 | not logged | 52.67 ± 2.08 | not logged | 0.6 ± 0.0 |" in results
+    assert "51.7 ± 2.1" in (place / "README.md").read_text()
+    assert call("page", str(run_folder)) == 0
+    page = Reader((run_folder / "page.html").read_text())
+    assert "0.5" in page.text and "peak memory" not in page.text
+    assert "Not drawn" in page.text
+    for line in lines:
+        del line["top1"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(place) == 1
+    assert "line 1 of" in (told := capsys.readouterr().err) and "has no number for top1" in told
 
 
 def test_a_gap_in_the_log_is_seen(place):

@@ -22,45 +22,31 @@ from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to
 from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.logger import PATHS, REPOSITORY
 from tools.report.records import Run, read_object
-from tools.report.yaml_files import RecordError
+from tools.report.yaml_files import RecordError, flags_of
 
 THUMBNAIL = 176  # px, longest side
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was classified wrongly.
+    """An image that was classified wrongly."""
 
-    Attributes:
-        sample: its place in the file.
-        label, guess: classes, the true one and the likeliest of the network.
-        label_probability, guess_probability: what the network gives them.
-        jpeg: the square that was evaluated, at most THUMBNAIL px.
-    """
-
-    sample: int
-    label: int
-    guess: int
+    sample: int  # its place in the file
+    label: int  # the true class
+    guess: int  # the likeliest class of the network
     label_probability: float
     guess_probability: float
-    jpeg: bytes
+    jpeg: bytes  # the square that was evaluated, at most THUMBNAIL px
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Result of the pass, standard eval.
+    """Result of the pass, standard eval."""
 
-    Attributes:
-        names: of the classes.
-        counts_kk: int64, true class x guessed class.
-        worst: wrong images, the smallest probability of the true class first.
-        source: names of the two files.
-    """
-
-    names: list[str]
-    counts_kk: np.ndarray
-    worst: list[Mistake]
-    source: str
+    names: list[str]  # of the classes
+    counts_kk: np.ndarray  # int64, true class x guessed class
+    worst: list[Mistake]  # the smallest probability of the true class first
+    source: str  # names of the two files
 
     @property
     def top1(self) -> float:
@@ -68,12 +54,13 @@ class Mistakes:
         return 100 * np.trace(self.counts_kk) / self.counts_kk.sum()
 
     def confused(self) -> list[tuple[str, str, str, str]]:
-        """(true, guessed, images, fraction of the class), most images first, without correct ones."""
-        wrong_kk = self.counts_kk * (1 - np.eye(len(self.counts_kk), dtype=np.int64))
+        """(true, guessed, images, fraction of the true class) of wrong pairs, most images first."""
+        wrong_kk, sums = self.counts_kk.copy(), self.counts_kk.sum(1)
+        np.fill_diagonal(wrong_kk, 0)
         order = np.argsort(-wrong_kk, axis=None, kind="stable")[: np.count_nonzero(wrong_kk)]
-        sums, pairs = self.counts_kk.sum(1), np.stack(np.unravel_index(order, wrong_kk.shape), 1)
+        pairs = zip(*np.unravel_index(order, wrong_kk.shape), strict=True)
         return [(self.names[true], self.names[guess], f"{(n := wrong_kk[true, guess]):,}",
-                 f"{n / sums[true]:.1%}") for true, guess in pairs.tolist()]  # fmt: skip
+                 f"{n / sums[true]:.1%}") for true, guess in pairs]  # fmt: skip
 
     def classes(self) -> list[tuple[str, str, str]]:
         """(class, accuracy, images), the lowest accuracy first; without empty classes."""
@@ -125,10 +112,10 @@ def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
     wrong_n = np.flatnonzero(labels_n != guesses_n)
     wrong_n = wrong_n[np.argsort(probabilities_n2[wrong_n, 0], kind="stable")][:count]
     source, ratio = open_dataset(val, "val"), cfg.validation.plain_crop_ratio
-    worst = []
-    for n in wrong_n.tolist():
-        classes, probabilities = (int(labels_n[n]), int(guesses_n[n])), probabilities_n2[n].tolist()
-        worst.append(Mistake(n, *classes, *probabilities, thumbnail(source, n, ratio)))
+    worst = [
+        Mistake(n, int(labels_n[n]), int(guesses_n[n]), *probabilities_n2[n].tolist(),
+                thumbnail(source, n, ratio)) for n in wrong_n.tolist()
+    ]  # fmt: skip
     names = class_names(source, loader.num_classes)
     return Mistakes(names, counts_kk, worst, f"{weights.name} on {val.name}")
 
@@ -155,12 +142,8 @@ def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
     values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
     values.pop("training.use_blurpool", None)  # of the run's training; the weights know theirs
     values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
-    if val.is_dir():
-        values["data.backend"] = "torchvision"
-    flags = [
-        f"--{name}={str(x).lower() if isinstance(x, bool) else x}" for name, x in values.items()
-    ]
-    return read_config(script.SETTINGS, flags, prog="report page", description="")
+    values |= {"data.backend": "torchvision"} if val.is_dir() else {}
+    return read_config(script.SETTINGS, flags_of(values), prog="report page", description="")
 
 
 def class_names(source: Any, count: int) -> list[str]:

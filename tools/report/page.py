@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import train_imagenet
-from fast_imagenet.engine.logger import plot_curves, read_jsonl
+from fast_imagenet.engine.logger import LOG_KEYS, plot_curves, read_jsonl
 from fast_imagenet.files import write_atomically
 from tools.report.mistakes import Mistakes, find_files, find_mistakes, real_val
 from tools.report.plots import fewer_colors
@@ -74,6 +74,9 @@ def render_page(run: Run, found: Mistakes | None, missing: str, defaults: dict[s
 
 
 def _curves(run: Run) -> bytes:
+    """The PNG of the curves; empty where a log of another version has not all that they show."""
+    if not all(map(run.column, LOG_KEYS)):
+        return b""
     with tempfile.TemporaryDirectory() as folder:
         png = Path(folder, "curves.png")
         plot_curves(run.folder / "log.jsonl", png)

@@ -58,6 +58,12 @@ def _read(path: Path) -> Any:
         raise RecordError(f"{error}") from error
 
 
+def flags_of(settings: dict[str, Any]) -> list[str]:
+    """'section.key' -> value, as words of a command line."""
+    texts = {key: str(x).lower() if isinstance(x, bool) else str(x) for key, x in settings.items()}
+    return [f"--{key}={text}" for key, text in texts.items()]
+
+
 @dataclass(frozen=True)
 class GroupPlan:
     """A group: the name of its folder, its label, its settings over those of the study."""
