@@ -1,4 +1,4 @@
-"""Read the settings of a script: defaults < YAML files < flags, every problem told at once.
+"""Read the settings of a script: defaults < YAML files < flags, all problems reported at once.
 
 A script declares its settings with fastargs (a private `Config`, one `Section` block per topic)
 and calls `read_config`. Of fastargs only the declarations, `collect` and `validate("errordict")`
@@ -12,9 +12,9 @@ for 16, lets environment variables win, and exits with status 0 after an error.
     cfg = read_config(SETTINGS, prog="train_imagenet.py", description="Train a network.")
     cfg.training.epochs
 
-YAML scalars are read as the text that stands in the file and judged by the same checkers as flags,
-so `010`, `no` and `1e-4` mean the same on both ways in. Nothing heavy is imported here: a wrong
-setting is told within a second.
+YAML scalars are read as the text in the file and checked by the same checkers as flags, so `010`,
+`no` and `1e-4` mean the same in both. Nothing heavy is imported here: a wrong setting is reported
+within a second.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from fastargs.validation import Bool as _StockBool
 from fastargs.validation import Checker
 
 MAX_FILE_BYTES = 100_000  # the longest config here has 2,000; YAML is read slowly
-MAX_PROBLEMS = 50  # a file with more is of another kind
+MAX_PROBLEMS = 50  # a file with more is not a settings file
 WIDTH = 100
 _BOOL_WORDS = dict.fromkeys(("true", "1", "yes", "on"), True)
 _BOOL_WORDS |= dict.fromkeys(("false", "0", "no", "off"), False)
 _PLAIN_NULLS = {"", "~", "null", "Null", "NULL"}
+Key = tuple[str, ...]  # the path of a setting: section, name
 
 
 # ------------------------------------------------------------------------------------------------
@@ -50,102 +51,92 @@ _PLAIN_NULLS = {"", "~", "null", "Null", "NULL"}
 # ------------------------------------------------------------------------------------------------
 
 
-class Int(Checker):
+class _Rule(Checker):
+    """A checker that says its rule (`help`) when `parse` finds no value."""
+
+    def parse(self, value: Any) -> Any:
+        """The value that `value`, of any type, stands for; None when it breaks the rule."""
+        raise NotImplementedError
+
+    def check(self, value: Any) -> Any:
+        """The value; ValueError with the rule when `value` breaks it."""
+        parsed = self.parse(value)
+        if parsed is None:
+            raise ValueError(self.help())
+        return parsed
+
+
+class Int(_Rule):
     """A whole number from `lo` to `hi`, both included; `hi=None` leaves it open up to 2**63 - 1."""
 
     def __init__(self, lo: int = 0, hi: int | None = None) -> None:
         self.lo, self.hi = lo, hi
 
-    def check(self, value: Any) -> int:
-        """The value as int; ValueError for 16.9, 1e3, true, text and numbers out of range."""
+    def parse(self, value: Any) -> int | None:
         text = str(value).strip()
         if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
-            raise ValueError(self.help())
-        number = int(text)
-        if not self.lo <= number <= (2**63 - 1 if self.hi is None else self.hi):
-            raise ValueError(self.help())
-        return number
+            return None
+        hi = 2**63 - 1 if self.hi is None else self.hi
+        return int(text) if self.lo <= int(text) <= hi else None
 
     def help(self) -> str:
-        """The rule in words."""
         return "a whole number" + _range_words(self.lo, self.hi)
 
 
-class Number(Checker):
+class Number(_Rule):
     """A finite number from `lo` to `hi`, both included; None leaves an end open."""
 
     def __init__(self, lo: float | None = None, hi: float | None = None) -> None:
         self.lo, self.hi = lo, hi
 
-    def check(self, value: Any) -> float:
-        """The value as float; ValueError for nan, inf, true, text and numbers out of range."""
-        text = str(value).strip()
-        number = math.nan
-        if re.fullmatch(r"[-+.0-9eE]+", text):
-            number = _float_or_nan(text)
+    def parse(self, value: Any) -> float | None:
+        number = _float_or_nan(str(value).strip())
         low = -math.inf if self.lo is None else self.lo
         high = math.inf if self.hi is None else self.hi
-        if not (math.isfinite(number) and low <= number <= high):
-            raise ValueError("a finite number" + _range_words(self.lo, self.hi))
-        return number
+        return number if math.isfinite(number) and low <= number <= high else None
 
     def help(self) -> str:
-        """The rule in words."""
         return "a number" + _range_words(self.lo, self.hi)
 
 
 class OffOr(Number):
     """0 for off, or a finite number from `lo` to `hi`, both included."""
 
-    def check(self, value: Any) -> float:
-        """The value as float; ValueError for nan, inf, true, text and numbers out of range."""
-        text = str(value).strip()
-        if re.fullmatch(r"[-+.0-9eE]+", text) and _float_or_nan(text) == 0:
-            return 0.0
-        try:
-            return super().check(value)
-        except ValueError as error:
-            raise ValueError(f"0 for off, or {error}") from None
+    def parse(self, value: Any) -> float | None:
+        return 0.0 if _float_or_nan(str(value).strip()) == 0 else super().parse(value)
 
     def help(self) -> str:
-        """The rule in words."""
-        return f"0, or {super().help()}"
+        return f"0 for off, or {super().help()}"
 
 
-class Bool(Checker):
+class Bool(_Rule):
     """true or false; also 1/0, yes/no, on/off, in any case of letters."""
 
-    def check(self, value: Any) -> bool:
-        """The value as bool; ValueError for any other word."""
-        word = str(value).strip().lower()
-        if word not in _BOOL_WORDS:
-            raise ValueError(self.help())
-        return _BOOL_WORDS[word]
+    def parse(self, value: Any) -> bool | None:
+        return _BOOL_WORDS.get(str(value).strip().lower())
 
     def help(self) -> str:
-        """The rule in words."""
         return "true or false"
 
 
-class OneOf(Checker):
+class OneOf(_Rule):
     """One of the given words; help and errors list them in the order given."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
     def check(self, value: Any) -> str:
-        """The word itself; ValueError for any other, naming the nearest one."""
+        """The word itself; ValueError for any other, with the nearest one."""
         if value not in self.names:
             near = difflib.get_close_matches(str(value).lower(), self.names, 1)
             raise ValueError(self.help() + (f" (did you mean {near[0]}?)" if near else ""))
         return value
 
     def help(self) -> str:
-        """The rule in words."""
         return "one of " + ", ".join(self.names)
 
 
-class Str(Checker):
+class Str(_Rule):
     """Any text on one line; `empty=False` refuses the empty one."""
 
     def __init__(self, empty: bool = True) -> None:
@@ -158,7 +149,6 @@ class Str(Checker):
         return value
 
     def help(self) -> str:
-        """The rule in words."""
         return "text" if self.empty else "text, not empty"
 
 
@@ -170,7 +160,7 @@ def _range_words(lo: float | None, hi: float | None) -> str:
 
 def _float_or_nan(text: str) -> float:
     try:
-        return float(text)
+        return float(text) if re.fullmatch(r"[-+.0-9eE]+", text) else math.nan
     except ValueError:
         return math.nan
 
@@ -182,47 +172,51 @@ def _float_or_nan(text: str) -> float:
 
 @dataclass(frozen=True)
 class _Given:
-    """One value as somebody wrote it, and where; `key` is the path of the setting."""
+    """One value as somebody wrote it, and where."""
 
-    key: tuple[str, ...]
+    key: Key
     value: Any
     place: str
 
-    def __str__(self) -> str:
-        return f"{self.place}: {'.'.join(self.key)} = {_show(self.value)}"
-
 
 class Places(dict):
-    """Where each setting was given that was; trees of the same values are equal without it."""
+    """Where each given setting was given; trees of the same values are equal without it."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass
 class _Reading:
     """What has been read so far, in the order of precedence, and what is wrong with it."""
 
-    entries: dict[tuple[str, ...], Any]
+    entries: dict[Key, Any]
     given: list[_Given] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def take(self, one: _Given) -> None:
-        """Judge a value where it stands, so that one that is overridden later must be valid too."""
-        problem = _judge(one, self.entries[one.key])
-        self.problems += [problem] if problem else []
+        """Check a value where it was given: one that is overridden later must be valid, too."""
+        param = self.entries[one.key]
+        try:
+            param.checker.check(one.value)
+        except (TypeError, ValueError) as error:
+            rule = str(error) or param.checker.help()
+            if param.default not in (None, ""):
+                rule += f"; the default is {_plain(param.default)}"
+            name = ".".join(one.key)
+            self.problems.append(f"{one.place}: {name} = {_show(one.value)}: must be {rule}")
         self.given.append(one)
 
 
 def extended(settings: Config, name: str, title: str, params: dict[str, Param]) -> Config:
-    """A script's settings and a section of a front end's own, whose flags need no prefix.
+    """A script's settings and a section of a tool's own, whose flags need no prefix.
 
     Args:
         settings: the script's; not changed.
         name, title: of the section, for `--help`.
-        params: the front end's settings; their values stand at the top of the tree.
+        params: the tool's settings; their values are at the top of the tree.
     """
     both = Config()
     section = Section(name, title, both)
@@ -245,7 +239,7 @@ def read_config(
     prog: str,
     description: str,
 ) -> SimpleNamespace:
-    """Read defaults, YAML files and flags into a tree of namespaces, or tell every problem.
+    """Read defaults, YAML files and flags into a tree of namespaces, or report every problem.
 
     Flags are `--section.key=value` or `--section.key value`; `--config`, `--config-file` and `-C`
     name YAML files and may be repeated. The last value given wins, flags over files. Environment
@@ -254,14 +248,14 @@ def read_config(
     Args:
         settings: the declared settings; not changed, so they may be read many times.
         argv: the words after the script's name; None takes `sys.argv[1:]`.
-        search: folders in which a bare file name is looked up when it is no path that exists.
+        search: folders in which a bare file name is looked up when it is not an existing path.
         check: gets the tree once every value is valid by itself; returns further problems.
         prog: the script's name for messages.
         description: first lines of `--help`.
 
     Returns:
         `SimpleNamespace` of sections, each one of values (`cfg.training.epochs`); picklable. Its
-        `_places` says where each setting was given that was: 'command line', or a line of a file.
+        `_places` holds where each given setting was given: 'command line', or a line of a file.
 
     Raises:
         SystemExit: 2 with all problems on stderr in plain text; 0 after `--help` or `-h`.
@@ -280,22 +274,18 @@ def read_config(
         reading.take(flag)
     cfg = _resolve(settings, reading)
     if cfg is not None and check is not None:
-        reading.problems += _further_problems(cfg, check)
-    if reading.problems:
-        _tell_and_exit(reading.problems, prog)
+        try:
+            reading.problems += check(cfg)
+        except OSError as error:  # a name that is too long, a folder without rights
+            reading.problems.append(format_error(error))
+    if cfg is None or reading.problems:
+        _report(reading.problems, prog)
+        raise SystemExit(2)
     return cfg
 
 
-def _further_problems(cfg: SimpleNamespace, check: Callable) -> list[str]:
-    """What `check` finds; a path that it may not even look at is one problem more."""
-    try:
-        return check(cfg)
-    except OSError as error:  # a name that is too long, a folder without rights
-        return [format_error(error)]
-
-
 def format_error(error: Exception) -> str:
-    """An error as a sentence: what the system refuses, and what to look at; or its own words."""
+    """An error as a sentence: what the system refuses, and what to check; or its own words."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
@@ -305,15 +295,14 @@ def format_error(error: Exception) -> str:
 
 def to_dict(cfg: SimpleNamespace) -> dict[str, Any]:
     """The tree of namespaces as nested dictionaries, ready for JSON or YAML."""
-    nested = {}
-    for key, value in vars(cfg).items():
-        if key == "_places":
-            continue
-        nested[key] = to_dict(value) if isinstance(value, SimpleNamespace) else value
-    return nested
+    return {
+        key: to_dict(value) if isinstance(value, SimpleNamespace) else value
+        for key, value in vars(cfg).items()
+        if key != "_places"
+    }
 
 
-def _split_words(words: list[str], reading: _Reading) -> tuple[list[str], list[_Given]]:
+def _split_words(words: Sequence[str], reading: _Reading) -> tuple[list[str], list[_Given]]:
     """File names and flags from the command line. Not argparse: it stops at its first error."""
     files, flags = [], []
     queue = list(words)
@@ -341,11 +330,12 @@ def _split_words(words: list[str], reading: _Reading) -> tuple[list[str], list[_
 
 
 def _unknown_flag(word: str, name: str, reading: _Reading) -> str:
+    place = f"command line: {_show(word)}"
     if name:
-        return f"command line: {_show(word)} is no setting{_near_setting(name, reading.entries)}"
+        return f"{place} is not a setting{_near_setting(name, reading.entries)}"
     if word.endswith((".yaml", ".yml")):
-        return f"command line: {_show(word)} stands alone; write --config {shlex.quote(word)}"
-    return f"command line: {_show(word)} is no setting; write --section.key=value"
+        return f"{place} has no --config before it; write --config {shlex.quote(word)}"
+    return f"{place} is not a setting; write --section.key=value"
 
 
 def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
@@ -363,30 +353,16 @@ def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
     for key in merged.entries:
         branch = tree
         for part in key[:-1]:
-            branch.__dict__.setdefault(part, SimpleNamespace())
-            branch = getattr(branch, part)
+            branch = branch.__dict__.setdefault(part, SimpleNamespace())
         setattr(branch, key[-1], merged[key])
     return tree
 
 
-def _judge(one: _Given, param: Any) -> str | None:
-    try:
-        param.checker.check(one.value)
-    except (TypeError, ValueError) as error:
-        rule = str(error) or param.checker.help()
-        default = "" if param.default in (None, "") else f"; the default is {_plain(param.default)}"
-        return f"{one}: must be {rule}{default}"
-    return None
-
-
-def _bad_default(key: tuple[str, ...], param: Any) -> str:
-    name = ".".join(key)
+def _bad_default(key: Key, param: Any) -> str:
+    name, rule = ".".join(key), param.checker.help()
     if param.required and param.default is None:
-        rule = param.checker.help()
         return f"{name} must be given ({rule}): --{name}=VALUE or a line in a YAML file"
-    return (
-        f"{name}: its default {_show(param.default)} is not {param.checker.help()}; mend the script"
-    )
+    return f"{name}: its default {_show(param.default)} is not {rule}; fix the script"
 
 
 def _refuse_stock_bool(settings: Config) -> None:
@@ -407,11 +383,11 @@ class _NoAliases:
     """Refuses aliases while nodes are composed: a few of them can fill the memory."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+        if self.check_event(yaml.AliasEvent):  # type: ignore[attr-defined]
+            event = self.peek_event()  # type: ignore[attr-defined]
             reason = f"alias *{event.anchor}: aliases are not read; write the value out"
             raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
-        return super().compose_node(parent, index)
+        return super().compose_node(parent, index)  # type: ignore[misc]
 
 
 class _TextLoader(_NoAliases, yaml.BaseLoader):
@@ -419,7 +395,7 @@ class _TextLoader(_NoAliases, yaml.BaseLoader):
 
 
 class _PlainLoader(_NoAliases, yaml.SafeLoader):
-    """Constructs plain values, each key of a mapping once: the last of two would win in silence."""
+    """Constructs plain values, each key of a mapping once: the last of two would silently win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -445,20 +421,28 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _read_file(name: str, search: Sequence[Path], reading: _Reading) -> None:
+    file = _show_path(name)
     try:
-        path = _find_file(name, search)
-        root = yaml.compose(_read_text(path), Loader=_TextLoader)
+        root = yaml.compose(_read_text(_find_file(name, search)), Loader=_TextLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         option = "--config " if isinstance(error, (OSError, ValueError)) else ""
-        reading.problems.append(f"{option}{_show_path(name)}: {_reason(error)}")
-    else:
-        _walk_document(root, _show_path(name), reading)
+        reading.problems.append(f"{option}{file}: {_reason(error)}")
+        return
+    if root is None or _is_null(root):
+        return
+    if isinstance(root, yaml.MappingNode):
+        _take_settings(root, file, reading)
+        return
+    fix = "write sections as `training:` with keys below"
+    reading.problems.append(f"{file}: holds no settings; {fix}")
 
 
 def _reason(error: Exception) -> str:
     """Why a YAML file cannot be read."""
     if isinstance(error, yaml.YAMLError):
-        return f"not readable as YAML: {_yaml_reason(error)}"
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown reason"
+        return f"not readable as YAML: {f'line {mark.line + 1}: ' if mark else ''}{what}"
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
@@ -473,54 +457,42 @@ def _find_file(name: str, search: Sequence[Path]) -> Path:
         return found[0]
     if found:
         raise ValueError("found more than once; give one of " + ", ".join(map(str, found)))
-    shelf = sorted({file.name for folder in search for file in Path(folder).glob("*.yaml")})
-    near = difflib.get_close_matches(name, shelf, 3, cutoff=0.7)
+    names = sorted({file.name for folder in search for file in Path(folder).glob("*.yaml")})
+    near = difflib.get_close_matches(name, names, 3, cutoff=0.7)
     places = " here" + "".join(f", nor in {Path(folder).name}/" for folder in search)
-    raise ValueError(
-        f"no such file{places}" + (f"; did you mean {' or '.join(near)}?" if near else "")
-    )
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"no such file{places}{hint}")
 
 
 def _read_text(path: Path) -> str:
     with open(path, "rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes, so it is no settings file")
+        raise ValueError(f"larger than {MAX_FILE_BYTES:,} bytes, so it is not a settings file")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
 
 
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "unknown reason"
-    return (f"line {mark.line + 1}: " if mark else "") + reason
-
-
-def _walk_document(root: yaml.Node | None, file: str, reading: _Reading) -> None:
-    if root is None or _is_null(root):
-        return
-    if not isinstance(root, yaml.MappingNode):
-        reading.problems.append(
-            f"{file}: holds no settings; write sections as `training:` with keys below"
-        )
-        return
-    seen: dict[tuple[str, ...], int] = {}
+def _take_settings(root: yaml.MappingNode, file: str, reading: _Reading) -> None:
+    first_line: dict[Key, int] = {}
     for key, node in _leaves(root, (), file, reading):
-        line = node.start_mark.line + 1
-        if key in seen:
-            before = f"{'.'.join(key)} stands in line {seen[key]} already; keep one of them"
-            reading.problems.append(f"{file} line {line}: {before}")
-        seen[key] = line
-        reading.take(_Given(key, node.value, f"{file} line {line}"))
+        place = f"{file} line {node.start_mark.line + 1}"
+        if key in first_line:
+            name = ".".join(key)
+            reading.problems.append(
+                f"{place}: {name} is in line {first_line[key]} already; keep one of them"
+            )
+        first_line[key] = node.start_mark.line + 1
+        reading.take(_Given(key, node.value, place))
 
 
 def _leaves(
-    mapping: yaml.MappingNode, prefix: tuple[str, ...], file: str, reading: _Reading
-) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
+    mapping: yaml.MappingNode, prefix: Key, file: str, reading: _Reading
+) -> Iterator[tuple[Key, yaml.ScalarNode]]:
     """Settings below `mapping` with their nodes; what is not one becomes a problem."""
-    began: dict[tuple[str, ...], int] = {}
+    began: dict[Key, int] = {}
     for key_node, node in mapping.value:
         if len(reading.problems) >= MAX_PROBLEMS:
             return
@@ -532,7 +504,7 @@ def _leaves(
         key = prefix + tuple(key_node.value.split("."))
         problem = _misfit(key, node, reading.entries)
         if key in began:
-            problem = f"section {'.'.join(key)} began in line {began[key]} already; join the two"
+            problem = f"section {'.'.join(key)} begins in line {began[key]} already; join the two"
         if problem:
             reading.problems.append(f"{place}: {problem}")
         elif isinstance(node, yaml.MappingNode):
@@ -542,12 +514,12 @@ def _leaves(
             yield key, node
 
 
-def _misfit(key: tuple[str, ...], node: yaml.Node, entries: dict) -> str | None:
-    """Why this node cannot stand at `key`, or None. An empty section is allowed."""
+def _misfit(key: Key, node: yaml.Node, entries: dict[Key, Any]) -> str | None:
+    """Why this node cannot be at `key`, or None. An empty section is allowed."""
     name, is_setting = ".".join(key), key in entries
     is_section = any(path[: len(key)] == key and path != key for path in entries)
     if not (is_setting or is_section):
-        return f"{_show(name)} is no setting{_near_setting(name, entries)}"
+        return f"{_show(name)} is not a setting{_near_setting(name, entries)}"
     is_mapping = isinstance(node, yaml.MappingNode)
     if is_section and not is_setting:
         if is_mapping or _is_null(node):
@@ -568,11 +540,11 @@ def _is_null(node: yaml.Node) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------
-# Words for people
+# Text for people
 # ------------------------------------------------------------------------------------------------
 
 
-def _near_setting(name: str, entries: dict) -> str:
+def _near_setting(name: str, entries: dict[Key, Any]) -> str:
     """`; did you mean ...?` with at most three settings or sections of nearly this name."""
     names = [".".join(path) for path in entries]
     section, _, last = name.rpartition(".")
@@ -603,37 +575,32 @@ def _plain(value: Any) -> str:
 
 def interpreter() -> str:
     """This Python as one types it here: '.venv/bin/python' where it lies below, else 'python'."""
-    path = Path(sys.executable)
-    here = Path.cwd()
+    path, here = Path(sys.executable), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else "python"
 
 
-def _tell_and_exit(problems: list[str], prog: str) -> None:
+def _report(problems: list[str], prog: str) -> None:
+    """Print all problems; under torchrun once per node."""
+    if re.fullmatch("0*[1-9][0-9]*", os.environ.get("LOCAL_RANK", "0")):
+        return
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     count += " and perhaps more" if len(problems) >= MAX_PROBLEMS else ""
-    lines = [f"{prog}: {count} in the settings, nothing was started"]
-    lines += [f"  {i}. {problem}" for i, problem in enumerate(problems, 1)]
-    lines += [f"`{interpreter()} {prog} --help` lists every setting with its rule and default."]
-    # under torchrun, once a node is enough
-    if not re.fullmatch("0*[1-9][0-9]*", os.environ.get("LOCAL_RANK", "0")):
-        print("\n".join(lines), file=sys.stderr)
-    raise SystemExit(2)
+    print(f"{prog}: {count} in the settings, nothing was started", file=sys.stderr)
+    for number, problem in enumerate(problems, 1):
+        print(f"  {number}. {problem}", file=sys.stderr)
+    command = f"`{interpreter()} {prog} --help`"
+    print(f"{command} lists every setting with its rule and default.", file=sys.stderr)
 
 
 def _help_text(settings: Config, prog: str, description: str, search: Sequence[Path]) -> str:
     folders = ", ".join(f"{Path(folder).name}/" for folder in search)
     bare = f" A bare name is looked up in {folders}." if folders else ""
-    lines = [
-        f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]",
-        "",
-        *textwrap.wrap(description, WIDTH),
-        "",
-        *textwrap.wrap(
-            "Order: defaults < files from left to right < flags. -C and --config-file are other "
-            f"names of --config.{bare} Environment variables set nothing.",
-            WIDTH,
-        ),
-    ]
+    order = (
+        "Order: defaults < files from left to right < flags. -C and --config-file are other names"
+        f" of --config.{bare} Environment variables have no effect."
+    )
+    usage = f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]"
+    lines = [usage, "", *textwrap.wrap(description, WIDTH), "", *textwrap.wrap(order, WIDTH)]
     for ns, section in settings.sections.items():
         lines += ["", f"{'.'.join(ns)}: {section.desc}" if section.desc else ".".join(ns)]
         for key in settings.sections_to_entries[ns]:
@@ -641,11 +608,10 @@ def _help_text(settings: Config, prog: str, description: str, search: Sequence[P
     return "\n".join(lines)
 
 
-def _help_lines(key: tuple[str, ...], param: Any) -> list[str]:
+def _help_lines(key: Key, param: Any) -> list[str]:
     default = "required" if param.required else f"default {_plain(param.default) or repr('')}"
     text = f"{param.desc} [{param.checker.help()}; {default}]".strip()
-    name = f"  --{'.'.join(key)}"
-    margin = " " * 32
+    name, margin = f"  --{'.'.join(key)}", " " * 32
     body = textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin)
     if len(name) < len(margin) - 1:
         return [name.ljust(len(margin)) + body[0].lstrip(), *body[1:]]

@@ -1,6 +1,6 @@
-"""What a program writes, for whoever reads it, or does not.
+"""Text that a program writes: safe to show, and written even where nobody reads it.
 
-Text from data is made safe to show: others decide what a class name or a file name holds. Only the
+Class names and file names come from data, so their control characters are escaped. Only the
 standard library is imported here, for the doctor.
 """
 
@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Callable
+from typing import Any, TextIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on a disk
 
@@ -23,11 +25,16 @@ def readable(text: str, keep: str = "") -> str:
     Args:
         keep: control characters that stay.
     """
+
+    def escaped(found: re.Match[str]) -> str:
+        letter = found[0]
+        return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
+
     try:
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a character, as a broken JSON file may hold
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return _UNSEEN.sub(lambda found: _escaped(found[0], keep), text)
+    return _UNSEEN.sub(escaped, text)
 
 
 def plural(count: int, noun: str) -> str:
@@ -43,18 +50,14 @@ def on_terminal(text: str) -> str:
     return start + readable(body, keep="\n\t") + end
 
 
-def _escaped(character: str, keep: str) -> str:
-    return character if character in keep else character.encode("unicode_escape").decode("ascii")
-
-
-class _Outliving:
-    """A stream whose control characters are escaped, for they come from data.
+class _SafeStream:
+    """A stream that escapes control characters and outlives its reader.
 
     Once nobody reads it any more, what is written is dropped; as long as the disk of its file is
     full, too.
     """
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._was_full = stream, False
 
     def write(self, text: str) -> int:
@@ -64,30 +67,28 @@ class _Outliving:
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, call, *values) -> None:
+    def _try(self, call: Callable[..., Any], *values: str) -> None:
         try:
             call(*values)
         except OSError as error:
             if error.errno in FULL:
-                self._tell_full(error)
-                return
-            if error.errno not in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
+                if not self._was_full and self is not sys.stderr:
+                    note = f"note: the output is incomplete: {error.strerror}"
+                    print(note, file=sys.stderr)
+                self._was_full = True
+            elif error.errno in (errno.EPIPE, errno.EIO):  # a reader, a terminal that is gone
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
+                os.close(nowhere)
+            else:
                 raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # takes what is still in the buffer, too
-            os.close(nowhere)
 
-    def _tell_full(self, error: OSError) -> None:
-        if not self._was_full and self is not sys.stderr:
-            print(f"note: the output is incomplete: {error.strerror}", file=sys.stderr)
-        self._was_full = True
-
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def ignore_broken_pipe() -> None:
-    """Let no work end because of what reads its output or its errors.
+    """Let no program end because of what reads its output or its errors.
 
     It may have ended (`| head`, `tee`), never have been there (`>&-`), be a file on a full disk,
     or not know a letter (a terminal that is not UTF-8): that letter is written as its code. To be
@@ -102,4 +103,4 @@ def ignore_broken_pipe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _Outliving(sys.stdout), _Outliving(sys.stderr)
+    sys.stdout, sys.stderr = _SafeStream(sys.stdout), _SafeStream(sys.stderr)  # type: ignore

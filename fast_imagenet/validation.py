@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from fast_imagenet.arch_names import unknown_arch
+
+# The least value of each variable that torchrun sets.
+RANK_VARIABLES = {
+    "WORLD_SIZE": 1,
+    "LOCAL_WORLD_SIZE": 1,
+    "RANK": 0,
+    "LOCAL_RANK": 0,
+    "MASTER_PORT": 0,
+}
 
 
 def validate(cfg: SimpleNamespace) -> list[str]:
@@ -17,187 +28,139 @@ def validate(cfg: SimpleNamespace) -> list[str]:
 
     Returns:
         Sentences that name the values, the rule and the fix; empty when the run can start.
-        Looks whether data files exist; opens none.
+        Checks whether data files exist; opens none.
     """
-    rules = _rank_rules() + _choice_rules(cfg) + _file_rules(cfg)
+    of_ranks = list(_rank_problems())
+    problems = [*of_ranks, *_choice_problems(cfg), *_file_problems(cfg)]
     if not cfg.training.eval_only:
-        rules += _batch_rules(cfg) + _schedule_rules(cfg) + _step_rules(cfg)
-    return [sentence for broken, sentence in rules if broken]
+        # without a valid number of ranks the part of a batch that one of them gets is unknown
+        problems += () if of_ranks else _batch_problems(cfg)
+        problems += [*_schedule_problems(cfg), *_step_problems(cfg)]
+    return problems
 
 
-def _batch_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    if _rank_rules():
-        return []  # into how many parts a batch goes is not known
+def _rank_problems() -> Iterator[str]:
+    """What is wrong with the environment that torchrun sets, and others by hand."""
+    given = {name: text for name in RANK_VARIABLES if (text := os.environ.get(name)) is not None}
+    for name, text in given.items():
+        if not (text.isdecimal() and len(text) < 8 and int(text) >= RANK_VARIABLES[name]):
+            what = f"{name}={text!r} in the environment is not a valid number"
+            yield f"{what}: unset it, or start with torchrun"
+            return
+    rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if rank >= world:
+        what = f"RANK={rank} in the environment is not below WORLD_SIZE={world}"
+        yield f"{what}: unset both, or start with torchrun"
+    if world > 1 and missing:
+        what = f"WORLD_SIZE={world} is in the environment and {', '.join(missing)} not"
+        yield f"{what}: unset it, or start with torchrun"
+
+
+def _batch_problems(cfg: SimpleNamespace) -> Iterator[str]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch, micro = cfg.training.batch_size, cfg.training.micro_batch_size
     per_rank = batch // world
-    step = micro or per_rank
-    mixing = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
-    return [
-        (
-            batch % world != 0,
-            f"training.batch_size={batch} does not divide by {world} ranks: choose a multiple",
-        ),
-        (
-            micro > 0 and per_rank % micro != 0,
-            f"training.micro_batch_size={micro} does not divide the {per_rank} images of a rank: "
-            f"choose a divisor",
-        ),
-        (
-            mixing and step % 2 != 0,
-            f"augment.mixup and augment.cutmix pair images, but a forward pass has {step}: "
-            f"choose an even batch",
-        ),
-    ]
+    per_pass = micro or per_rank
+    if batch % world:
+        yield f"training.batch_size={batch} does not divide by {world} ranks: choose a multiple"
+    if micro and per_rank % micro:
+        what = f"training.micro_batch_size={micro} does not divide the {per_rank} images of a rank"
+        yield f"{what}: choose a divisor"
+    if (cfg.augment.mixup > 0 or cfg.augment.cutmix > 0) and per_pass % 2:
+        what = f"augment.mixup and augment.cutmix pair images, but a forward pass has {per_pass}"
+        yield f"{what}: choose an even batch"
 
 
-def _rank_rules() -> list[tuple[bool, str]]:
-    """What is wrong with the environment that torchrun sets, and others by hand."""
-    least = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 0}
-    given = {name: text for name in least if (text := os.environ.get(name)) is not None}
-    for name, text in given.items():
-        if not (text.isdecimal() and len(text) < 8 and int(text) >= least[name]):
-            what = f"{name}={text!r} in the environment is no number of its kind"
-            return [(True, f"{what}: unset it, or start with torchrun")]
-    rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
-    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    return [
-        (True, sentence)
-        for broken, sentence in (
-            (
-                rank >= world,
-                f"RANK={rank} in the environment is not below WORLD_SIZE={world}: unset both, or "
-                f"start with torchrun",
-            ),
-            (
-                world > 1 and bool(lacking),
-                f"WORLD_SIZE={world} is in the environment and {', '.join(lacking)} not: unset "
-                f"it, or start with torchrun",
-            ),
-        )
-        if broken
-    ]
-
-
-def _schedule_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
+def _schedule_problems(cfg: SimpleNamespace) -> Iterator[str]:
     lr, size, augment = cfg.lr, cfg.resolution, cfg.augment
-    return [
-        (
-            lr.lr_peak_epoch >= cfg.training.epochs,
+    if lr.lr_peak_epoch >= cfg.training.epochs:
+        yield (
             f"lr.lr_peak_epoch={lr.lr_peak_epoch} is not before the end of the run, "
-            f"training.epochs={cfg.training.epochs}: lower lr.lr_peak_epoch",
-        ),
-        (
-            size.start_ramp > size.end_ramp,
-            f"resolution.start_ramp={size.start_ramp} is after "
-            f"resolution.end_ramp={size.end_ramp}: swap them",
-        ),
-        (
-            size.min_res != size.max_res and size.start_ramp == size.end_ramp == 0,
+            f"training.epochs={cfg.training.epochs}: lower lr.lr_peak_epoch"
+        )
+    if size.start_ramp > size.end_ramp:
+        what = f"resolution.start_ramp={size.start_ramp} is after"
+        yield f"{what} resolution.end_ramp={size.end_ramp}: swap them"
+    if size.min_res != size.max_res and size.start_ramp == size.end_ramp == 0:
+        yield (
             f"resolution.min_res={size.min_res} is never used while resolution.start_ramp and "
             f"resolution.end_ramp are 0: set it to resolution.max_res={size.max_res} too, or set "
-            f"the ramp",
-        ),
-        (
-            augment.crop_min_area > augment.crop_max_area,
-            f"augment.crop_min_area={augment.crop_min_area} is above "
-            f"augment.crop_max_area={augment.crop_max_area}: swap them",
-        ),
-    ]
+            f"the ramp"
+        )
+    if augment.crop_min_area > augment.crop_max_area:
+        what = f"augment.crop_min_area={augment.crop_min_area} is above"
+        yield f"{what} augment.crop_max_area={augment.crop_max_area}: swap them"
 
 
-def _step_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    augment = cfg.augment
-    return [
-        (
-            augment.policy == "rand_augment_timm" and augment.policy_magnitude > 10,
-            f"augment.policy_magnitude={augment.policy_magnitude:g} is of 30, and "
-            f"augment.policy=rand_augment_timm counts to 10: lower it",
-        ),
-        (
-            cfg.training.nesterov and cfg.training.momentum == 0,
-            "training.nesterov needs momentum, and training.momentum=0: raise it",
-        ),
-        (
-            cfg.training.nesterov and cfg.training.optimizer != "sgd",
-            f"training.nesterov belongs to training.optimizer=sgd, not to "
-            f"{cfg.training.optimizer}: switch it off",
-        ),
-    ]
+def _step_problems(cfg: SimpleNamespace) -> Iterator[str]:
+    augment, training = cfg.augment, cfg.training
+    if augment.policy == "rand_augment_timm" and augment.policy_magnitude > 10:
+        yield (
+            f"augment.policy_magnitude={augment.policy_magnitude:g} is on a scale to 30, that of "
+            f"augment.policy=rand_augment_timm ends at 10: lower it"
+        )
+    if training.nesterov and training.momentum == 0:
+        yield "training.nesterov needs momentum, and training.momentum=0: raise it"
+    if training.nesterov and training.optimizer != "sgd":
+        what = f"training.nesterov belongs to training.optimizer=sgd, not to {training.optimizer}"
+        yield f"{what}: switch it off"
 
 
-def _choice_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    wrong_arch = unknown_arch(cfg.model.arch)
-    return [
-        (wrong_arch is not None, f"model.arch={cfg.model.arch} is {wrong_arch}"),
-        (
-            cfg.data.transforms == "gpu" and cfg.data.backend != "torchvision",
-            f"data.transforms=gpu needs data.backend=torchvision, not {cfg.data.backend}: "
-            f"change one of them",
-        ),
-        (
-            cfg.data.backend == "torchvision" and not cfg.data.in_memory,
+def _choice_problems(cfg: SimpleNamespace) -> Iterator[str]:
+    backend = cfg.data.backend
+    if fault := unknown_arch(cfg.model.arch):
+        yield f"model.arch={cfg.model.arch} is {fault}"
+    if cfg.data.transforms == "gpu" and backend != "torchvision":
+        what = f"data.transforms=gpu needs data.backend=torchvision, not {backend}"
+        yield f"{what}: change one of them"
+    if backend == "torchvision" and not cfg.data.in_memory:
+        yield (
             "data.in_memory=false needs data.backend=ffcv: with torchvision the order is fully "
-            "random; leave it out, or change the backend",
-        ),
-        (
-            cfg.training.eval_only and not cfg.model.checkpoint,
-            "training.eval_only has nothing to evaluate: set model.checkpoint to a file",
-        ),
-    ]
+            "random; leave it out, or change the backend"
+        )
+    if cfg.training.eval_only and not cfg.model.checkpoint:
+        yield "training.eval_only has nothing to evaluate: set model.checkpoint to a file"
 
 
-def _file_rules(cfg: SimpleNamespace) -> list[tuple[bool, str]]:
-    training, folder = cfg.training, Path(cfg.logging.folder)
-    resume, holds_a_run = training.resume, (folder / "log.jsonl").exists()
-    elsewhere = resume not in ("none", "auto") and Path(resume).parent != folder
-    used = ["val_dataset"] if training.eval_only else ["train_dataset", "val_dataset"]
-    datasets = {key: getattr(cfg.data, key) for key in used}
-    rules = [_data_rule(cfg, key, Path(path)) for key, path in datasets.items()]
-    return [
-        *rules,
-        (
-            bool(cfg.model.checkpoint) and not Path(cfg.model.checkpoint).is_file(),
-            f"model.checkpoint={cfg.model.checkpoint} is not a file: check the path",
-        ),
-        (
-            training.resume not in ("none", "auto") and not Path(training.resume).is_file(),
-            f"training.resume={training.resume} is not a file: use none, auto or a checkpoint",
-        ),
-        (
-            holds_a_run and (resume == "none" or elsewhere) and not training.eval_only,
-            f"logging.folder={folder} already holds a run: add --training.resume=auto to go on, "
-            f"or choose another folder",
-        ),
-        (
-            not training.eval_only and not _can_be_made(folder),
-            f"logging.folder={folder} cannot be made or written to: choose another folder",
-        ),
-    ]
+def _file_problems(cfg: SimpleNamespace) -> Iterator[str]:
+    folder, resume, weights = Path(cfg.logging.folder), cfg.training.resume, cfg.model.checkpoint
+    eval_only, is_file = cfg.training.eval_only, resume not in ("none", "auto")
+    for key in ["val_dataset"] if eval_only else ["train_dataset", "val_dataset"]:
+        yield from _data_problems(cfg, key, Path(getattr(cfg.data, key)))
+    if weights and not Path(weights).is_file():
+        yield f"model.checkpoint={weights} is not a file: check the path"
+    if is_file and not Path(resume).is_file():
+        yield f"training.resume={resume} is not a file: use none, auto or a checkpoint"
+    starts_anew = resume == "none" or (is_file and Path(resume).parent != folder)
+    if (folder / "log.jsonl").exists() and starts_anew and not eval_only:
+        yield (
+            f"logging.folder={folder} already holds a run: add --training.resume=auto to resume "
+            f"it, or choose another folder"
+        )
+    if not eval_only and not _can_be_made(folder):
+        yield f"logging.folder={folder} cannot be made or written to: choose another folder"
 
 
-def _data_rule(cfg: SimpleNamespace, key: str, path: Path) -> tuple[bool, str]:
-    """Rule for data.train_dataset or data.val_dataset."""
+def _data_problems(cfg: SimpleNamespace, key: str, path: Path) -> Iterator[str]:
+    """Problems of data.train_dataset or data.val_dataset."""
     name = f"data.{key}={getattr(cfg.data, key)}"
     if not path.exists():
-        return True, f"{name} does not exist: run write_dataset.py or set the path"
-    inside = path / f"{key.removesuffix('_dataset')}.beton"
-    fix = "convert it with write_dataset.py, or read it as it is with data.backend=torchvision"
-    if inside.is_file():
-        fix = f"set it to {inside}"
-    return (
-        path.is_dir() and cfg.data.backend == "ffcv",
-        f"{name} is a folder, and data.backend=ffcv reads .beton files: {fix}",
-    )
+        yield f"{name} does not exist: run write_dataset.py or set the path"
+    elif path.is_dir() and cfg.data.backend == "ffcv":
+        inside = path / f"{key.removesuffix('_dataset')}.beton"
+        fix = "convert it with write_dataset.py, or read it as it is with data.backend=torchvision"
+        fix = f"set it to {inside}" if inside.is_file() else fix
+        yield f"{name} is a folder, and data.backend=ffcv reads .beton files: {fix}"
 
 
-def unwritable(flag: str, path: str) -> tuple[bool, str]:
-    """Rule for a file that is to be written: (whether its folder refuses, the sentence)."""
+def unwritable(flag: str, path: str) -> list[str]:
+    """The problem with a file that is to be written, none where its folder can be written to."""
     folder = Path(path).absolute().parent
-    return (
-        not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)),
-        f"{flag}={path}: {folder} is no folder that can be written to; make it, or choose another",
-    )
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+        return []
+    what = f"{flag}={path}: {folder} is not a folder that can be written to"
+    return [f"{what}; make it, or choose another"]
 
 
 def _can_be_made(folder: Path) -> bool:
@@ -205,24 +168,18 @@ def _can_be_made(folder: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
-# Settings that may change when a run goes on: they decide speed or place, not the weights.
+# Settings that may change when a run is resumed: they decide speed or place, not the weights.
 FREE_ON_RESUME = {
-    "data.check_pages",
-    "data.num_workers",
-    "data.timeout",
-    "data.train_dataset",
-    "data.val_dataset",
-    "training.checkpoint_minutes",
-    "training.compile",
-    "training.eval_only",
-    "training.max_steps",
-    "training.resume",
-    "validation.batch_size",
-    "validation.every",
+    *("data.check_pages", "data.num_workers", "data.timeout"),
+    *("data.train_dataset", "data.val_dataset"),
+    *("training.checkpoint_minutes", "training.compile", "training.eval_only"),
+    *("training.max_steps", "training.resume", "validation.batch_size", "validation.every"),
 }
 
 
-def differences(old: dict, new: dict, defaults: dict | None = None) -> list[str]:
+def differences(
+    old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> list[str]:
     """Settings that decide the weights and differ between two runs.
 
     Args:
@@ -238,7 +195,7 @@ def differences(old: dict, new: dict, defaults: dict | None = None) -> list[str]
     return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]
 
 
-def _flat(tree: dict) -> dict:
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         f"{section}.{key}": value
         for section, keys in tree.items()

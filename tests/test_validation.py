@@ -126,7 +126,7 @@ def test_the_batch_must_divide_by_the_ranks(data_flags, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ({"RANK": "x"}, "RANK='x' in the environment is no number of its kind: unset"),
+        ({"RANK": "x"}, "RANK='x' in the environment is not a valid number: unset"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK='x'"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE='0'"),
         ({"WORLD_SIZE": "9" * 20}, f"WORLD_SIZE='{'9' * 20}'"),

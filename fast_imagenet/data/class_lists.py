@@ -1,27 +1,37 @@
-"""Whether two files number the same classes, from whatever each of them says of its classes."""
+"""Whether two files number the same classes, from whatever is known of the classes of each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any, Protocol
 
 from fast_imagenet.beton.checksums import class_digest
 from fast_imagenet.terminal import readable
 
 
-def class_list(classes: list[str]) -> SimpleNamespace:
-    """A list of classes, as `difference` takes it."""
-    return SimpleNamespace(
-        classes=classes, class_digest=class_digest(classes), num_classes=len(classes)
-    )
+class Classes(Protocol):
+    """Classes of a loader, a BetonFile or a `class_list`.
 
-
-def difference(one, other) -> str | None:
-    """How the class lists of two sides differ, in words; None where no difference can be seen.
-
-    Args:
-        one, other: loaders, BetonFiles or `class_list`s: num_classes; classes in the order of the
-            labels, or None; class_digest of these, or None.
+    Attributes:
+        num_classes: how many there are.
+        classes: identifiers in the order of the labels, or None.
+        class_digest: of these identifiers, see beton/checksums.py; or None.
     """
+
+    num_classes: int
+    classes: list[str] | None
+    class_digest: str | None
+
+
+def class_list(classes: list[str]) -> Classes:
+    """A list of classes, as `difference` takes it."""
+    digest = class_digest(classes)
+    return SimpleNamespace(classes=classes, class_digest=digest, num_classes=len(classes))
+
+
+def difference(one: Classes, other: Classes) -> str | None:
+    """How two class lists differ, in words; None where no difference can be seen."""
     if one.classes and other.classes and one.classes != other.classes:
         pairs = zip([*one.classes, "none"], [*other.classes, "none"], strict=False)
         number, (mine, theirs) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
@@ -31,12 +41,12 @@ def difference(one, other) -> str | None:
     return None
 
 
-def same_names(one, other: list[str]) -> bool:
+def same_names(one: Any, other: list[str]) -> bool:
     """Whether `one`, of any type, is a list of the names in `other`, in whatever order."""
     return isinstance(one, list) and sorted(map(str, one)) == sorted(other)
 
 
-def unequal(train, val) -> str | None:
+def unequal(train: Classes, val: Classes) -> str | None:
     """Why a validation set does not belong to a training set, in words; None: it may."""
     if found := difference(train, val):
         return f"have different classes ({found})"
@@ -45,16 +55,16 @@ def unequal(train, val) -> str | None:
     return None
 
 
-def notes(loaders: dict) -> list[str]:
+def notes(loaders: Mapping[str, Any]) -> list[str]:
     """What a user should know of the data: chosen fields, parts, classes that are unknown.
 
     Args:
         loaders: file -> loader.
     """
-    found = [
-        f"note: {readable(str(name))}: {one.note}" for name, one in loaders.items() if one.note
-    ]
-    silent = [readable(str(name)) for name, one in loaders.items() if not one.class_digest]
-    if silent:
-        found.append(f"note: no class list with {' and '.join(silent)}: labels are taken as stored")
+    shown = {readable(str(name)): loader for name, loader in loaders.items()}
+    found = [f"note: {name}: {loader.note}" for name, loader in shown.items() if loader.note]
+    unknown = [name for name, loader in shown.items() if not loader.class_digest]
+    if unknown:
+        files = " and ".join(unknown)
+        found.append(f"note: no class list with {files}: labels are used as stored")
     return found

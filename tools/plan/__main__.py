@@ -58,8 +58,7 @@ def _problems(cfg: SimpleNamespace) -> list[str]:
     problems = [problem for problem in validate(cfg) if not problem.startswith(unused)]
     if cfg.training.eval_only:
         problems.append("training.eval_only trains nothing: leave it out to plan a training")
-    refuses, sentence = unwritable("--json", cfg.json)
-    return problems + [sentence] * (bool(cfg.json) and refuses)
+    return problems + (unwritable("--json", cfg.json) if cfg.json else [])
 
 
 def make_plan(cfg: SimpleNamespace, script: ModuleType, distributed, note: Callable[[str], None]):
