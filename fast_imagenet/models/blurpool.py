@@ -6,15 +6,16 @@ Source: Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv 1904
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fast_imagenet.models.layers import replace_layers
 
-MIN_CHANNELS = (
-    16  # the stem reads 3 channels at full resolution: blurring there costs most, gains least
-)
+# The stem reads 3 channels at full resolution: blurring there costs most and gains least.
+MIN_CHANNELS = 16
 
 
 class BlurPoolConv2d(nn.Conv2d):
@@ -24,19 +25,14 @@ class BlurPoolConv2d(nn.Conv2d):
     plain network and back. Input and output shapes are those of the convolution that it replaces.
     """
 
+    blur: torch.Tensor
+
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device="meta",  # the weights of `conv` are taken over below; none are drawn here
-        )
+        shape = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        settings: dict[str, Any] = {name: getattr(conv, name) for name in shape}
+        # on no device: the weights of `conv` are taken over below, and none are drawn here
+        settings |= {"bias": conv.bias is not None, "device": "meta"}
+        super().__init__(conv.in_channels, conv.out_channels, **settings)
         self.weight, self.bias = conv.weight, conv.bias
         line = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device) / 4
         blur = (line[:, None] * line)[None, None].repeat(conv.in_channels, 1, 1, 1)

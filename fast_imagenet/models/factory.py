@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import timm
 import torch
 import torchvision
 from torch import nn
+
+Autocast = Callable[[], AbstractContextManager]
 
 
 def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -57,8 +61,9 @@ def zero_init_residual(model: nn.Module) -> int:
     count = 0
     for block in model.modules():
         last = getattr(block, "bn3", getattr(block, "bn2", None))
-        if hasattr(block, "downsample") and isinstance(getattr(last, "weight", None), nn.Parameter):
-            nn.init.zeros_(last.weight)
+        scale = getattr(last, "weight", None)
+        if hasattr(block, "downsample") and isinstance(scale, nn.Parameter):
+            nn.init.zeros_(scale)
             count += 1
     return count
 
@@ -92,7 +97,7 @@ def start_improbable(model: nn.Module, num_classes: int) -> None:
 
 
 def try_network(
-    model: nn.Module, resolutions: Iterable[int], images: int, autocast=nullcontext
+    model: nn.Module, resolutions: Iterable[int], images: int, autocast: Autocast = nullcontext
 ) -> None:
     """Refuse a network that cannot take images of these sizes, before anything is written.
 
@@ -133,7 +138,9 @@ def try_network(
         warm_up(step, model, resolutions)
 
 
-def try_evaluation(model: nn.Module, validation, samples: int, autocast=nullcontext) -> None:
+def try_evaluation(
+    model: nn.Module, validation: SimpleNamespace, samples: int, autocast: Autocast = nullcontext
+) -> None:
     """Refuse a network that one of the two protocols cannot evaluate; leaves it as it was.
 
     Args:
@@ -162,7 +169,8 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     wrapper = nn.parallel.DistributedDataParallel
     known = inspect.signature(wrapper.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return wrapper(model, device_ids=[device] if device.type == "cuda" else None, **{name: False})
+    options: dict[str, Any] = {name: False}
+    return wrapper(model, device_ids=[device] if device.type == "cuda" else None, **options)
 
 
 def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable[int]) -> None:

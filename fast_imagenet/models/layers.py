@@ -1,12 +1,13 @@
 """Layers of a network exchanged for others, in place."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 
 def replace_layers(
-    model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[nn.Module], nn.Module]
+    model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
 ) -> int:
     """Put make(layer) in the place of every wanted layer; the inside of one is not searched.
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torchvision
 from timm.models import get_pretrained_cfg
@@ -18,8 +20,11 @@ from torch import nn
 from fast_imagenet.engine.checkpoint import plain_model
 from fast_imagenet.terminal import readable
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, for pixels in 0..1
-NORMALIZATIONS = {
+Triple = tuple[float, ...]
+Norm = tuple[Triple, Triple]  # mean and std, for pixels in 0..1
+
+IMAGENET: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATIONS: dict[str, Norm] = {
     "imagenet": IMAGENET,
     "inception": ((0.5,) * 3, (0.5,) * 3),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -39,8 +44,8 @@ class Origin:
     """
 
     blurpool: bool
-    mean: tuple = IMAGENET[0]
-    std: tuple = IMAGENET[1]
+    mean: Triple = IMAGENET[0]
+    std: Triple = IMAGENET[1]
     weights: str = "weights"
     line: str = ""
 
@@ -50,13 +55,13 @@ class Origin:
             print(self.line, flush=True)
 
 
-def new_origin(cfg) -> Origin:
+def new_origin(cfg: SimpleNamespace) -> Origin:
     """Origin of a network with fresh weights: as the settings say."""
     norm = NORMALIZATIONS.get(cfg.model.normalization, IMAGENET)
     return Origin(cfg.training.use_blurpool, *norm)
 
 
-def origin_of(info: dict, cfg, num_classes: int) -> Origin:
+def origin_of(info: dict, cfg: SimpleNamespace, num_classes: int) -> Origin:
     """Origin of the file `cfg.model.checkpoint`.
 
     Args:
@@ -68,7 +73,7 @@ def origin_of(info: dict, cfg, num_classes: int) -> Origin:
         ValueError: the file is another network's, or its BlurPool is not the settings'; or the
             settings must say whether a network to train has it; or its mean and std are no such.
     """
-    kinds = {True: "EMA weights", False: "raw weights"}
+    kinds: dict[Any, str] = {True: "EMA weights", False: "raw weights"}
     weights = kinds.get(info.get("ema"), "weights")
     if isinstance(info.get("use_blurpool"), bool):
         return _own(info, cfg, weights)
@@ -82,7 +87,7 @@ def origin_of(info: dict, cfg, num_classes: int) -> Origin:
     return Origin(blurpool, mean, std, weights, line)
 
 
-def input_norm(model: nn.Module) -> tuple[tuple, tuple]:
+def input_norm(model: nn.Module) -> Norm:
     """Mean and std of the images that a network takes; ImageNet's unless its weights need others.
 
     Args:
@@ -91,7 +96,7 @@ def input_norm(model: nn.Module) -> tuple[tuple, tuple]:
     return getattr(plain_model(model), "input_norm", IMAGENET)
 
 
-def _own(info: dict, cfg, weights: str) -> Origin:
+def _own(info: dict, cfg: SimpleNamespace, weights: str) -> Origin:
     name, blurred, line = cfg.model.checkpoint, info["use_blurpool"], ""
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
@@ -113,7 +118,7 @@ def _own(info: dict, cfg, weights: str) -> Origin:
     return Origin(blurred, *norm, weights, line)
 
 
-def _foreign_blurpool(info: dict, cfg) -> tuple[bool, str]:
+def _foreign_blurpool(info: dict, cfg: SimpleNamespace) -> tuple[bool, str]:
     """Whether a network of another maker has BlurPool, and why."""
     place = getattr(cfg, "_places", {}).get("training.use_blurpool")
     if info.get("blur_filters"):
@@ -130,13 +135,13 @@ def _foreign_blurpool(info: dict, cfg) -> tuple[bool, str]:
     return False, f"no BlurPool{hint}"
 
 
-def _foreign_normalization(info: dict, cfg, num_classes: int) -> tuple[tuple, str]:
+def _foreign_normalization(info: dict, cfg: SimpleNamespace, num_classes: int) -> tuple[Norm, str]:
     """(mean, std) of a network of another maker, and where they are from."""
     if cfg.model.normalization != "auto":
         norm = NORMALIZATIONS[cfg.model.normalization]
         return norm, f"mean and std {_words(norm)}, as model.normalization asks for"
-    if norm := _norm_of(info, cfg.model.checkpoint):
-        return norm, f"mean and std {_words(norm)}, which are in the file or beside it"
+    if written := _norm_of(info, cfg.model.checkpoint):
+        return written, f"mean and std {_words(written)}, which are in the file or beside it"
     norm, classes, source = _metadata(cfg.model.arch)
     tagged = "." in _name(cfg.model.arch)
     if classes == num_classes or tagged or info.get("timm_script"):
@@ -145,7 +150,7 @@ def _foreign_normalization(info: dict, cfg, num_classes: int) -> tuple[tuple, st
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"
 
 
-def _norm_of(info: dict, name: str) -> tuple[tuple, tuple] | None:
+def _norm_of(info: dict, name: str) -> Norm | None:
     """(mean, std) of a file that says them, or None.
 
     Raises:
@@ -163,7 +168,7 @@ def _norm_of(info: dict, name: str) -> tuple[tuple, tuple] | None:
     return mean, std
 
 
-def _order_words(labels) -> str:
+def _order_words(labels: Any) -> str:
     """What is assumed of the classes; `labels` are those of timm's config.json, if it has any."""
     found = ""
     if isinstance(labels, list) and labels:
@@ -172,7 +177,7 @@ def _order_words(labels) -> str:
     return f"classes in the order of the data (assumed{found})"
 
 
-def _metadata(arch: str) -> tuple[tuple, int, str]:
+def _metadata(arch: str) -> tuple[Norm, int, str]:
     """(mean, std), number of classes and name of what a library says of its own weights."""
     library, name = arch.rpartition("/")[0], _name(arch)
     if library != "timm" and name in torchvision.models.list_models(torchvision.models):
@@ -185,11 +190,11 @@ def _metadata(arch: str) -> tuple[tuple, int, str]:
         norm = NORMALIZATIONS["inception"] if turned else (tuple(view.mean), tuple(view.std))
         return norm, len(weights[-1].meta["categories"]), f"torchvision's {name}"
     card = get_pretrained_cfg(name, allow_unregistered=True)
-    norm = card and (_triple(card.mean), _triple(card.std))
-    if not norm or not all(norm):
+    mean, std = (_triple(card.mean), _triple(card.std)) if card else (None, None)
+    if not card or not mean or not std:
         return IMAGENET, 0, "timm"
     tag = f".{card.tag}" if card.tag and "." not in name else ""
-    return norm, card.num_classes, f"timm's {name}{tag}"
+    return (mean, std), card.num_classes, f"timm's {name}{tag}"
 
 
 def _name(arch: str) -> str:
@@ -200,14 +205,14 @@ def _bare(arch: str) -> str:
     return _name(arch).partition(".")[0]
 
 
-def _words(norm: tuple) -> str:
+def _words(norm: Norm) -> str:
     """'of ImageNet', or the numbers."""
     if norm == IMAGENET:
         return "of ImageNet"
     return " and ".join(str(tuple(round(x, 4) for x in part)) for part in norm)
 
 
-def _triple(value) -> tuple | None:
+def _triple(value: Any) -> Triple | None:
     """Three finite numbers as a tuple; None for anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return None

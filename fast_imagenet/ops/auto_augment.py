@@ -46,7 +46,7 @@ IMAGENET_POLICIES = (
 
 
 @functools.lru_cache(maxsize=64)
-def auto_augment_tables(height: int, width: int):
+def auto_augment_tables(height: int, width: int) -> tuple[np.ndarray, ...]:
     """The pairs as arrays, for images of one size: codes int64 [25, 2], probabilities float64
     [25, 2], magnitudes float64 [25, 2], signed int64 [25, 2]."""
     names = tuple(name for name in policy.NAMES if name not in ("Identity", "SolarizeAdd"))
@@ -98,10 +98,10 @@ class AutoAugment(KeyedOperation):
 
     apply = staticmethod(apply_auto_augment)
 
-    def __init__(self, *, seed=0):
+    def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed)
 
-    def draw(self, samples, size):
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         tables = auto_augment_tables(int(size[0]), int(size[1]))
         samples = np.ascontiguousarray(samples, np.int64)
         return draw_auto_augment(self.seed, self._epoch, samples, *tables)

@@ -73,6 +73,9 @@ def apply_jitter(first, step, images_bhwc, order, factors):
         jitter_image(images_bhwc[b], order[b], factors[b], program)
 
 
+Strength = float | tuple[float, float]  # as in torchvision: around the identity, or the range
+
+
 def _limits(name, value, center, low, high):
     """(low, high) of a factor, or None where it cannot change anything."""
     if np.ndim(value) == 0:
@@ -100,7 +103,16 @@ class ColorJitter(KeyedOperation):
     Source: torchvision ColorJitter on PIL images; equal to it for equal order and factors.
     """
 
-    def __init__(self, brightness=0, contrast=0, saturation=0, hue=0, *, p=1.0, seed: int = 0):
+    def __init__(
+        self,
+        brightness: Strength = 0,
+        contrast: Strength = 0,
+        saturation: Strength = 0,
+        hue: Strength = 0,
+        *,
+        p: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(seed)
         if not 0 <= p <= 1:
             raise ValueError(f"p is {p}; give a probability, 0 to 1")
@@ -109,7 +121,7 @@ class ColorJitter(KeyedOperation):
         self.ranges.append(_limits("hue", hue, 0, -0.5, 0.5))
         self.p = float(p)
 
-    def draw(self, samples, size) -> tuple:
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         return draw_jitter(self.seed, self._epoch, samples, self.ranges, self.p)
 
     apply = staticmethod(apply_jitter)

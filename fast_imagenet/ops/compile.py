@@ -7,6 +7,7 @@ is compiled again until a source file of a kernel, numba or the processor change
 """
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,11 @@ SIDE = 48  # pixels of the image that is tried: three MCUs, so that markers are 
 def try_decoders() -> None:
     """Both decoders and both resize methods on a marked JPEG, one without markers, raw pixels."""
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    kinds = [(jpeg.encode_jpeg(image), 0), (jpeg.encode_jpeg(image, interval=0), 0), (image, 1)]
+    kinds: list[tuple[Any, int]] = [
+        (jpeg.encode_jpeg(image), 0),
+        (jpeg.encode_jpeg(image, interval=0), 0),
+        (image, 1),
+    ]
     stored = [(np.frombuffer(bytes(data), np.uint8), mode) for data, mode in kinds]
     rows = [(data.ctypes.data, data.size, mode, SIDE, SIDE) for data, mode in stored]
     samples = np.array(rows, np.int64)

@@ -15,7 +15,9 @@ import dataclasses
 import math
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import numba
 import numpy as np
@@ -97,7 +99,9 @@ def draw_random_crops(seed, epoch, samples, heights, widths, scale, ratio, flip)
     return crops
 
 
-def center_crops(heights, widths, size, ratio: float) -> np.ndarray:
+def center_crops(
+    heights: np.ndarray, widths: np.ndarray, size: tuple[int, int], ratio: float
+) -> np.ndarray:
     """The central box of every sample: int64 [b, 5] as `draw_random_crops`, never flipped.
 
     The box has the shape of `size` (height, width) and `ratio` times the largest possible sides,
@@ -239,7 +243,9 @@ class _Workspace:
         self.addresses = np.array(places, np.uint64)
 
 
-def locate_samples(batch_indices, metadata, storage_state) -> np.ndarray:
+def locate_samples(
+    batch_indices: np.ndarray, metadata: np.ndarray, storage_state: tuple
+) -> np.ndarray:
     """Where the samples of a batch lie in memory: int64 [b, 5] as `apply_crops` takes them.
 
     Args: batch_indices: int [b]. metadata: FFCV's table of an RGBImageField. storage_state: of
@@ -272,7 +278,14 @@ class _CropOperation(SimpleRGBImageDecoder):
     of it is used.
     """
 
-    def __init__(self, output_size, *, method, reduced_decode, on_error):
+    def __init__(
+        self,
+        output_size: int | tuple[int, int],
+        *,
+        method: str,
+        reduced_decode: bool,
+        on_error: str,
+    ) -> None:
         super().__init__()
         enable_precompiled()
         if method not in METHODS:
@@ -283,7 +296,8 @@ class _CropOperation(SimpleRGBImageDecoder):
         self._lock = threading.Lock()
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
         self._own_decoder = True  # tests compare the two
-        self.before_batch = None  # called with the indices of a batch before it is read
+        # called with the indices of a batch before it is read
+        self.before_batch: Callable[[np.ndarray], None] | None = None
         self.error_count = 0
         self.errors: list[tuple[int, str]] = []
         self._workspaces: list[_Workspace] = []
@@ -327,11 +341,13 @@ class _CropOperation(SimpleRGBImageDecoder):
         decode.precompiled = True
         return decode
 
-    def draw(self, indices, heights, widths, size) -> np.ndarray:
+    def draw(
+        self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
         """The boxes of a batch, int64 [b, 5]: top, left, height, width, flipped."""
         raise NotImplementedError
 
-    def apply(self, samples, crops, images_bhwc) -> np.ndarray:
+    def apply(self, samples: np.ndarray, crops: np.ndarray, images_bhwc: np.ndarray) -> np.ndarray:
         """Fill uint8 images_bhwc [b, h, w, 3] (contiguous). Returns int64 [b], one status each."""
         threads = min(numba.get_num_threads(), max(1, len(samples)))
         status = np.zeros(len(samples), np.int64)
@@ -372,7 +388,7 @@ class _CropOperation(SimpleRGBImageDecoder):
             with self._lock:
                 self._workspaces.extend(borrowed)
 
-    def _report(self, indices, status, memory) -> None:
+    def _report(self, indices: np.ndarray, status: np.ndarray, memory: Any) -> None:
         file = getattr(memory, "filename", None) or "the data file"
         bad = np.flatnonzero(status)
         self.error_count += len(bad)
@@ -415,16 +431,16 @@ class CropDecode(EpochCounter, _CropOperation):
 
     def __init__(
         self,
-        output_size,
-        scale=(0.08, 1.0),
-        ratio=(0.75, 4 / 3),
+        output_size: int | tuple[int, int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (0.75, 4 / 3),
         *,
         flip: float = 0.5,
         seed: int = 0,
         method: str = "bilinear",
         reduced_decode: bool = True,
         on_error: str = "raise",
-    ):
+    ) -> None:
         super().__init__(
             output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
         )
@@ -441,7 +457,9 @@ class CropDecode(EpochCounter, _CropOperation):
         self.count_epoch()
         return super().declare_state_and_memory(previous_state)
 
-    def draw(self, indices, heights, widths, size) -> np.ndarray:
+    def draw(
+        self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
         key = (np.int64(self.seed), np.int64(self._epoch))
         return draw_random_crops(
             *(*key, indices, np.ascontiguousarray(heights), np.ascontiguousarray(widths)),
@@ -464,13 +482,13 @@ class CenterCropDecode(_CropOperation):
 
     def __init__(
         self,
-        output_size,
+        output_size: int | tuple[int, int],
         ratio: float,
         *,
         method: str = "bilinear",
         reduced_decode: bool = True,
         on_error: str = "raise",
-    ):
+    ) -> None:
         super().__init__(
             output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
         )
@@ -478,5 +496,7 @@ class CenterCropDecode(_CropOperation):
             raise ValueError(f"ratio is {ratio}; give a share, 0 < ratio <= 1")
         self.ratio = float(ratio)
 
-    def draw(self, indices, heights, widths, size) -> np.ndarray:
+    def draw(
+        self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, size: tuple[int, int]
+    ) -> np.ndarray:
         return center_crops(heights, widths, size, self.ratio)

@@ -39,18 +39,20 @@ class GaussianBlur(KeyedOperation):
         by about one level on average.
     """
 
-    def __init__(self, sigma=(0.1, 2.0), p: float = 0.5, *, seed: int = 0):
+    def __init__(
+        self, sigma: float | tuple[float, float] = (0.1, 2.0), p: float = 0.5, *, seed: int = 0
+    ) -> None:
         super().__init__(seed)
-        sigma = (sigma, sigma) if np.ndim(sigma) == 0 else tuple(sigma)
-        if len(sigma) != 2 or not 0 < sigma[0] <= sigma[1] <= 1000:
+        span: tuple = (sigma, sigma) if np.ndim(sigma) == 0 else tuple(np.asarray(sigma))
+        if len(span) != 2 or not 0 < span[0] <= span[1] <= 1000:
             raise ValueError(
                 f"sigma is {sigma}; give a radius above 0, or 0 < low <= high; 1000 at most"
             )
         if not 0 <= p <= 1:
             raise ValueError(f"p is {p}; give a probability, 0 to 1")
-        self.sigma, self.p = tuple(map(float, sigma)), float(p)
+        self.sigma, self.p = tuple(map(float, span)), float(p)
 
-    def draw(self, samples, size) -> tuple:
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         samples = np.asarray(samples, np.int64)
         return (draw_blur(self.seed, self._epoch, samples, self.sigma, self.p),)
 

@@ -36,7 +36,7 @@ class RandomGrayscale(KeyedOperation):
             raise ValueError(f"p is {p}; give a probability, 0 to 1")
         self.p = float(p)
 
-    def draw(self, samples, size) -> tuple:
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         return (draw_grayscale(self.seed, self._epoch, np.asarray(samples, np.int64), self.p),)
 
     apply = staticmethod(apply_grayscale)

@@ -9,6 +9,7 @@ import ast
 import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 from ..kernel_cache import cached_njit
 
@@ -52,7 +53,7 @@ def kernel(function=None, **options):
     return dispatcher
 
 
-def is_compiled(dispatcher) -> bool:
+def is_compiled(dispatcher: Any) -> bool:
     """Whether a kernel's machine code lies in the cache; True where that cannot be told."""
     try:
         return bool(dispatcher.signatures or dispatcher._cache._cache_file._load_index())

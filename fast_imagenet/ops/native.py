@@ -15,6 +15,7 @@ import ctypes.util
 import glob
 import os
 import sys
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -69,7 +70,9 @@ _turbojpeg.tjGetErrorStr2.restype = ctypes.c_char_p
 _libc = ctypes.CDLL(None)
 
 
-def _function(library, name: str, result, *arguments) -> types.ExternalFunction:
+def _function(
+    library: ctypes.CDLL, name: str, result: Any, *arguments: Any
+) -> types.ExternalFunction:
     symbol = f"fast_imagenet_{name}"
     llvm.add_symbol(symbol, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     return types.ExternalFunction(symbol, result(*arguments))
@@ -249,7 +252,8 @@ def _weigher(taps):
         """
 
         def generate(context, builder, signature, arguments):
-            rows, weights, pairs, pixels = arguments[:2], *arguments[2:4], arguments[4:]
+            rows, pixels = arguments[:2], arguments[4:]
+            weights, pairs = arguments[2:4]
             if taps:
                 sums = _unrolled_sum(builder, rows, weights, taps)
             else:

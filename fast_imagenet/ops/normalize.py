@@ -9,6 +9,7 @@ Axes: b batch, h height, w width, c channel (RGB).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -25,14 +26,14 @@ UINT8 = (np.dtype("u1"),)  # what it takes
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
-def normalize_table(mean, std, dtype: str) -> np.ndarray:
+def normalize_table(mean: Sequence[float], std: Sequence[float], dtype: str) -> np.ndarray:
     """The normalised value of every level, [3, 256], calculated by torch in float32 and rounded.
 
     Args: mean, std: three numbers each, of pixels in 0..1. dtype: a key of TYPES.
     """
     levels = torch.arange(256, dtype=torch.uint8) / 255
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
-    table = ((levels - mean) / std).to(getattr(torch, dtype))
+    means, stds = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
+    table = ((levels - means) / stds).to(getattr(torch, dtype))
     bits = table if dtype == "float32" else table.view(torch.int16)
     return bits.numpy().view(TYPES[dtype])
 

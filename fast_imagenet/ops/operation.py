@@ -6,6 +6,8 @@ An operation is three things: `draw`, all its choices for a batch, from keyed ra
 
 import dataclasses
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -26,7 +28,7 @@ def whole_seed(seed: int) -> int:
     return low - (1 << 64) if low >> 63 else low
 
 
-def check_batch(images_bhwc: np.ndarray, count: int, dtypes, name: str) -> None:
+def check_batch(images_bhwc: np.ndarray, count: int, dtypes: Sequence[np.dtype], name: str) -> None:
     """Refuse what a kernel would read beside: kernels check nothing.
 
     Args: count: of sample indices. dtypes: that the operation takes. name: of the operation.
@@ -44,7 +46,7 @@ def check_batch(images_bhwc: np.ndarray, count: int, dtypes, name: str) -> None:
         raise ValueError(f"{name} was given {len(images_bhwc)} images and {count} indices")
 
 
-def check_place(state, dtypes, name: str) -> None:
+def check_place(state: Any, dtypes: Sequence[np.dtype], name: str) -> None:
     """Refuse a place in a pipeline. Args: state: FFCV's, before the operation; as `check_batch`.
 
     Raises: ValueError: behind ToTensor, or the images there have another shape or type.
@@ -86,7 +88,7 @@ class KeyedOperation(EpochCounter, Operation):
         apply(first, step, images_bhwc, *choices): the kernel, for samples first, first + step, ...
     """
 
-    dtypes = (np.dtype("u1"),)  # of the images it takes
+    dtypes: tuple[np.dtype, ...] = (np.dtype("u1"),)  # of the images it takes
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -96,7 +98,9 @@ class KeyedOperation(EpochCounter, Operation):
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         raise NotImplementedError
 
-    apply = None
+    @staticmethod
+    def apply(*arguments: Any) -> None:
+        raise NotImplementedError
 
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Change a batch in place, outside FFCV as well.

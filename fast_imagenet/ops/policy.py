@@ -20,6 +20,7 @@ Source: torchvision, transforms/autoaugment.py, on Pillow images.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -95,7 +96,17 @@ def _ramp(end: float, bins: int) -> np.ndarray:
     return np.where(index < bins // 2, low, high).astype(np.float64)
 
 
-def augmentation_space(names, bins, *, shear, right, down, degrees, factor, bits) -> Space:
+def augmentation_space(
+    names: Sequence[str],
+    bins: int,
+    *,
+    shear: float,
+    right: float,
+    down: float,
+    degrees: float,
+    factor: float,
+    bits: int,
+) -> Space:
     """Magnitudes from nothing (bin 0) to the strongest (bin `bins - 1`).
 
     Args: names: of the operations, from NAMES. bins: at least 2. shear: slope; right, down: pixels;
@@ -127,9 +138,14 @@ def rand_augment_space(names: tuple, bins: int, height: int, width: int) -> Spac
     """The magnitudes of torchvision's RandAugment and AutoAugment for images of one size."""
     reach = 150.0 / 331.0
     return augmentation_space(
-        *(names, bins),
-        **dict(shear=0.3, right=reach * width, down=reach * height, degrees=30.0),
-        **dict(factor=0.9, bits=4),
+        names,
+        bins,
+        shear=0.3,
+        right=reach * width,
+        down=reach * height,
+        degrees=30.0,
+        factor=0.9,
+        bits=4,
     )
 
 

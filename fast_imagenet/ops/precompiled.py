@@ -12,7 +12,9 @@ time under the `workqueue` layer, and under `omp` do not survive a fork.
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 from ffcv.pipeline.compiler import Compiler
@@ -26,17 +28,17 @@ def enable_precompiled() -> None:
     NUMBA_THREADING_LAYER is set: the `workqueue` fallback aborts with two loaders.
     """
     if "NUMBA_THREADING_LAYER" not in os.environ:
-        numba.config.THREADING_LAYER = "omp"
+        numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
     if getattr(Compiler.compile, "keeps_precompiled", False):
         return
     compile_original = Compiler.compile
 
-    def compile_unless_done(code, signature=None):
+    def compile_unless_done(code: Any, signature: Any = None) -> Any:
         if getattr(code, "precompiled", False):
             return code
         return compile_original(code, signature)
 
-    compile_unless_done.keeps_precompiled = True
+    compile_unless_done.keeps_precompiled = True  # type: ignore[attr-defined]
     Compiler.compile = staticmethod(compile_unless_done)
 
 
@@ -46,7 +48,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="fast_imagenet")
 
 
-def run_threads(function, threads: int) -> None:
+def run_threads(function: Callable[[int], object], threads: int) -> None:
     """Call function(thread) for thread in range(threads), concurrently; the caller is thread 0.
 
     Raises: whatever a call raises, after all have ended.

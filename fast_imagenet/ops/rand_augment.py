@@ -148,7 +148,7 @@ class RandAugment(KeyedOperation):
         kernels = {"lite": apply_policy_lite, "full": apply_policy, "timm": apply_policy_bilinear}
         self.apply = kernels[mode]
 
-    def draw(self, samples, size):
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         height, width = map(int, size)
         key = (self.seed, self._epoch, np.ascontiguousarray(samples, np.int64), self.num_ops)
         if self.mode == "timm":

@@ -25,7 +25,11 @@ from .precompiled import run_threads
 
 # How a float32 is stored; numba has no half types on a CPU, so these are written as bits.
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-FORMATS = {np.dtype("f4"): FLOAT32, np.dtype("f2"): FLOAT16, np.dtype("u2"): BFLOAT16}
+FORMATS: dict[np.dtype, int] = {
+    np.dtype("f4"): FLOAT32,
+    np.dtype("f2"): FLOAT16,
+    np.dtype("u2"): BFLOAT16,
+}
 
 
 @kernel
@@ -118,7 +122,7 @@ class RandomErasing(KeyedOperation):
     Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics).
     """
 
-    dtypes = (np.dtype("u1"), *FORMATS)
+    dtypes: tuple[np.dtype, ...] = (np.dtype("u1"), *FORMATS)
 
     def __init__(
         self,
@@ -126,11 +130,11 @@ class RandomErasing(KeyedOperation):
         mode: str = "const",
         count: int = 1,
         *,
-        area=ERASING_AREA,
-        aspect=ERASING_ASPECT,
-        fill=(124, 116, 104),
+        area: tuple[float, float] = ERASING_AREA,
+        aspect: tuple[float, float] = ERASING_ASPECT,
+        fill: tuple[int, int, int] = (124, 116, 104),
         seed: int = 0,
-    ):
+    ) -> None:
         super().__init__(seed)
         check_erasing(p, mode, count)
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
@@ -140,12 +144,13 @@ class RandomErasing(KeyedOperation):
         if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
             raise ValueError(f"fill is {fill}; give three levels, 0 to 255")
         self.p, self.mode, self.count = float(p), mode, int(count)
-        self.area, self.aspect, self.fill = tuple(area), tuple(aspect), tuple(fill)
+        self.area, self.aspect = (area[0], area[1]), (aspect[0], aspect[1])
+        self.fill = tuple(fill)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         """(boxes int64 [b, count, 4], samples)."""
-        key, extent = (self.seed, self._epoch, samples), (self.area, self.aspect)
-        return draw_erasing(*key, size, self.p, self.count, *extent), samples
+        key = (self.seed, self._epoch, samples)
+        return draw_erasing(*key, size, self.p, self.count, self.area, self.aspect), samples
 
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """As KeyedOperation.transform; also for float32, float16 and uint16 (bfloat16's bits)."""
@@ -171,6 +176,6 @@ class RandomErasing(KeyedOperation):
             self._check(previous_state.dtype)
         return super().declare_state_and_memory(previous_state)
 
-    def _check(self, dtype) -> None:
+    def _check(self, dtype: np.dtype) -> None:
         if np.dtype(dtype) == np.uint8 and self.mode != "const":
             raise ValueError(f"mode is {self.mode!r} on uint8 images; put Normalize before it")

@@ -201,7 +201,14 @@ def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, fl
         _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out)
 
 
-def resize(image_hwc: np.ndarray, box, size, *, flip: bool = False, method: str = "bilinear"):
+def resize(
+    image_hwc: np.ndarray,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    method: str = "bilinear",
+) -> np.ndarray:
     """Crop and resize one image (the kernel of the crop operations, for use outside FFCV).
 
     Args: image_hwc: uint8 [height, width, 3]. box: (top, left, height, width) in pixels, inside

@@ -47,7 +47,7 @@ class RandomSolarize(KeyedOperation):
             raise ValueError(f"p is {p}; give a probability, 0 to 1")
         self.threshold, self.p = float(threshold), float(p)
 
-    def draw(self, samples, size) -> tuple:
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         samples = np.asarray(samples, np.int64)
         return (draw_solarize(self.seed, self._epoch, samples, self.threshold, self.p),)
 

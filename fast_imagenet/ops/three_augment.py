@@ -45,7 +45,7 @@ class ThreeAugment(KeyedOperation):
     Source: Touvron et al., "DeiT III", arXiv 2204.07118, 3-Augment.
     """
 
-    def draw(self, samples, size) -> tuple:
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         return draw_three(self.seed, self._epoch, np.asarray(samples, np.int64))
 
     apply = staticmethod(apply_three)

@@ -20,8 +20,7 @@ from .rand_augment import FULL_NAMES
 def trivial_augment_space(bins: int) -> policy.Space:
     """torchvision's magnitudes for TrivialAugmentWide; they do not depend on the size."""
     return policy.augmentation_space(
-        *(FULL_NAMES, bins),
-        **dict(shear=0.99, right=32.0, down=32.0, degrees=135.0, factor=0.99, bits=6),
+        FULL_NAMES, bins, shear=0.99, right=32.0, down=32.0, degrees=135.0, factor=0.99, bits=6
     )
 
 
@@ -66,7 +65,7 @@ class TrivialAugmentWide(KeyedOperation):
             )
         self.bins = int(num_magnitude_bins)
 
-    def draw(self, samples, size):
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         space = trivial_augment_space(self.bins)
         samples = np.ascontiguousarray(samples, np.int64)
         tables = (space.codes, space.values, space.signed)

@@ -54,7 +54,7 @@ def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = (line.strip().split(maxsplit=1) for line in lines if len(line.split()) > 1)
+    pairs = (tuple(line.strip().split(maxsplit=1)) for line in lines if len(line.split()) > 1)
     names = unique_dict(pairs, str(path))
     return [names[wnid] for wnid in classes] if all(wnid in names for wnid in classes) else None
 

@@ -121,7 +121,9 @@ def _convert(image: Image.Image) -> np.ndarray:
 def _kinds(image: Image.Image, name: str) -> tuple[str, ...]:
     """What is unusual about the pixels or the name, from the header alone."""
     mode = image.mode
-    sixteen = mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
+    sixteen = mode.startswith("I") or any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
     found = {
         "gray": mode in ("1", "L", "LA") or mode.startswith("I"),
         "cmyk": mode == "CMYK",
@@ -130,7 +132,7 @@ def _kinds(image: Image.Image, name: str) -> tuple[str, ...]:
         "16bit": sixteen,
         CLIPPED: mode.startswith("I") and _clips_deep_gray(),
     }
-    actual = "JPEG" if image.format == "MPO" else image.format
+    actual = "JPEG" if image.format == "MPO" else image.format or ""
     return tuple(kind for kind, is_so in found.items() if is_so) + kinds_of_name(name, actual)
 
 

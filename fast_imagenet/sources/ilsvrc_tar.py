@@ -157,10 +157,10 @@ def _devkit_files(path: Path) -> dict[str, bytes]:
         with tarfile.open(path, "r:gz", tarinfo=SmallHeaders) as archive:
             members = [info for info in archive if info.isreg() and info.size <= MAX_DEVKIT_BYTES]
             found = {
-                wanted: archive.extractfile(info).read()
+                wanted: file.read()
                 for info in members
                 for wanted in (GROUND_TRUTH, META)
-                if info.name.endswith(wanted)
+                if info.name.endswith(wanted) and (file := archive.extractfile(info))
             }
     except UNREADABLE as error:
         raise SourceError(f"{path} is not a complete tar.gz ({error}): fetch it again") from error

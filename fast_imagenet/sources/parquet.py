@@ -50,7 +50,7 @@ class ParquetSource(Source):
         super().__init__(labels, classes, class_names)
         self.paths, self.pieces = list(paths), pieces
         lengths = self.pieces[:, 3] - self.pieces[:, 2]
-        self.blocks = np.repeat(np.arange(len(self.pieces)), lengths)
+        self.blocks = self._pieces_of = np.repeat(np.arange(len(self.pieces)), lengths)
         self._firsts = np.cumsum(lengths) - lengths
         self._loaded: tuple[int, dict[int, bytes]] = (-1, {})
 
@@ -59,7 +59,7 @@ class ParquetSource(Source):
 
     def _place(self, index: int) -> tuple[int, int]:
         """Piece of a sample, and its row in the row group."""
-        block = int(self.blocks[index])
+        block = int(self._pieces_of[index])
         return block, int(self.pieces[block, 2] + index - self._firsts[block])
 
     def name(self, index: int) -> str:
@@ -147,7 +147,7 @@ def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> Parquet
     source.notes = (
         *left_out.notes(),
         *votes.notes(),
-        *_order_note(source.labels, source.blocks),
+        *_order_note(source.labels, source._pieces_of),
         *_size_note(source.pieces),
     )
     return source
@@ -163,10 +163,9 @@ def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | Non
     for file in paths:
         with _opened(file) as parquet:
             names_of[file] = _names_in(parquet.schema_arrow)
-    first = next((file for file in paths if names_of[file]), None)
-    if first is None:
+    first, names = next(((file, here) for file, here in names_of.items() if here), (None, None))
+    if first is None or names is None:
         return None
-    names = names_of[first]
     if given and given != names and sorted(given) == sorted(names):
         raise SourceError(
             f"--source.classes has the class names of {first} in another order: leave it out"
@@ -204,7 +203,9 @@ def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[n
         schema = parquet.schema_arrow
         _check_columns(schema, file)
         here = _names_in(schema)
-        new_labels = [names.index(name) for name in here] if here and here != names else None
+        new_labels = None
+        if names and here and here != names:
+            new_labels = [names.index(name) for name in here]
         return [
             (
                 _read_labels(parquet, (file, group), new_labels, votes),

@@ -34,7 +34,7 @@ class SmallHeaders(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTRA_HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"an extra header of {self.size:,} bytes")
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]  # of the standard library
 
 
 class Member(NamedTuple):
@@ -69,7 +69,8 @@ def list_members(path: Path, start: int = 0, end: int | None = None) -> Iterator
 
 def _regular_files(archive: tarfile.TarFile, where: str, end: int) -> Iterator[Member]:
     while (info := archive.next()) is not None:
-        archive.members = []  # tarfile keeps every member it has seen: a million of them are 1 GB
+        # tarfile keeps every member that it has seen: a million of them are 1 GB
+        archive.members = []  # type: ignore[attr-defined]
         if info.isdir():
             continue
         if not info.isreg() or info.issparse():
