@@ -9,31 +9,45 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
 PACKAGES += ["albumentations", "nvidia-dali-cuda120"]  # peers that may be missing
+CLOCK = {"choices": ["wall", "cpu"], "default": "wall", "help": "cpu where other jobs run"}
+IMAGES = {
+    "images": {"required": True, "help": "folder of images, with subfolders"},
+    "limit": {"default": 200, "help": "different images at most"},
+    "max_side": {"default": 500, "help": "pixels"},
+}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Rate = Callable[[], float]  # returns images per second, or another number
 
 
-def argument_parser(description: str, *, images: bool, rounds: int) -> argparse.ArgumentParser:
-    """The flags that every script has; `images`: it needs a folder of images."""
+def read_arguments(
+    argv: list[str] | None, description: str, *, rounds: int, **flags: dict[str, Any]
+) -> argparse.Namespace:
+    """The flags that every script has and its own: name -> keywords of `add_argument`."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    if images:
-        parser.add_argument("--images", required=True, help="folder of images, with subfolders")
-        parser.add_argument("--limit", type=int, default=200, help="images taken at most (200)")
-        parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
-    parser.add_argument("--json", help="where to write the result")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds ({rounds})")
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="for tests: FFCV's operations are not compiled, so the rates mean nothing",
-    )
-    return parser
+    flags |= {
+        "json": {"help": "where to write the result"},
+        "rounds": {"default": rounds, "help": "timed rounds"},
+        "smoke": {"action": "store_true", "help": "for tests: FFCV's operations are not compiled, "
+                  "so the rates mean nothing"},
+    }  # fmt: skip
+    for name, options in flags.items():
+        default = options.get("default")
+        kind = {"type": type(default)} if isinstance(default, int | float) else {}
+        if default is not None:
+            kind["help"] = f"{options['help']} (%(default)s)"
+        parser.add_argument(f"--{name.replace('_', '-')}", **options | kind)
+    return parser.parse_args(argv)
 
 
 def start(cores: int, smoke: bool) -> dict:
@@ -42,7 +56,7 @@ def start(cores: int, smoke: bool) -> dict:
     Returns: `describe_machine`. Call before numba is imported.
     """
     machine = describe_machine(pin_to_cores(cores)) | {"smoke": smoke}
-    fail_with_threads()
+    threading.excepthook = end_process
     # FFCV starts numba's threads when it is imported; TBB's would wait for ever at the end
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     import cv2
@@ -56,33 +70,29 @@ def start(cores: int, smoke: bool) -> dict:
 
 
 def pin_to_cores(count: int) -> list[int]:
-    """Restrict this process to the last `count` usable cores. Call before numba is imported.
+    """Restrict this process to the last `count` usable cores; 0 = all. Call before numba's import.
 
     Raises: SystemExit when fewer cores are usable.
     """
     usable = sorted(os.sched_getaffinity(0))
     if count > len(usable):
-        raise SystemExit(f"--cores {count}: only {len(usable)} cores are usable; give fewer")
+        raise SystemExit(f"--cores {count}: only {len(usable)} usable; give fewer")
     os.sched_setaffinity(0, usable[-count:])
     return usable[-count:]
 
 
-def fail_with_threads() -> None:
-    """End the process when a thread fails: FFCV's loader would wait for its thread for ever."""
-
-    def end(failure):
-        threading.__excepthook__(failure)
-        os._exit(1)
-
-    threading.excepthook = end
+def end_process(failure: threading.ExceptHookArgs) -> NoReturn:
+    """When a thread fails, end the process: FFCV's loader would wait for its thread for ever."""
+    threading.__excepthook__(failure)
+    os._exit(1)
 
 
-def interleave(functions: dict, rounds: int) -> dict:
+def interleave(functions: dict[str, Rate], rounds: int) -> dict[str, dict]:
     """Call every function once per round, in turn, after one call each to warm up.
 
     Args: functions: name -> function returning a rate. rounds: >= 1.
-    Returns: name -> {"median", "min", "max", "rounds"}. Interleaved, because a machine that slows
-        down in the middle must not slow down one contestant only.
+    Returns: name -> `summary`. Interleaved, because a machine that slows down in the middle must
+        not slow down one contestant only.
     """
     for function in functions.values():
         function()
@@ -100,21 +110,19 @@ def summary(values: list[float]) -> dict:
     return {"median": median, "min": min(short), "max": max(short), "rounds": short}
 
 
+def ratio(rates: dict[str, dict], ours: str, theirs: str) -> float:
+    """Of two medians."""
+    return round(rates[ours]["median"] / rates[theirs]["median"], 3)
+
+
 def describe_machine(cores: list[int]) -> dict:
     """Processor, cores, memory, load, versions, commit: what a rate means nothing without."""
-    processor = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    changed = ["git", "-C", str(ROOT), "status", "--porcelain", "fast_imagenet", "benchmarks/*.py"]
-    if subprocess.run(changed, capture_output=True, text=True, check=False).stdout.strip():
-        commit += " and changes"
+    changes = _git("status", "--porcelain", "fast_imagenet", "benchmarks/*.py")
     return {
-        "processor": processor,
+        "processor": models[0] if models else platform.machine(),
         "cores_used": len(cores),
         "cores_of_machine": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
@@ -123,7 +131,7 @@ def describe_machine(cores: list[int]) -> dict:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "opencv": _version("opencv-python-headless") or _version("opencv-python"),
-        "commit": commit,
+        "commit": _git("rev-parse", "--short", "HEAD") + (" and changes" if changes else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -142,7 +150,15 @@ def describe_gpu(device: str) -> dict:
     return {"gpu": torch.cuda.get_device_name()}
 
 
-def build_training(cfg, classes: int, device: str):
+def read_config(*flags: str) -> SimpleNamespace:
+    """Settings of train_imagenet.py."""
+    import train_imagenet as recipe
+
+    options = dict(search=recipe.CONFIG_FOLDERS, prog="benchmark", description="")
+    return recipe.read_config(recipe.SETTINGS, list(flags), **options)
+
+
+def build_training(cfg: SimpleNamespace, classes: int, device: str) -> tuple[Any, Any]:
     """What train_imagenet.py trains with, on one device: (Training, the network in evaluation)."""
     import torch
 
@@ -155,11 +171,38 @@ def build_training(cfg, classes: int, device: str):
     return recipe.build_training(cfg, model, called, classes, alone), evaluated
 
 
+def noise(count: int, resolution: int, classes: int, device: str) -> tuple[Any, Any, Any]:
+    """A batch on the device: (images_bhwc, labels_b, samples_b)."""
+    import numpy as np
+    import torch
+
+    shape = (count, resolution, resolution, 3)
+    images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    return images_bhwc, torch.randint(classes, shape[:1], device=device), np.arange(count)
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def publish(
+    path: str | None, rates: dict[str, dict], ratios: dict[str, float], **more: Any
+) -> None:
+    """Print rates (images per second) and ratios; write both, and all else, to `path`."""
+    for name, rate in rates.items():
+        spread = f"({rate['min']:.1f} to {rate['max']:.1f})"
+        print(f"{name:32} {rate['median']:9.1f} images/s {spread}")
+    for name, value in ratios.items():
+        print(f"{name:32} {value:9.3f} x")
+    write_json(path, {**ratios, "rates": rates, **more})
 
 
 def write_json(path: str | None, result: dict) -> None:

@@ -1,11 +1,15 @@
 """Images for the benchmarks, and files of them in FFCV's format; the tests use the writer too."""
 
-import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from ffcv.fields import IntField, RGBImageField, rgb_image
+from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
+from PIL import Image
 
 from fast_imagenet.beton.jpeg import encode_jpeg
 
@@ -13,70 +17,67 @@ QUALITY = 90
 ENDINGS = {".jpeg", ".jpg", ".png"}
 
 
-class Pictures:
+class Samples:
     """What FFCV's writer reads: (image, index)."""
 
-    def __init__(self, images):
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
         self.images = images
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.images[index], index
 
 
-def read_images(folder: str, limit: int, max_side: int) -> list[np.ndarray]:
-    """uint8 [h, w, 3] images of a folder, resized as FFCV's writer does it.
+def image_files(folder: str, limit: int) -> list[Path]:
+    """At most `limit` files, taken evenly from the sorted names in all folders below.
 
-    Args: folder: searched recursively. limit: most images, taken evenly from the sorted names.
-        max_side: pixels; smaller images stay as they are.
     Raises: SystemExit when there is no image.
     """
-    from PIL import Image
-
     paths = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in ENDINGS]
     if not paths:
         raise SystemExit(f"--images {folder}: no .jpeg, .jpg or .png below it; name another folder")
-    step = max(1, len(paths) // limit)
-    chosen = paths[::step][:limit]
-    return [
-        rgb_image.resizer(np.asarray(Image.open(path).convert("RGB")), max_side) for path in chosen
-    ]
+    return paths[:: max(1, len(paths) // limit)][:limit]
 
 
-def write_file(path, images, *, mode="jpg", markers=False, workers=1, **options) -> str:
+def read_images(folder: str, limit: int, max_side: int) -> list[np.ndarray]:
+    """uint8 [h, w, 3] images of a folder, shrunk to `max_side` pixels as FFCV's writer does it."""
+    files = image_files(folder, limit)
+    arrays = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+    return [rgb_image.resizer(image, max_side) for image in arrays]
+
+
+def write_file(
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    *,
+    mode: str = "jpg",
+    markers: bool = False,
+    workers: int = 1,
+    page_size: int = 8 << 20,
+    chunksize: int = 100,
+    **options: Any,
+) -> str:
     """A file by FFCV's own writer, in the order given; labels are indices. Returns the path.
 
     Args: images: uint8 [h, w, 3] each. mode: FFCV's write_mode. markers: JPEGs come from our
-        encoder, with restart markers. options: of RGBImageField, and page_size, chunksize.
+        encoder, with restart markers. options: of RGBImageField.
     """
-    page_size, chunksize = options.pop("page_size", 8 << 20), options.pop("chunksize", 100)
     fields = {"image": RGBImageField(write_mode=mode, **options), "label": IntField()}
-    with _encoder(_encode_with_markers if markers else rgb_image.encode_jpeg):
+    encode = _encode_with_markers if markers else rgb_image.encode_jpeg
+    with mock.patch.object(rgb_image, "encode_jpeg", encode):
         writer = DatasetWriter(str(path), fields, num_workers=workers, page_size=page_size)
-        writer.from_indexed_dataset(Pictures(images), chunksize=chunksize, shuffle_indices=False)
+        writer.from_indexed_dataset(Samples(images), chunksize=chunksize, shuffle_indices=False)
     return str(path)
 
 
-def _encode_with_markers(image, quality):
+def _encode_with_markers(image: np.ndarray, quality: int) -> np.ndarray:
     return np.frombuffer(encode_jpeg(image, quality), np.uint8)
-
-
-@contextlib.contextmanager
-def _encoder(encode):
-    """FFCV's writer encodes with `encode` meanwhile."""
-    stock, rgb_image.encode_jpeg = rgb_image.encode_jpeg, encode
-    try:
-        yield
-    finally:
-        rgb_image.encode_jpeg = stock
 
 
 def sample_bytes(path: str) -> list[bytes]:
     """The encoded images of a file, in order."""
-    from ffcv.reader import Reader
-
     reader, memory = Reader(path), np.memmap(path, "uint8", mode="r")
     table = reader.alloc_table
     sizes = dict(zip(table["ptr"].tolist(), table["size"].tolist(), strict=True))

@@ -7,32 +7,23 @@ batches of 1024, less the batches themselves (as many for both). Ours needs memo
 FFCV per sample of every batch under way.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import common
 
 IMAGES = 8  # their number does not matter
+FLAGS = {
+    "batch_size": {"default": 1024, "help": "images"},
+    "side": {"default": 500, "help": "resolution of the stored images, px"},
+    "out_side": {"default": 160, "help": "resolution of the batch, px"},
+    "cores": {"default": 1, "help": "cores and loader threads"},
+}
 
 
-def read_arguments(argv):
-    parser = common.argument_parser(__doc__, images=False, rounds=1)
-    parser.add_argument("--batch-size", type=int, default=1024, help="images (1024)")
-    parser.add_argument("--side", type=int, default=500, help="of the stored images, px (500)")
-    parser.add_argument("--out-side", type=int, default=160, help="of the batch, px (160)")
-    parser.add_argument("--cores", type=int, default=1, help="cores and loader threads (1)")
-    return parser.parse_args(argv)
-
-
-def make_loader(path: str, operations: list, batch_size: int, cores: int):
-    from ffcv.loader import Loader
-    from ffcv.transforms import ToTensor
-
-    pipelines = {"image": [*operations, ToTensor()], "label": None}
-    return Loader(path, batch_size, cores, os_cache=True, drop_last=False, pipelines=pipelines)
-
-
-def held_bytes(allocations) -> int:
+def held_bytes(allocations: Any) -> int:
     """Bytes of all arrays in FFCV's nested tuples and dictionaries."""
     if allocations is None:
         return 0
@@ -43,31 +34,34 @@ def held_bytes(allocations) -> int:
     return allocations.nbytes
 
 
-def measure(arguments, path: str) -> dict:
+def measure(arguments: argparse.Namespace, path: str) -> dict[str, int]:
     """Bytes by contestant, and of the batches."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.transforms import ToTensor
 
     from fast_imagenet.ops import CropDecode
 
-    side, batch_size = arguments.out_side, arguments.batch_size
-    decoders = {"ours": CropDecode(side), "ffcv": RandomResizedCropRGBImageDecoder((side, side))}
-    result = {}
+    size, batch_size = arguments.out_side, arguments.batch_size
+    decoders = {"ours": CropDecode(size), "ffcv": RandomResizedCropRGBImageDecoder((size, size))}
+    scratch = {}
     for name, decoder in decoders.items():
-        loader = make_loader(path, [decoder], batch_size, arguments.cores)
+        pipelines = {"image": [decoder, ToTensor()], "label": None}
+        place = (path, batch_size, arguments.cores)
+        loader = Loader(*place, os_cache=True, drop_last=False, pipelines=pipelines)
         epoch = iter(loader)
-        result[name] = held_bytes(epoch.memory_allocations)
+        held = held_bytes(epoch.memory_allocations)
         next(epoch)  # ours allocates when it sees the first images
         epoch.close()
         workspaces = getattr(decoder, "_workspaces", [])
-        result[name] += sum(buffer.nbytes for work in workspaces for buffer in work.buffers)
-        result["batches"] = (loader.batches_ahead + 2) * batch_size * side * side * 3
-    return {name: result[name] - result["batches"] for name in decoders} | {
-        "batches": result["batches"]
-    }
+        held += sum(buffer.nbytes for work in workspaces for buffer in work.buffers)
+        batches = (loader.batches_ahead + 2) * batch_size * size * size * 3
+        scratch[name] = held - batches
+    return scratch | {"batches": batches}
 
 
-def main(argv=None) -> None:
-    arguments = read_arguments(argv)
+def main() -> None:
+    arguments = common.read_arguments(None, __doc__, rounds=1, **FLAGS)
     machine = common.start(arguments.cores, arguments.smoke)
     import data
     import numpy as np
@@ -81,8 +75,7 @@ def main(argv=None) -> None:
     for name, count in scratch.items():
         print(f"{name}: {count / 2**20:.1f} MiB")
     print(f"scratch_vs_ffcv {ratio:.5f} x")
-    settings = {"side": arguments.side, "batch_size": arguments.batch_size}
-    settings |= {"out_side": arguments.out_side, "cores": arguments.cores}
+    settings = {name: getattr(arguments, name) for name in FLAGS}
     result = {"scratch_vs_ffcv": ratio, "scratch_bytes": scratch}
     common.write_json(arguments.json, {**result, "data": settings, "machine": machine})
 

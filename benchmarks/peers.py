@@ -4,83 +4,68 @@
 ColorJitter 0.4/0.4/0.4 and RandomErasing 0.25. What differs from ours is listed in README.md.
 """
 
-import contextlib
-import importlib.util
 import io
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_train
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 BATCH_SIZE = 64
-PACKAGES = {
-    "albumentations": ["albumentations"],
-    "dali": ["nvidia.dali", "nvidia.nvimgcodec"],
-}
+Clock = Callable[[], float]
+Transform = Callable[[bytes], torch.Tensor]
 
 
-def missing_packages() -> dict:
-    """Peer -> 'not installed', for those that this environment lacks."""
-
-    def installed(module):
-        with contextlib.suppress(ModuleNotFoundError):  # of the parent
-            return importlib.util.find_spec(module) is not None
-        return False
-
-    return {
-        peer: "not installed"
-        for peer, modules in PACKAGES.items()
-        if not all(map(installed, modules))
+def missing_packages() -> dict[str, str]:
+    """Peer -> 'not installed', for those that are missing here."""
+    packages = {
+        "albumentations": ["albumentations"],
+        "dali": ["nvidia", "nvidia.dali", "nvidia.nvimgcodec"],  # a parent first: else it raises
     }
+    missing = [peer for peer, modules in packages.items() if not all(map(find_spec, modules))]
+    return dict.fromkeys(missing, "not installed")
 
 
-# ==== One image =================================================================================
+# ==== One image ===================================================================================
 
 
 def decode(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-class TorchVision:
+def torchvision(size: int, strong: bool) -> Transform:
     """torchvision's v2 transforms on PIL images; the last two stages on the uint8 tensor."""
-
-    def __init__(self, size: int, strong: bool):
-        from torchvision.transforms import v2
-
-        color = [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if strong else []
-        erase = [v2.RandomErasing(0.25)] if strong else []
-        crop = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-        self.transform = v2.Compose([*crop, *color, v2.PILToTensor(), *erase])
-
-    def __call__(self, data: bytes) -> torch.Tensor:
-        return self.transform(decode(data))
+    color = [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if strong else []
+    erase = [v2.RandomErasing(0.25)] if strong else []
+    crop = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    return v2.Compose([decode, *crop, *color, v2.PILToTensor(), *erase])
 
 
-class Timm:
+def timm(size: int, strong: bool) -> Transform:
     """timm's training transform, the part that its users run on the CPU: erasing comes later."""
-
-    def __init__(self, size: int, strong: bool):
-        from timm.data.transforms_factory import transforms_imagenet_train
-
-        self.transform = transforms_imagenet_train(
-            size,
-            use_prefetcher=True,
-            interpolation="bilinear",
-            color_jitter=0.4 if strong else None,
-            force_color_jitter=strong,
-            auto_augment="rand-m9" if strong else None,
-            re_prob=0.25 if strong else 0.0,
-        )
-
-    def __call__(self, data: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(self.transform(decode(data))))
+    transform = transforms_imagenet_train(
+        size,
+        use_prefetcher=True,
+        interpolation="bilinear",
+        color_jitter=0.4 if strong else None,
+        force_color_jitter=strong,
+        auto_augment="rand-m9" if strong else None,
+        re_prob=0.25 if strong else 0.0,
+    )
+    return v2.Compose([decode, transform, np.asarray, torch.from_numpy])
 
 
 class Albumentations:
     """albumentations on arrays that OpenCV decodes. It has no RandAugment: two operations are drawn
     from those of RandAugment that it has, at the strength that magnitude 9 means."""
 
-    def __init__(self, size: int, strong: bool):
+    def __init__(self, size: int, strong: bool) -> None:
         import albumentations as A
 
         stages = [A.RandomResizedCrop((size, size)), A.HorizontalFlip(p=0.5)]
@@ -103,80 +88,62 @@ class Albumentations:
         self.transform = A.Compose(stages)
 
     def __call__(self, data: bytes) -> torch.Tensor:
-        import cv2
-
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        return torch.from_numpy(self.transform(image=picture)["image"])
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return torch.from_numpy(self.transform(image=image)["image"])
 
 
-TRANSFORMS = {"torchvision": TorchVision, "timm": Timm, "albumentations": Albumentations}
+TRANSFORMS = {"torchvision": torchvision, "timm": timm, "albumentations": Albumentations}
 
 
 # ==== An epoch ====================================================================================
 
 
-class Samples:
+class Samples(Dataset):
     """`count` transformed images from a list of encoded ones, again and again."""
 
-    def __init__(self, files: list[bytes], transform, count: int):
+    def __init__(self, files: list[bytes], transform: Transform, count: int) -> None:
         self.files, self.transform, self.count = files, transform, count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> torch.Tensor:
         return self.transform(self.files[index % len(self.files)])
 
 
-def epoch(samples: Samples, cores: int, clock):
+def epoch(samples: Samples, cores: int, clock: Clock) -> Callable[[], float]:
     """A function that loads all samples in batches and returns the rate.
 
     One core: in this process. More: a DataLoader with as many workers, which live on from epoch to
     epoch, so that their start is not timed.
     """
-    if cores > 1:
-        batches = torch.utils.data.DataLoader(
-            samples,
-            BATCH_SIZE,
-            num_workers=cores,
-            persistent_workers=True,
-            multiprocessing_context="spawn",  # numba's OpenMP threads do not survive a fork
-        )
-    else:
-        batches = _Batches(samples)
+    # numba's OpenMP threads do not survive a fork
+    workers = dict(persistent_workers=True, multiprocessing_context="spawn", num_workers=cores)
+    batches = DataLoader(samples, BATCH_SIZE, **workers if cores > 1 else {})
 
     def run() -> float:
-        begin, pictures = clock(), 0
+        begin, seen = clock(), 0
         for images in batches:
-            pictures += len(images)
-        return pictures / (clock() - begin)
+            seen += len(images)
+        return seen / (clock() - begin)
 
     return run
-
-
-class _Batches:
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __iter__(self):
-        for first in range(0, len(self.samples), BATCH_SIZE):
-            batch = range(first, min(len(self.samples), first + BATCH_SIZE))
-            yield torch.stack([self.samples[index] for index in batch])
 
 
 # ==== DALI ========================================================================================
 
 
-def dali_epoch(files: list[bytes], size: int, strong: bool, cores: int, count: int, clock):
+def dali_epoch(
+    files: list[bytes], size: int, strong: bool, cores: int, count: int, clock: Clock
+) -> Callable[[], float]:
     """DALI's CPU operators with `cores` threads: decodes only rows and columns of the crop."""
     from nvidia.dali import fn, pipeline_def, types
-    from nvidia.dali.auto_aug import rand_augment
 
     encoded = [np.frombuffer(data, np.uint8) for data in files]
 
     @pipeline_def(enable_conditionals=True)
-    def define():
+    def define() -> Any:
         data = fn.external_source(
             lambda sample: encoded[sample.idx_in_epoch % len(encoded)], batch=False
         )
@@ -184,29 +151,30 @@ def dali_epoch(files: list[bytes], size: int, strong: bool, cores: int, count: i
         flip = fn.random.coin_flip(dtype=types.BOOL)
         images = fn.resize(images, size=[size, size], antialias=True)
         images = fn.flip(images, horizontal=fn.cast(flip, dtype=types.INT32))
-        return _dali_strong(images, size, fn, types, rand_augment) if strong else images
+        return _dali_strong(images, size) if strong else images
 
     # a pipeline that works ahead would do so while the others are timed
     at_once = dict(exec_async=False, exec_pipelined=False, prefetch_queue_depth=1)
     pipe = define(batch_size=BATCH_SIZE, num_threads=cores, device_id=None, seed=1, **at_once)
     pipe.build()
+    batches = -(-count // BATCH_SIZE)
 
     def run() -> float:
         begin = clock()
-        for _ in range(-(-count // BATCH_SIZE)):
+        for _ in range(batches):
             pipe.run()
-        return -(-count // BATCH_SIZE) * BATCH_SIZE / (clock() - begin)
+        return batches * BATCH_SIZE / (clock() - begin)
 
     return run
 
 
-def _dali_strong(images, size, fn, types, rand_augment):
+def _dali_strong(images: Any, size: int) -> Any:
+    from nvidia.dali import fn, types
+    from nvidia.dali.auto_aug import rand_augment
+
     images = rand_augment.rand_augment(images, n=2, m=9, shape=[size, size], fill_value=0)
-    factors = {
-        name: fn.random.uniform(range=[0.6, 1.4])
-        for name in ("brightness", "contrast", "saturation")
-    }
-    images = fn.color_twist(images, **factors)
+    kinds = ("brightness", "contrast", "saturation")
+    images = fn.color_twist(images, **{kind: fn.random.uniform(range=[0.6, 1.4]) for kind in kinds})
     area = fn.random.uniform(range=[0.02, 0.33])
     aspect = fn.random.uniform(range=[0.55, 1.8])
     shape = fn.stack((area**0.5) * aspect, (area**0.5) / aspect)

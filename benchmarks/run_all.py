@@ -7,7 +7,6 @@ benchmarks/results/DATE_MACHINE/, then docs/performance.md and the table in READ
 Leave the machine alone meanwhile; the load before each script is in its file.
 """
 
-import argparse
 import os
 import re
 import runpy
@@ -16,58 +15,41 @@ import sys
 import time
 from pathlib import Path
 
+import common
+
 HERE = Path(__file__).resolve().parent
-
-
-def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True, help="folder of images, with subfolders")
-    parser.add_argument("--out", help="folder for the results (benchmarks/results/DATE_MACHINE)")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the rates")
-    parser.add_argument("--only", nargs="+", help="results to make, by name; default: all")
-    parser.add_argument("--smoke", action="store_true", help="for tests: tiny, in one process")
-    return parser.parse_args()
-
-
-def scripts(images: str, clock: str) -> dict:
-    """Name of the result -> the script and its flags."""
-    pictures, cores = ["--images", images], len(os.sched_getaffinity(0))
-    timed = [*pictures, "--clock", clock]
-    runs = {
-        "loader_1_core": ["loader_throughput", *timed],
-        "loader_all_cores": ["loader_throughput", *timed, "--cores", str(cores)],
-        "op_kernels": ["op_kernels", *pictures],
-        "decoder_memory": ["decoder_memory"],
-        "startup": ["startup", "--clock", clock],
-        "writer": ["writer_throughput", *timed, "--rounds", "9"],
-    }
-    if cores == 1:
-        del runs["loader_all_cores"]
-    return runs
-
-
-def tiny_scripts(images: str) -> dict:
-    """As `scripts`, and the training step, on one core, at sizes that say nothing."""
-    pictures, quick = ["--images", images, "--rounds", "1"], ["--smoke"]
-    network = ["--device", "cpu", "--arch", "timm/test_resnet", "--compile", "off"]
-    batch = ["--cores", "1", "--batch-size", "4", "--side", "32", "--steps", "1"]
-    return {
-        "loader_1_core": ["loader_throughput", *pictures, *quick, "--per-round", "8"],
-        "op_kernels": ["op_kernels", *pictures, *quick, "--limit", "2", "--sides", "32"],
-        "decoder_memory": ["decoder_memory", *quick, "--side", "64"],
-        "startup": ["startup", *quick],
-        "train_step": ["train_step", *pictures, *quick, *network, *batch],
-        "writer": ["writer_throughput", *pictures, "--repeats", "2"],
-    }
+FLAGS = {
+    "images": common.IMAGES["images"],
+    "out": {"help": "folder for the results (benchmarks/results/DATE_MACHINE)"},
+    "clock": common.CLOCK,
+    "only": {"nargs": "+", "help": "results to make, by name; default: all"},
+}
+# name of the result -> the script and its flags
+SCRIPTS = {
+    "loader_1_core": "loader_throughput {images} {clock}",
+    "loader_all_cores": "loader_throughput {images} {clock} --cores {cores}",
+    "op_kernels": "op_kernels {images}",
+    "decoder_memory": "decoder_memory",
+    "startup": "startup {clock}",
+    "writer": "writer_throughput {images} {clock} --rounds 9",
+}
+TINY = {  # for tests, and the training step too: one core, at sizes that mean nothing
+    "loader_1_core": "loader_throughput {images} {quick} --per-round 8",
+    "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
+    "decoder_memory": "decoder_memory --smoke --side 64",
+    "startup": "startup --smoke",
+    "train_step": "train_step {images} {quick} --device cpu --arch timm/test_resnet --compile off "
+    "--cores 1 --batch-size 4 --side 32 --steps 1",
+    "writer": "writer_throughput {images} {quick} --repeats 2",
+}
 
 
 def default_folder() -> Path:
     """results/DATE_N-core-PROCESSOR: what a reader of a table wants to know first."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
-    name = re.sub(r"\((R|TM)\)|@.*|CPU|Processor", "", names[0] if names else "processor")
+    machine = common.describe_machine([])
+    name = re.sub(r"\((R|TM)\)|@.*|CPU|Processor", "", machine["processor"])
     name = "-".join(re.findall(r"[A-Za-z0-9]+", name)).lower()
-    return HERE / "results" / f"{time.strftime('%Y-%m-%d')}_{os.cpu_count()}-core-{name}"
+    return HERE / "results" / f"{machine['date']}_{os.cpu_count()}-core-{name}"
 
 
 def run(script: str, flags: list[str], smoke: bool) -> bool:
@@ -81,18 +63,26 @@ def run(script: str, flags: list[str], smoke: bool) -> bool:
 
 
 def main() -> None:
-    arguments = read_arguments()
+    arguments = common.read_arguments(None, __doc__, rounds=1, **FLAGS)
     if not Path(arguments.images).is_dir():
-        sys.exit(f"IMAGES={arguments.images} is no folder; name one with photographs")
+        sys.exit(f"IMAGES={arguments.images} is not a folder; name one with photographs")
     folder = Path(arguments.out) if arguments.out else default_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    images = str(Path(arguments.images).resolve())
-    runs = tiny_scripts(images) if arguments.smoke else scripts(images, arguments.clock)
+    runs, cores = TINY if arguments.smoke else SCRIPTS, len(os.sched_getaffinity(0))
+    if cores == 1:
+        runs.pop("loader_all_cores", None)
     if unknown := set(arguments.only or []) - set(runs):
         sys.exit(f"--only {' '.join(sorted(unknown))}: unknown; give some of {', '.join(runs)}")
+    words = {
+        "{images}": ["--images", str(Path(arguments.images).resolve())],
+        "{clock}": ["--clock", arguments.clock],
+        "{cores}": [str(cores)],
+        "{quick}": ["--smoke", "--rounds", "1"],
+    }
     failed = []
     for name in arguments.only or runs:
-        script, *flags = runs[name]
+        script, *flags = runs[name].split()
+        flags = [part for flag in flags for part in words.get(flag, [flag])]
         print(f"== {name}", flush=True)
         begin = time.perf_counter()
         if not run(script, [*flags, "--json", str(folder / f"{name}.json")], arguments.smoke):

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,28 +19,13 @@ import common
 
 IMAGES = 32
 KINDS = ("ours", "ours_strong", "ffcv")
+FLAGS = {"clock": common.CLOCK, "first_batch": {"nargs": 2, "help": argparse.SUPPRESS}}
 
 
-def read_arguments(argv):
-    parser = common.argument_parser(__doc__, images=False, rounds=3)
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the seconds")
-    parser.add_argument("--first-batch", nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-
-def write_file(path: str) -> None:
-    """A few synthetic JPEGs; their content does not matter here."""
-    import data
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (IMAGES, 64, 80, 3), dtype=np.uint8)
-    data.write_file(path, images)
-
-
-def time_first_batch(kind: str, path: str, clock, smoke: bool) -> None:
+def time_first_batch(kind: str, path: str, clock: str, smoke: bool) -> None:
     """Print the seconds to the first batch and those of the imports before it."""
-    begin = clock()
+    now = common.CLOCKS[clock]
+    begin = now()
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader
     from ffcv.pipeline.compiler import Compiler
@@ -50,7 +34,7 @@ def time_first_batch(kind: str, path: str, clock, smoke: bool) -> None:
     from fast_imagenet.ops import ColorJitter, CropDecode, RandAugment, RandomErasing
 
     Compiler.set_enabled(not smoke)
-    imported = clock()
+    imported = now()
     if kind == "ffcv":
         operations = [RandomResizedCropRGBImageDecoder((32, 32)), RandomHorizontalFlip()]
     else:
@@ -60,7 +44,7 @@ def time_first_batch(kind: str, path: str, clock, smoke: bool) -> None:
     pipelines = {"image": [*operations, ToTensor()]}
     loader = Loader(path, batch_size=8, num_workers=1, os_cache=True, pipelines=pipelines)
     next(iter(loader))
-    print(json.dumps([clock() - imported, imported - begin]), flush=True)
+    print(json.dumps([now() - imported, imported - begin]), flush=True)
     os._exit(0)  # the epoch is not at its end
 
 
@@ -72,15 +56,18 @@ def start(kind: str, path: str, clock: str, smoke: bool) -> float:
     return json.loads(done.stdout.splitlines()[-1])[0]
 
 
-def main(argv=None) -> None:
-    arguments = read_arguments(argv)
+def main() -> None:
+    arguments = common.read_arguments(None, __doc__, rounds=3, **FLAGS)
     if arguments.first_batch:
-        clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
-        time_first_batch(*arguments.first_batch, clock, arguments.smoke)
+        time_first_batch(*arguments.first_batch, arguments.clock, arguments.smoke)
     machine = common.start(1, arguments.smoke)
+    import data
+    import numpy as np
+
+    # synthetic: their content does not matter here
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 64, 80, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "data.beton"))
-        write_file(path)
+        path = data.write_file(Path(folder, "data.beton"), images)
         kinds = KINDS[::2] if arguments.smoke else KINDS
         options = (path, arguments.clock, arguments.smoke)
         starts = {kind: partial(start, kind, *options) for kind in kinds}
@@ -90,10 +77,9 @@ def main(argv=None) -> None:
             seconds = common.interleave(starts, arguments.rounds)
     for kind, value in seconds.items():
         print(f"{kind}: {value['median']:.2f} s to the first batch ({value['rounds']})")
-    keys = {f"{kind}_compile_seconds": value["median"] for kind, value in seconds.items()}
-    result = {**keys, "seconds_to_first_batch": seconds}
-    result |= {"data": {"clock": arguments.clock}, "machine": machine}
-    common.write_json(arguments.json, result)
+    result = {f"{kind}_compile_seconds": value["median"] for kind, value in seconds.items()}
+    result |= {"seconds_to_first_batch": seconds, "data": {"clock": arguments.clock}}
+    common.write_json(arguments.json, {**result, "machine": machine})
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
     python benchmarks/step_memory.py --json out.json
 
 A process for each different case: the allocator may hold `--gb` and no more, then come three
-training steps at the largest side of the schedule and one batch of each protocol of evaluation.
-What the allocator held at most is the figure; the CUDA context, some hundred megabytes, is not in
+training steps at the largest resolution of the schedule and one batch of each view of evaluation.
+The figure is the most that the allocator held; the CUDA context, some hundred megabytes, is not in
 it.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,59 +21,42 @@ import common
 CLASSES = 1000
 STEPS = 3
 FOLDERS = ("rn50_configs", "rn18_configs")
+FLAGS = {
+    "gb": {"default": 16.0, "help": "gigabytes, 10^9 bytes"},
+    "lanes": {"default": 1, "help": "processes side by side"},
+    "device": {"default": "cuda", "help": "cuda or cpu, which has no cap"},
+    "config": {"nargs": "*", "help": "YAML files (all rn50 and rn18)"},
+    "case": {"help": argparse.SUPPRESS},
+}
 
 
-def read_arguments(argv):
-    parser = common.argument_parser(__doc__, images=False, rounds=1)
-    parser.add_argument("--gb", type=float, default=16.0, help="gigabytes, 10^9 bytes (16)")
-    parser.add_argument("--lanes", type=int, default=1, help="processes side by side (1)")
-    parser.add_argument("--device", default="cuda", help="cuda or cpu, which has no cap (cuda)")
-    parser.add_argument("--config", nargs="*", help="YAML files (all rn50 and rn18)")
-    parser.add_argument("--case", help="for itself: one config, in this process")
-    return parser.parse_args(argv)
-
-
-# ==== Cases =======================================================================================
-
-
-def read_config(name: str):
-    import train_imagenet as recipe
-
-    words = dict(search=recipe.CONFIG_FOLDERS, prog="step_memory.py", description="")
-    return recipe.read_config(recipe.SETTINGS, [f"--config={name}"], **words)
-
-
-def case_of(cfg) -> tuple:
+def case_of(cfg: SimpleNamespace) -> tuple:
     """What the memory depends on: configs of one case need the same."""
     options, v = cfg.training, cfg.validation
     network = (cfg.model.arch, cfg.model.drop_path > 0, options.use_blurpool, options.optimizer)
     step = (options.batch_size, options.micro_batch_size, options.precision, options.compile)
     mixes = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
-    tests = (v.batch_size, v.resolution, v.plain_resolution, v.lr_tta)
-    return (*network, *step, cfg.resolution.max_res, options.loss, mixes, *tests)
+    views = (v.batch_size, v.resolution, v.plain_resolution, v.lr_tta)
+    return (*network, *step, cfg.resolution.max_res, options.loss, mixes, *views)
 
 
 def measure(name: str, device: str) -> dict:
     """Train and evaluate as the config says, on noise; bytes that the allocator held at most."""
-    import numpy as np
     import torch
 
     import train_imagenet as recipe
 
-    cfg = read_config(name)
+    cfg = common.read_config(f"--config={name}")
     t, evaluated = common.build_training(cfg, CLASSES, device)
-
-    def noise(count, side):
-        shape = (count, side, side, 3)
-        images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
-        return images_bhwc, torch.randint(CLASSES, shape[:1], device=device)
-
-    size = cfg.training.batch_size
-    batch = (*noise(size, cfg.resolution.max_res), np.arange(size))
+    batch = common.noise(cfg.training.batch_size, cfg.resolution.max_res, CLASSES, device)
     losses, _, _ = recipe.train_epoch(t, [batch] * STEPS, 0, 10**6, lambda *_: None)
     losses[-1].item()
-    one = SimpleNamespace(batches=lambda side, _: [noise(cfg.validation.batch_size, side)])
-    recipe.evaluate(evaluated, one, cfg, t.autocast, torch.device(device))
+
+    def batches(resolution: int, crop_ratio: float) -> list[tuple]:
+        return [common.noise(cfg.validation.batch_size, resolution, CLASSES, device)[:2]]
+
+    loader = SimpleNamespace(batches=batches)
+    recipe.evaluate(evaluated, loader, cfg, t.autocast, torch.device(device))
     cuda = device == "cuda"
     return {
         "held_bytes": torch.cuda.max_memory_reserved() if cuda else None,
@@ -80,7 +64,7 @@ def measure(name: str, device: str) -> dict:
     }
 
 
-def run_case(arguments) -> None:
+def run_case(arguments: argparse.Namespace) -> None:
     """One case in this process: prints its result as the last line."""
     import torch
 
@@ -95,11 +79,28 @@ def run_case(arguments) -> None:
     print(json.dumps(result))
 
 
-# ==== Main ========================================================================================
+def measure_all(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict]:
+    """Stem of every config -> what `run_case` printed, or the end of what went wrong."""
+    own = [sys.executable, __file__, f"--gb={arguments.gb}", f"--device={arguments.device}"]
+
+    def measure_case(members: list[str]) -> dict:
+        command = [*own, f"--case={members[0]}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            return {"fits": False, "error": done.stderr.strip()[-500:]}
+        return json.loads(done.stdout.splitlines()[-1])
+
+    cases = {}
+    for name in names:
+        cases.setdefault(case_of(common.read_config(f"--config={name}")), []).append(name)
+    with ThreadPoolExecutor(arguments.lanes) as pool:
+        found = list(pool.map(measure_case, cases.values()))
+    pairs = zip(cases.values(), found, strict=True)
+    return {Path(name).stem: result for members, result in pairs for name in members}
 
 
-def main(argv=None) -> None:
-    arguments = read_arguments(argv)
+def main() -> None:
+    arguments = common.read_arguments(None, __doc__, rounds=1, **FLAGS)
     if arguments.case:
         run_case(arguments)
         return
@@ -113,26 +114,6 @@ def main(argv=None) -> None:
         print(f"{name:28} {'fits' if result['fits'] else 'does not fit'}, {size}")
     data = {"cap_bytes": arguments.gb * 1e9, "device": arguments.device, "steps": STEPS}
     common.write_json(arguments.json, {"configs": results, "data": data, "machine": machine})
-
-
-def measure_all(arguments, names: list[str]) -> dict:
-    """Stem of every config -> what `run_case` printed, or the end of what went wrong."""
-    own = [sys.executable, __file__, f"--gb={arguments.gb}", f"--device={arguments.device}"]
-
-    def measure_case(members: list[str]) -> dict:
-        command = [*own, f"--case={members[0]}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            return {"fits": False, "error": done.stderr.strip()[-500:]}
-        return json.loads(done.stdout.splitlines()[-1])
-
-    cases = {}
-    for name in names:
-        cases.setdefault(case_of(read_config(name)), []).append(name)
-    with ThreadPoolExecutor(arguments.lanes) as pool:
-        found = list(pool.map(measure_case, cases.values()))
-    pairs = zip(cases.values(), found, strict=True)
-    return {Path(name).stem: result for members, result in pairs for name in members}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ here; tests/test_benchmarks.py fails when the tables are older than the results.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,50 +16,46 @@ RESULTS = ROOT / "benchmarks" / "results"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- performance: written by benchmarks/table.py -->", "<!-- end of performance -->"
 WHO = {"ours": "ours", "ffcv": "FFCV", "pillow": "Pillow", "torchvision": "torchvision"}
+Lines = list[str]
 
 
 class Target(NamedTuple):
-    """One row of the table of targets."""
+    """One row of the table of targets; the last three have defaults of a ratio of rates."""
 
     what: str
     file: str  # stem of the result file
     key: str  # of the number that is held against the target
-    hold: float  # to be reached: at least (sign 1), at most (sign -1)
-    aim: float | None
-    sign: int
-    rates: tuple  # (ours, peer) in "rates", where the key is their ratio
-    unit: str  # of the rates
+    rates: tuple[str, ...]  # (ours, peer) in "rates", where the key is their ratio
+    hold: float  # to be reached: at least, or at most
+    aim: float | None = None
+    at_least: bool = True
+    unit: str = "images/s"  # of the rates
 
 
+LOADER = "loader_1_core"
 TARGETS = [
-    Target("crop, flip, 160 px, against stock FFCV", "loader_1_core", "plain_160_vs_ffcv",
-           2.5, 3.0, 1, ("ours_plain_160", "ffcv_plain_160"), "images/s"),
-    Target("crop, flip, 224 px, against stock FFCV", "loader_1_core", "plain_224_vs_ffcv",
-           2.2, 2.6, 1, ("ours_plain_224", "ffcv_plain_224"), "images/s"),
-    Target("strong augmentation, 160 px, against torchvision", "loader_1_core",
-           "strong_160_vs_torchvision", 6.0, 8.0, 1,
-           ("ours_strong_160", "torchvision_strong_160"), "images/s"),
-    Target("strong augmentation, 160 px, against stock FFCV's crop and flip", "loader_1_core",
-           "strong_160_vs_ffcv_plain", 1.5, None, 1,
-           ("ours_strong_160", "ffcv_plain_160"), "images/s"),
-    Target("raw samples, 160 px, against stock FFCV", "loader_1_core", "raw_160_vs_ffcv",
-           1.5, None, 1, ("ours_raw_160", "ffcv_raw_160"), "images/s"),
-    Target("writing, against stock FFCV", "writer", "writer_vs_ffcv",
-           2.0, None, 1, ("ours", "ffcv"), "images/s"),
+    Target("crop, flip, 160 px, against stock FFCV", LOADER, "plain_160_vs_ffcv",
+           ("ours_plain_160", "ffcv_plain_160"), 2.5, 3.0),
+    Target("crop, flip, 224 px, against stock FFCV", LOADER, "plain_224_vs_ffcv",
+           ("ours_plain_224", "ffcv_plain_224"), 2.2, 2.6),
+    Target("strong augmentation, 160 px, against torchvision", LOADER, "strong_160_vs_torchvision",
+           ("ours_strong_160", "torchvision_strong_160"), 6.0, 8.0),
+    Target("strong augmentation, 160 px, against stock FFCV's crop and flip", LOADER,
+           "strong_160_vs_ffcv_plain", ("ours_strong_160", "ffcv_plain_160"), 1.5),
+    Target("raw samples, 160 px, against stock FFCV", LOADER, "raw_160_vs_ffcv",
+           ("ours_raw_160", "ffcv_raw_160"), 1.5),
+    Target("writing, against stock FFCV", "writer", "writer_vs_ffcv", ("ours", "ffcv"), 2.0),
     Target("bytes of the written images, against stock FFCV", "writer", "writer_bytes_vs_ffcv",
-           1.0, None, -1, (), ""),
+           (), 1.0, at_least=False),
     Target("memory of the decoder, 500 px, batch 1024, against stock FFCV", "decoder_memory",
-           "scratch_vs_ffcv", 0.05, None, -1, (), ""),
-    Target("seconds to the first batch, not the first process", "startup",
-           "ours_compile_seconds", 3.0, None, -1, (), "s"),
+           "scratch_vs_ffcv", (), 0.05, at_least=False),
+    Target("seconds to the first batch, not the first process", "startup", "ours_compile_seconds",
+           (), 3.0, at_least=False, unit="s"),
     Target("one training step, against ffcv-imagenet's", "train_step", "step_vs_ffcv_imagenet",
-           1.25, None, 1, ("ours_fixed", "ffcv_imagenet_fixed"), "images/s"),
+           ("ours_fixed", "ffcv_imagenet_fixed"), 1.25),
     Target("training from the loader, against a fixed batch", "train_step", "loader_fed_vs_fixed",
-           0.97, None, 1, ("ours_loader", "ours_fixed"), "images/s"),
+           ("ours_loader", "ours_fixed"), 0.97),
 ]  # fmt: skip
-
-
-# ==== Results =====================================================================================
 
 
 def read_results(folder: Path = RESULTS) -> tuple[Path, dict]:
@@ -85,40 +82,45 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}" if value >= 0.001 else f"{value:.5f}"
 
 
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Lines:
+    """A table."""
+    heads = list(heads)
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
 def verdict(target: Target, value: float) -> str:
     """The target, and whether it is reached."""
-    sign = "at least" if target.sign > 0 else "at most"
-    text = f"{sign} {target.hold:g}{target.unit if target.unit == 's' else 'x'}"
-    aim = f", aim {target.aim:g}x" if target.aim else ""
-    if target.sign * value < target.sign * target.hold:
-        return f"{text}{aim}: **not reached**"
-    if target.aim and value < target.aim:
-        return f"{text}{aim}: reached, the aim not"
-    return f"{text}{aim}: reached"
+    sign, unit = "at least" if target.at_least else "at most", "s" if target.unit == "s" else "x"
+    text = f"{sign} {target.hold:g}{unit}" + (f", aim {target.aim:g}x" if target.aim else "")
+    if value != target.hold and (value > target.hold) != target.at_least:
+        return f"{text}: **not reached**"
+    missed = target.aim is not None and value < target.aim
+    return f"{text}: reached{', the aim not' * missed}"
 
 
-def target_rows(results: dict) -> list[str]:
+def target_rows(results: dict) -> Lines:
     """Table of targets in Markdown: those that a result file answers."""
-    lines = ["| what | ours | peer | ratio | target |", "|---|---|---|---|---|"]
-    for target in TARGETS:
-        result = results.get(target.file, {})
-        if target.key not in result:
-            continue
-        value = result[target.key]
-        if target.rates:
-            medians = [result["rates"][name]["median"] for name in target.rates]
-            cells = [f"{number(median)} {target.unit}" for median in medians]
-        elif target.file == "startup":
-            cells = [f"{number(result[f'{who}_compile_seconds'])} s" for who in ("ours", "ffcv")]
-        elif target.file == "decoder_memory":
-            sizes = result["scratch_bytes"]
-            cells = [f"{number(sizes[who] / 2**20)} MiB" for who in ("ours", "ffcv")]
-        else:
-            cells = [f"{result['image_bytes'][who] / 2**20:.2f} MiB" for who in ("ours", "ffcv")]
-        ratio = value / result["ffcv_compile_seconds"] if target.file == "startup" else value
-        row = [target.what, *cells, f"{number(ratio)}x", verdict(target, value)]
-        lines.append(f"| {' | '.join(row)} |")
-    return lines
+    there = [target for target in TARGETS if target.key in results.get(target.file, {})]
+    rows = (target_row(target, results[target.file]) for target in there)
+    return markdown(["what", "ours", "peer", "ratio", "target"], rows)
+
+
+def target_row(target: Target, result: dict) -> Lines:
+    """Cells of one row."""
+    value, who = result[target.key], ("ours", "ffcv")
+    ratio = value
+    if target.rates:
+        medians = [result["rates"][name]["median"] for name in target.rates]
+        cells = [f"{number(median)} {target.unit}" for median in medians]
+    elif target.file == "startup":
+        cells = [f"{number(result[f'{name}_compile_seconds'])} s" for name in who]
+        ratio = value / result["ffcv_compile_seconds"]
+    elif target.file == "decoder_memory":
+        cells = [f"{number(result['scratch_bytes'][name] / 2**20)} MiB" for name in who]
+    else:
+        cells = [f"{result['image_bytes'][name] / 2**20:.2f} MiB" for name in who]
+    return [target.what, *cells, f"{number(ratio)}x", verdict(target, value)]
 
 
 def machine_line(result: dict) -> str:
@@ -138,157 +140,130 @@ def machine_line(result: dict) -> str:
 
 def elsewhere_line(results: dict) -> str:
     """What was measured at another commit than the loader, with it and its date; '' for nothing."""
-    loader = results["loader_1_core"]["machine"]["commit"]
-    told = [
-        f"{name}.json at commit {result['machine']['commit']}, {result['machine']['date']}"
-        for name, result in sorted(results.items())
-        if result["machine"]["commit"] != loader
+    machines = {name: result["machine"] for name, result in sorted(results.items())}
+    others = [
+        f"{name}.json at commit {machine['commit']}, {machine['date']}"
+        for name, machine in machines.items()
+        if machine["commit"] != machines[LOADER]["commit"]
     ]
-    return f" Of other commits: {'; '.join(told)}." if told else ""
+    return f" Of other commits: {'; '.join(others)}." if others else ""
 
 
-# ==== Sections of the page ========================================================================
+# ==== Sections of the page: title -> lines ========================================================
 
 
-def loader_section(results: dict) -> list[str]:
+def loader_section(one: dict, several: dict | None) -> Lines:
     """Images per second of every contestant, on one core and on all."""
-    one, several = results["loader_1_core"], results.get("loader_all_cores")
-    data = one["data"]
-    cores = several and several["data"]["cores"]
-    heads = ["pipeline", "one core", "spread", *([f"{cores} cores", "a core"] if several else [])]
-    lines = [
-        "## Loading",
-        "",
-        f"{data['pictures']} photographs of at most {data['max_side']} px "
+    data, more, rows = one["data"], several["rates"] if several else {}, []
+    for name in dict.fromkeys([*one["rates"], *more]):
+        rate, cells = more.get(name), rate_cells(one["rates"].get(name))
+        if several:
+            cells += [number(rate["median"]), number(rate["per_core"])] if rate else ["", ""]
+        rows.append([name.replace("_", " "), *cells])
+    heads = ["pipeline", "one core", "spread"]
+    heads += [f"{several['data']['cores']} cores", "per core"] if several else []
+    count = data.get("images") or data["pictures"]  # as it was called until 2026-11
+    missing = [f"{name} ({reason})" for name, reason in data["left_out"].items()]
+    return [
+        f"{count} photographs of at most {data['max_side']} px "
         f"({data['mean_pixels']:,} pixels on average), JPEG quality {data['quality']}. *plain*: "
         "crop and flip; *strong*: also RandAugment (2 operations, magnitude 9), ColorJitter "
         "0.4/0.4/0.4, RandomErasing 0.25. Images per second, medians.",
         "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
+        *markdown(heads, rows),
+        "",
+        machine_line(one),
+        *(["", f"More cores: {machine_line(several)}"] if several else []),
+        *(["", f"Left out: {', '.join(missing)}."] if missing else []),
     ]
-    names = dict.fromkeys([*one["rates"], *(several["rates"] if several else [])])
-    for name in names:
-        cells = [name.replace("_", " "), *rate_cells(one["rates"].get(name))]
-        if several:
-            rate = several["rates"].get(name)
-            cells += [number(rate["median"]), number(rate["per_core"])] if rate else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    missing = [f"{name} ({reason})" for name, reason in data["left_out"].items()]
-    lines += ["", machine_line(one)]
-    if several:
-        lines += ["", f"More cores: {machine_line(several)}"]
-    return [*lines, "", f"Left out: {', '.join(missing)}.", ""] if missing else [*lines, ""]
 
 
-def rate_cells(rate: dict | None) -> list[str]:
+def rate_cells(rate: dict | None) -> Lines:
     if not rate:
         return ["", ""]
     return [number(rate["median"]), f"{number(rate['min'])} to {number(rate['max'])}"]
 
 
-def operation_section(result: dict) -> list[str]:
+def operation_section(result: dict) -> Lines:
     """Milliseconds of every operation, the fastest in bold."""
-    lines = [
-        "## Operations",
-        "",
-        "Milliseconds an image on one core, medians; the fastest in bold. The column Pillow is "
-        "torchvision or timm on PIL images where Pillow has no such function.",
-    ]
-    for side, operations in result["milliseconds"].items():
-        heads = [f"{side} px", *WHO.values()]
-        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    text = "Milliseconds per image on one core, medians; the fastest in bold. The column Pillow is "
+    lines = [f"{text}torchvision or timm on PIL images where Pillow has no such function."]
+    for size, operations in result["milliseconds"].items():
+        rows = []
         for name, times in operations.items():
-            best = min(value["median"] for value in times.values())
-            cells = [_milliseconds(times.get(who), best) for who in WHO]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, "", machine_line(result), ""]
+            best = min(time["median"] for time in times.values())
+            rows.append([name, *(milliseconds(times.get(who), best) for who in WHO)])
+        lines += ["", *markdown([f"{size} px", *WHO.values()], rows)]
+    return [*lines, "", machine_line(result)]
 
 
-def _milliseconds(value: dict | None, best: float) -> str:
-    if not value:
+def milliseconds(time: dict | None, best: float) -> str:
+    if not time:
         return ""
-    text = f"{value['median']:.3f}"
-    return f"**{text}**" if value["median"] == best else text
+    return f"**{time['median']:.3f}**" if time["median"] == best else f"{time['median']:.3f}"
 
 
-def other_sections(results: dict) -> list[str]:
-    """Start-up and memory, where measured."""
-    lines = []
-    if startup := results.get("startup"):
-        seconds = startup["seconds_to_first_batch"]
-        listed = [f"{name.replace('_', ' ')} {s['median']:.2f} s" for name, s in seconds.items()]
-        lines += [
-            "## Starting up",
-            "",
-            "From building a loader to its first batch, imports left out, in a process that is not "
-            f"the first: {', '.join(listed)}.",
-            "",
-            machine_line(startup),
-            "",
-        ]
-    if memory := results.get("decoder_memory"):
-        sizes = memory["scratch_bytes"].items()
-        size, data = {name: f"{number(n / 2**20)} MiB" for name, n in sizes}, memory["data"]
-        lines += [
-            "## Memory",
-            "",
-            f"Beside the batches ({size['batches']}), for {data['side']} px images in batches of "
-            f"{data['batch_size']} on {data['cores']} core: ours {size['ours']}, stock FFCV "
-            f"{size['ffcv']}.",
-            "",
-        ]
-    return lines
+def startup_section(result: dict) -> Lines:
+    """Seconds to the first batch."""
+    seconds = result["seconds_to_first_batch"]
+    listed = [f"{name.replace('_', ' ')} {s['median']:.2f} s" for name, s in seconds.items()]
+    text = "From building a loader to its first batch, imports left out, in a process that is not "
+    return [f"{text}the first: {', '.join(listed)}.", "", machine_line(result)]
 
 
-def writer_section(writer: dict) -> list[str]:
+def memory_section(result: dict) -> Lines:
+    """Bytes beside the batches."""
+    data, sizes = result["data"], result["scratch_bytes"].items()
+    size = {name: f"{number(count / 2**20)} MiB" for name, count in sizes}
+    text = f"Beside the batches ({size['batches']}), for {data['side']} px images in batches of "
+    text += f"{data['batch_size']} on {data['cores']} core{'s' * (data['cores'] != 1)}: "
+    return [f"{text}ours {size['ours']}, stock FFCV {size['ffcv']}."]
+
+
+def writer_section(result: dict) -> Lines:
     """Images per second of both writers, and the size of what they write."""
-    lines = ["## Writing", "", "| writer | images/s | with starting up | bytes |"]
-    lines.append("|---|---|---|---|")
-    for who, rate in writer["rates"].items():
-        start = writer["rates_with_start"][who]["median"]
-        size = f"{writer['image_bytes'][who]:,}"
-        lines.append(f"| {WHO[who]} | {number(rate['median'])} | {number(start)} | {size} |")
-    return [*lines, "", machine_line(writer), ""]
+    rows = []
+    for who, rate in result["rates"].items():
+        start, size = result["rates_with_start"][who], result["image_bytes"][who]
+        rows.append([WHO[who], number(rate["median"]), number(start["median"]), f"{size:,}"])
+    table = markdown(["writer", "images/s", "with starting up", "bytes"], rows)
+    return [*table, "", machine_line(result)]
 
 
-def step_section(step: dict) -> list[str]:
+def step_section(result: dict) -> Lines:
     """Images per second of whole training steps."""
-    lines = ["## Training step", "", "| | images/s | spread |", "|---|---|---|"]
-    for name, rate in step["rates"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(rate_cells(rate))} |")
-    return [*lines, "", machine_line(step), ""]
+    rows = ([name.replace("_", " "), *rate_cells(rate)] for name, rate in result["rates"].items())
+    return [*markdown(["", "images/s", "spread"], rows), "", machine_line(result)]
+
+
+SECTIONS = {
+    "Operations": ("op_kernels", operation_section),
+    "Starting up": ("startup", startup_section),
+    "Memory": ("decoder_memory", memory_section),
+    "Writing": ("writer", writer_section),
+    "Training step": ("train_step", step_section),
+}
 
 
 def render_page(folder: Path, results: dict) -> str:
     """docs/performance.md."""
-    lines = [
-        "# Performance",
-        "",
-        f"Written by `benchmarks/table.py` from benchmarks/results/{folder.name}; how it is "
-        "measured, and what differs between the contestants, stands in benchmarks/README.md. "
-        "Again on your machine: `make bench IMAGES=folder`.",
-        "",
-        "## Against the targets",
-        "",
-        *target_rows(results),
-        "",
-        *loader_section(results),
-        *(operation_section(results["op_kernels"]) if "op_kernels" in results else []),
-        *other_sections(results),
-        *(writer_section(results["writer"]) if "writer" in results else []),
-        *(step_section(results["train_step"]) if "train_step" in results else []),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+    text = f"Written by `benchmarks/table.py` from benchmarks/results/{folder.name}; how it is "
+    text += "measured, and what differs between the contestants: benchmarks/README.md. Again on "
+    text += "your machine: `make bench IMAGES=folder`."
+    lines = ["# Performance", "", text, "", "## Against the targets", "", *target_rows(results)]
+    lines += ["", "## Loading", ""]
+    lines += loader_section(results[LOADER], results.get("loader_all_cores"))
+    for title, (name, section) in SECTIONS.items():
+        lines += ["", f"## {title}", "", *section(results[name])] if name in results else []
+    return "\n".join(lines) + "\n"
 
 
 def render_readme(text: str, results: dict) -> str:
     """README.md with its table renewed."""
     head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    measured = machine_line(results["loader_1_core"]) + elsewhere_line(results)
+    measured = machine_line(results[LOADER]) + elsewhere_line(results)
     lines = [*target_rows(results), "", measured]
-    return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"
+    return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:

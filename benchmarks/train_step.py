@@ -7,62 +7,53 @@ BlurPool included, as ffcv-imagenet runs it: fp16 autocast, not compiled, GradSc
 Both see one batch that lies on the device; ours also sees the loader's. They take turns.
 """
 
+import argparse
 import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import common
 
 CLASSES = 1000
 SLOTS = 5  # the loader's buffers: steps before all are touched are left out of the timing
 MANY = 10**6  # steps of an epoch: the learning rate stays that of the beginning
+SETTINGS = {
+    "device": {"default": "cuda", "help": "cuda or cpu"},
+    "arch": {"default": "resnet50", "help": "torchvision or timm name"},
+    "batch_size": {"default": 256, "help": "images per step"},
+    "side": {"default": 160, "help": "resolution of the images, px"},
+    "steps": {"default": 30, "help": "per round"},
+    "compile": {"default": "on", "choices": ["on", "off"], "help": "ours"},
+}
+FLAGS = common.IMAGES | SETTINGS | {"cores": {"default": 0, "help": "0 = all that are usable"}}
 
 
-def read_arguments(argv):
-    parser = common.argument_parser(__doc__, images=True, rounds=5)
-    parser.add_argument("--device", default="cuda", help="cuda or cpu (cuda)")
-    parser.add_argument("--arch", default="resnet50", help="torchvision or timm name (resnet50)")
-    parser.add_argument("--batch-size", type=int, default=256, help="images a step (256)")
-    parser.add_argument("--side", type=int, default=160, help="of the images, px (160)")
-    parser.add_argument("--steps", type=int, default=30, help="per round (30)")
-    parser.add_argument("--cores", type=int, default=0, help="cores; 0 = all that are usable (0)")
-    parser.add_argument("--compile", choices=["on", "off"], default="on", help="ours (on)")
-    return parser.parse_args(argv)
-
-
-# ==== Contestants =================================================================================
-
-
-def build(arguments, *flags):
+def build(arguments: argparse.Namespace, precision: str, compiled: str) -> tuple[Any, Any]:
     """The recipe's training objects on the device, and their settings: (Training, cfg)."""
-    import train_imagenet as recipe
-
-    settings = [f"--model.arch={arguments.arch}", f"--training.batch_size={arguments.batch_size}"]
-    cfg = recipe.read_config(
-        recipe.SETTINGS, [*settings, *flags], prog="train_step.py", description=""
-    )
+    flags = [f"--model.arch={arguments.arch}", f"--training.batch_size={arguments.batch_size}"]
+    flags += [f"--training.precision={precision}", f"--training.compile={compiled}"]
+    cfg = common.read_config(*flags)
     return common.build_training(cfg, CLASSES, arguments.device)[0], cfg
 
 
-def build_ours(arguments):
-    precision = "bf16" if arguments.device == "cuda" else "fp32"
-    flags = [f"--training.precision={precision}", f"--training.compile={arguments.compile}"]
-    return build(arguments, *flags)[0]
+def build_ours(arguments: argparse.Namespace) -> Any:
+    return build(arguments, "bf16" if arguments.device == "cuda" else "fp32", arguments.compile)[0]
 
 
-def build_peer(arguments, images_bhwc):
-    """ffcv-imagenet's step. Its loader normalises; here that is done beforehand, in its favour."""
+def build_peer(arguments: argparse.Namespace, images_bhwc: Any) -> Any:
+    """ffcv-imagenet's step. Its loader normalizes; here that is done beforehand, in its favor."""
     import torch
 
     import train_imagenet as recipe
     from fast_imagenet.data.device_transforms import normalize
 
     half = arguments.device == "cuda"
-    precision = "fp16" if half else "fp32"
-    t, cfg = build(arguments, f"--training.precision={precision}", "--training.compile=off")
+    t, cfg = build(arguments, "fp16" if half else "fp32", "off")
     groups = recipe.decay_groups(t.model, cfg.training.weight_decay)
     t.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=cfg.training.momentum)
     dtype = torch.float16 if half else torch.float32
@@ -71,7 +62,7 @@ def build_peer(arguments, images_bhwc):
     return t
 
 
-def run_steps(t, batches) -> float:
+def run_steps(t: Any, batches: Iterable[tuple]) -> float:
     """Train on all batches. Returns images per second; waits for the device at both ends."""
     import train_imagenet as recipe
 
@@ -81,28 +72,26 @@ def run_steps(t, batches) -> float:
     return seen / (time.perf_counter() - begin)
 
 
-class LoaderFed:
+def loader_rounds(t: Any, path: str, arguments: argparse.Namespace) -> common.Rate:
     """Rounds of steps on the loader's batches, each round an epoch of its own."""
+    from fast_imagenet.data.ffcv_loader import TrainLoader
 
-    def __init__(self, t, path: str, arguments):
-        from fast_imagenet.data.ffcv_loader import TrainLoader
+    size, device, epochs = arguments.batch_size, arguments.device, itertools.count()
+    loader = TrainLoader(path, global_batch=size, seed=0, device=device)
 
-        self.t, self.arguments, self.epochs = t, arguments, itertools.count()
-        self.loader = TrainLoader(
-            path, global_batch=arguments.batch_size, seed=0, device=arguments.device
-        )
-
-    def __call__(self) -> float:
-        batches = self.loader.epoch(next(self.epochs), self.arguments.side)
+    def run() -> float:
+        batches = loader.epoch(next(epochs), arguments.side)
         # a label of the file is the image's place, of which there are more than classes
         inside = ((images, labels % CLASSES, samples) for images, labels, samples in batches)
-        run_steps(self.t, itertools.islice(inside, SLOTS))
-        rate = run_steps(self.t, itertools.islice(inside, self.arguments.steps))
+        run_steps(t, itertools.islice(inside, SLOTS))
+        rate = run_steps(t, itertools.islice(inside, arguments.steps))
         batches.close()
         return rate
 
+    return run
 
-def with_memory(make, batch, device: str):
+
+def with_memory(make: Callable[[], Any], batch: tuple, device: str) -> tuple[Any, int | None]:
     """(what `make` makes, peak bytes that it and two steps need on a GPU, else None)."""
     import torch
 
@@ -115,21 +104,7 @@ def with_memory(make, batch, device: str):
     return made, torch.cuda.max_memory_allocated() - before
 
 
-# ==== Main ========================================================================================
-
-
-def fixed_batch(arguments):
-    """(images_bhwc, labels_b, samples_b) of noise, on the device."""
-    import numpy as np
-    import torch
-
-    shape = (arguments.batch_size, arguments.side, arguments.side, 3)
-    images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=arguments.device)
-    labels_b = torch.randint(CLASSES, shape[:1], device=arguments.device)
-    return images_bhwc, labels_b, np.arange(len(labels_b))
-
-
-def write_images(arguments, folder: str) -> str:
+def write_images(arguments: argparse.Namespace, folder: str) -> str:
     """A file with enough of the images for a round, repeated."""
     import data
 
@@ -140,39 +115,35 @@ def write_images(arguments, folder: str) -> str:
     return data.write_file(path, images, markers=True, workers=len(os.sched_getaffinity(0)))
 
 
-def measure(arguments) -> tuple[dict, dict]:
+def measure(arguments: argparse.Namespace) -> tuple[dict[str, dict], dict[str, int]]:
     """Images per second and peak bytes by contestant."""
-    batch, device = fixed_batch(arguments), arguments.device
+    device, steps = arguments.device, arguments.steps
+    batch = common.noise(arguments.batch_size, arguments.side, CLASSES, device)
     ours, our_bytes = with_memory(partial(build_ours, arguments), batch, device)
     peer, peer_bytes = with_memory(partial(build_peer, arguments, batch[0]), batch, device)
     with tempfile.TemporaryDirectory() as folder:
         path = write_images(arguments, folder)
         runs = {
-            "ours_fixed": lambda: run_steps(ours, [batch] * arguments.steps),
-            "ffcv_imagenet_fixed": lambda: run_steps(peer, [batch] * arguments.steps),
-            "ours_loader": LoaderFed(ours, path, arguments),
+            "ours_fixed": lambda: run_steps(ours, [batch] * steps),
+            "ffcv_imagenet_fixed": lambda: run_steps(peer, [batch] * steps),
+            "ours_loader": loader_rounds(ours, path, arguments),
         }
         rates = common.interleave(runs, arguments.rounds)
     memory = {"ours_peak_bytes": our_bytes, "ffcv_imagenet_peak_bytes": peer_bytes}
     return rates, {name: count for name, count in memory.items() if count is not None}
 
 
-def main(argv=None) -> None:
-    arguments = read_arguments(argv)
+def main() -> None:
+    arguments = common.read_arguments(None, __doc__, rounds=5, **FLAGS)
     cores = arguments.cores or len(os.sched_getaffinity(0))
     machine = common.start(cores, arguments.smoke) | common.describe_gpu(arguments.device)
     rates, memory = measure(arguments)
-    fixed = rates["ours_fixed"]["median"]
     ratios = {
-        "step_vs_ffcv_imagenet": round(fixed / rates["ffcv_imagenet_fixed"]["median"], 3),
-        "loader_fed_vs_fixed": round(rates["ours_loader"]["median"] / fixed, 3),
+        "step_vs_ffcv_imagenet": common.ratio(rates, "ours_fixed", "ffcv_imagenet_fixed"),
+        "loader_fed_vs_fixed": common.ratio(rates, "ours_loader", "ours_fixed"),
     }
-    for name, rate in rates.items():
-        print(f"{name:24} {rate['median']:9.1f} images/s ({rate['min']:.1f} to {rate['max']:.1f})")
-    names = ("device", "arch", "batch_size", "side", "steps", "compile")
-    data = {name: getattr(arguments, name) for name in names}
-    result = {**ratios, "rates": rates, **memory, "data": data, "machine": machine}
-    common.write_json(arguments.json, result)
+    data = {name: getattr(arguments, name) for name in SETTINGS}
+    common.publish(arguments.json, rates, ratios, **memory, data=data, machine=machine)
 
 
 if __name__ == "__main__":

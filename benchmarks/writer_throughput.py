@@ -12,52 +12,46 @@ import argparse
 import multiprocessing
 import os
 import resource
-import shutil
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import common
+from PIL import Image
 
-QUALITY = 90
-ENDINGS = {".jpeg", ".jpg", ".png"}
+from fast_imagenet.beton.encode import EncodeSettings
+from fast_imagenet.sources import Source, open_source
 
-
-def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", required=True, help="folder of images, searched recursively")
-    parser.add_argument("--json", help="where to write the result")
-    parser.add_argument("--cores", type=int, default=1, help="cores, and worker processes (1)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
-    parser.add_argument("--limit", type=int, default=200, help="different images at most (200)")
-    parser.add_argument("--repeats", type=int, default=4, help="long file / short file (4)")
-    parser.add_argument("--max-side", type=int, default=500, help="pixels (500)")
-    parser.add_argument(
-        "--clock",
-        choices=["wall", "cpu"],
-        default="wall",
-        help="wall time, or processor time with all processes where cores are shared (wall)",
-    )
-    return parser.parse_args()
+FLAGS = common.IMAGES | {
+    "cores": {"default": 1, "help": "cores, and worker processes"},
+    "repeats": {"default": 4, "help": "long file / short file"},
+    "clock": common.CLOCK,
+}
+Write = Callable[[Source, str], None]
 
 
-# ==== Data ========================================================================================
+class Samples:
+    """What FFCV's writer reads: (PIL image, label), as torchvision's ImageFolder gives them."""
+
+    def __init__(self, source: Source) -> None:
+        self.names = [source.name(index) for index in range(len(source))]
+        self.labels = source.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with open(self.names[index], "rb") as file:
+            return Image.open(file).convert("RGB"), self.labels[index]
 
 
-def lay_out(images: str, limit: int, repeats: int, folder: Path) -> list:
-    """Sources of the short and the long file: links to the same images, once and `repeats` times.
+def link_images(arguments: argparse.Namespace, folder: Path) -> list[Source]:
+    """Sources of the short and the long file: links to the same images, once and more often."""
+    import data
 
-    Raises: SystemExit when there are no images.
-    """
-    from fast_imagenet.sources import open_source
-
-    paths = [path for path in sorted(Path(images).rglob("*")) if path.suffix.lower() in ENDINGS]
-    if not paths:
-        raise SystemExit(f"--images {images}: no .jpeg, .jpg or .png below it")
-    chosen = paths[:: max(1, len(paths) // limit)][:limit]
-    sources = []
-    for times in (1, repeats):
+    chosen, sources = data.image_files(arguments.images, arguments.limit), []
+    for times in (1, arguments.repeats):
         for number, path in enumerate(chosen * times):
             place = folder / str(times) / "train" / f"class_{number % 10}"
             place.mkdir(parents=True, exist_ok=True)
@@ -66,142 +60,83 @@ def lay_out(images: str, limit: int, repeats: int, folder: Path) -> list:
     return sources
 
 
-class Pictures:
-    """What FFCV's writer reads: (PIL image, label), as torchvision's ImageFolder gives them."""
-
-    def __init__(self, source):
-        self.names = [source.name(index) for index in range(len(source))]
-        self.labels = source.labels.tolist()
-
-    def __len__(self):
-        return len(self.names)
-
-    def __getitem__(self, index):
-        from PIL import Image
-
-        with open(self.names[index], "rb") as file:
-            return Image.open(file).convert("RGB"), self.labels[index]
-
-
-# ==== Contestants =================================================================================
-
-
-def write_stock(source, path: str, max_side: int, workers: int) -> None:
+def write_stock(settings: EncodeSettings, workers: int, source: Source, path: str) -> None:
     """FFCV's own writer."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    image = RGBImageField(write_mode="jpg", max_resolution=max_side, jpeg_quality=QUALITY)
+    size, quality = settings.max_side, settings.quality
+    image = RGBImageField(write_mode="jpg", max_resolution=size, jpeg_quality=quality)
     writer = DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=workers)
-    writer.from_indexed_dataset(Pictures(source))
+    writer.from_indexed_dataset(Samples(source))
 
 
-def write_ours(source, path: str, max_side: int, workers: int) -> None:
+def write_ours(settings: EncodeSettings, workers: int, source: Source, path: str) -> None:
     """The writer behind write_dataset.py."""
-    from fast_imagenet.beton.encode import EncodeSettings
     from fast_imagenet.beton.writer import write_beton
 
-    settings = EncodeSettings(mode="jpg", quality=QUALITY, max_side=max_side)
     write_beton(path, source, settings, workers=workers, overwrite=True)
 
 
 def processor_time() -> float:
     """Seconds of processor time of this process and of those that it has waited for."""
-    total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        used = resource.getrusage(who)
-        total += used.ru_utime + used.ru_stime
-    return total
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def seconds_of(write, source, folder: str, clock) -> float:
+def seconds_of(write: Write, source: Source, path: str, clock: Callable[[], float]) -> float:
     """How long writing one file takes."""
     begin = clock()
-    write(source, os.path.join(folder, f"{write.func.__name__}.beton"))
+    write(source, path)
     for child in multiprocessing.active_children():
         child.join()  # FFCV does not wait for its workers; their time is known only then
     return clock() - begin
 
 
-def measure(writers: dict, sources: list, rounds: int, clock) -> tuple[dict, dict]:
-    """Rates without and with starting up, name -> summary."""
-    steady, whole = ({name: [] for name in writers} for _ in range(2))
-    short, long = sources
-    with tempfile.TemporaryDirectory() as folder:
-        for turn in range(rounds + 1):
-            for name, write in writers.items():
-                seconds = [seconds_of(write, source, folder, clock) for source in sources]
-                if turn:  # the first round warms up: compiling, page cache
-                    steady[name].append((len(long) - len(short)) / (seconds[1] - seconds[0]))
-                    whole[name].append(len(long) / seconds[1])
-    return tuple(
-        {name: common.summary(values) for name, values in rates.items()}
-        for rates in (steady, whole)
-    )
-
-
-def image_bytes(path: str) -> int:
-    """Bytes of all samples; the file itself is rounded up to whole pages."""
+def measure(arguments: argparse.Namespace, writers: dict[str, Write]) -> tuple[dict, dict, dict]:
+    """Rates without and with starting up, name -> summary; samples and bytes of the files."""
     from ffcv.reader import Reader
 
-    return int(Reader(path).alloc_table["size"].sum())
-
-
-def sizes_of(writers: dict, source) -> dict:
-    """Bytes of all images in the short file of each contestant."""
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = {}
-        for name, write in writers.items():
-            path = os.path.join(folder, f"{name}.beton")
-            write(source, path)
-            sizes[name] = image_bytes(path)
-    return sizes
-
-
-# ==== Main ========================================================================================
+    clock = common.CLOCKS["wall"] if arguments.clock == "wall" else processor_time
+    steady, whole = ({name: [] for name in writers} for _ in range(2))
+    with tempfile.TemporaryDirectory() as links, tempfile.TemporaryDirectory() as folder:
+        short, long = link_images(arguments, Path(links))
+        paths, sizes = {name: os.path.join(folder, f"{name}.beton") for name in writers}, {}
+        for name in list(writers) * (arguments.rounds + 1):
+            first = seconds_of(writers[name], short, paths[name], clock)
+            # of all samples: the file itself is rounded up to whole pages
+            sizes[name] = int(Reader(paths[name]).alloc_table["size"].sum())
+            second = seconds_of(writers[name], long, paths[name], clock)
+            steady[name].append((len(long) - len(short)) / (second - first))
+            whole[name].append(len(long) / second)
+    # the first round warms up: compiling, page cache
+    rates = ({name: common.summary(r[1:]) for name, r in of.items()} for of in (steady, whole))
+    return *rates, {"images": [len(short), len(long)], "image_bytes": sizes}
 
 
 def main() -> None:
-    arguments = read_arguments()
+    arguments = common.read_arguments(None, __doc__, rounds=5, **FLAGS)
     cores = common.pin_to_cores(arguments.cores)
-    machine = common.describe_machine(cores)
+    machine = common.describe_machine(cores) | {"smoke": arguments.smoke}
     # TBB's threads would wait for ever at the end, as FFCV's writer forks this process
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     import cv2
 
     cv2.setNumThreads(1)  # FFCV's workers are forks of this process; ours set it themselves
-    options = dict(max_side=arguments.max_side, workers=len(cores))
-    writers = {"ffcv": partial(write_stock, **options), "ours": partial(write_ours, **options)}
-    clock = {"wall": time.perf_counter, "cpu": processor_time}[arguments.clock]
-    folder = Path(tempfile.mkdtemp())
-    try:
-        sources = lay_out(arguments.images, arguments.limit, arguments.repeats, folder)
-        sizes = sizes_of(writers, sources[0])
-        steady, whole = measure(writers, sources, arguments.rounds, clock)
-    finally:
-        shutil.rmtree(folder)
-    result = {
-        "writer_vs_ffcv": round(steady["ours"]["median"] / steady["ffcv"]["median"], 3),
+    settings = EncodeSettings(mode="jpg", quality=90, max_side=arguments.max_side)
+    writers = {"ffcv": write_stock, "ours": write_ours}
+    writers = {name: partial(write, settings, len(cores)) for name, write in writers.items()}
+    steady, whole, found = measure(arguments, writers)
+    sizes = found.pop("image_bytes")
+    ratios = {
+        "writer_vs_ffcv": common.ratio(steady, "ours", "ffcv"),
         "writer_bytes_vs_ffcv": round(sizes["ours"] / sizes["ffcv"], 4),
-        "writer_with_start_vs_ffcv": round(whole["ours"]["median"] / whole["ffcv"]["median"], 3),
+        "writer_with_start_vs_ffcv": common.ratio(whole, "ours", "ffcv"),
     }
-    for name in writers:
-        rate, start = steady[name], whole[name]
-        print(
-            f"{name:6} {rate['median']:6.0f} images/s ({rate['min']:.0f} to {rate['max']:.0f}),"
-            f" {start['median']:.0f} with starting up, {sizes[name]:,} bytes"
-        )
-    for name, ratio in result.items():
-        print(f"{name:28} {ratio:.3f} x")
-    data = {
-        "pictures": [len(source) for source in sources],
-        "max_side": arguments.max_side,
-        "quality": QUALITY,
-        "workers": len(cores),
-        "clock": arguments.clock,
-    }
-    result |= {"rates": steady, "rates_with_start": whole, "image_bytes": sizes}
-    common.write_json(arguments.json, {**result, "data": data, "machine": machine})
+    found |= {"max_side": settings.max_side, "quality": settings.quality}
+    found |= {"workers": len(cores), "clock": arguments.clock}
+    more = {"rates_with_start": whole, "image_bytes": sizes, "data": found, "machine": machine}
+    common.publish(arguments.json, steady, ratios, **more)
 
 
 if __name__ == "__main__":

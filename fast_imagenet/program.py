@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Optional
 
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.terminal import FULL, ignore_broken_pipe, readable
@@ -24,7 +24,7 @@ STALLED = 70  # no batch came (sysexits: EX_SOFTWARE)
 STOPPED = 75  # stopped on request, the same command resumes (sysexits: EX_TEMPFAIL)
 INTERRUPTED = 130
 
-SignalHandler = Callable[[int, FrameType | None], None]
+SignalHandler = Callable[[int, Optional[FrameType]], None]  # noqa: UP045  read by old Pythons
 
 
 def run_program(

@@ -47,12 +47,12 @@ def committed():
 def smoke(tmp_path_factory):
     """Every script at tiny size, in one process: file stem -> result."""
     folder = tmp_path_factory.mktemp("bench")
-    (folder / "pictures" / "deep").mkdir(parents=True)
+    (folder / "images" / "deep").mkdir(parents=True)
     for number, size in enumerate([(96, 120), (130, 70), (64, 64)]):
-        image = Image.fromarray(ops_data.picture(*size, seed=number))
-        image.save(folder / "pictures" / "deep" / f"{number}.png")
+        image = Image.fromarray(ops_data.image(*size, seed=number))
+        image.save(folder / "images" / "deep" / f"{number}.png")
     command = [sys.executable, "benchmarks/run_all.py", "--smoke", f"--out={folder / 'out'}"]
-    command.append(f"--images={folder / 'pictures'}")
+    command.append(f"--images={folder / 'images'}")
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     done = subprocess.run(command, check=False, **options)
@@ -137,4 +137,4 @@ def test_make_bench_asks_for_photographs():
         command = ["make", "bench", *images.split()]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and "make bench IMAGES=/path/to/folder" in done.stderr
-        assert f"IMAGES='{images.removeprefix('IMAGES=')}' is no folder" in done.stderr
+        assert f"IMAGES='{images.removeprefix('IMAGES=')}' is not a folder" in done.stderr

@@ -69,9 +69,10 @@ def test_records_and_the_doctor(tmp_path, environment, name):
     place = ["--folder", tmp_path / "records", "--label", "better"]
     add = call(environment, "-m", "tools.report", "add", run, *place)[0]
     assert "added" in add
-    code = "from tools import doctor as d;"
+    code = "from fast_imagenet.program import run_program; from tools import doctor as d;"
     code += (
-        "d.CHECKS = {'': lambda: [d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]}; d.main([])"
+        "d.CHECKS = {'': lambda: [d.Finding('disk', 'ok', '1 GB in /gr\\xf6\\xdfe')]};"
+        "run_program('doctor', lambda: d.main([]))"
     )
     assert "1 GB in /gr\\xf6\\xdfe" in call(environment, "-c", code)[0]
 

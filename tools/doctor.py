@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fast_imagenet.machine import cpu_quota, memory_limit
-from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 CGROUP = Path("/sys/fs/cgroup")
@@ -45,7 +45,6 @@ class Finding:
 
 def main(argv: list[str] | None = None) -> int:
     """Print every finding; 1 when something required is missing."""
-    ignore_broken_pipe()
     description = __doc__.partition("\n")[0]
     argparse.ArgumentParser("python -m tools.doctor", description=description).parse_args(argv)
     findings = [finding for name, check in CHECKS.items() for finding in guarded(name, check)]
@@ -358,4 +357,4 @@ CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
 }
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program("doctor", main)

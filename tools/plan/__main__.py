@@ -83,7 +83,7 @@ def make_plan(cfg: SimpleNamespace, script: ModuleType, distributed, note: Calla
         sizes = [script.resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))]
         asked = session.fitting
         with watchdog:
-            times, costs = measure.measure_all(session, sizes, start, compiled)
+            times, costs = session.measure(sizes, start, compiled)
     data = replace(data, room=max(0, room - session.own_peak * distributed.ranks_on_node))
     saving = (cfg.training.checkpoint_minutes, cfg.validation.every)
     return report.Plan(

@@ -155,7 +155,7 @@ def predict(
     checkpoint_minutes: float,
     every: int = 1,
 ) -> Forecast:
-    """What a run will take; each whole epoch is saved as the best so far, as most are.
+    """What a run will take; each whole epoch counts as the best so far, as most are.
 
     Args:
         resolutions, steps: of every epoch; pixels, optimizer steps.
@@ -179,14 +179,10 @@ def predict(
     saving = best * costs.save_best + other * costs.save + len(epochs) * costs.log
     start = costs.start + costs.evaluation_start + sum(t.start for t in set(times))
     evaluations = evaluated * costs.weights
-    rows += [
-        Row("evaluation", evaluations * costs.evaluation, evaluations),
-        Row("checkpoints", saving, best + other),
-        Row("reading", reading_seconds(storage, epochs)),
-        Row("start", start),
-        Row("end", costs.finish),
-    ]
-    return Forecast(rows)
+    rows.append(Row("evaluation", evaluations * costs.evaluation, evaluations))
+    rows.append(Row("checkpoints", saving, best + other))
+    rows.append(Row("reading", reading_seconds(storage, epochs)))
+    return Forecast([*rows, Row("start", start), Row("end", costs.finish)])
 
 
 def reading_seconds(storage: Storage, epochs: list[float]) -> float:

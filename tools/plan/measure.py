@@ -38,6 +38,9 @@ SLOWEST_STEP = 1 / 40  # of the seconds: two resolutions and the evaluation take
 MEMORY = 0.8  # of what is available, that a measured step may take
 
 
+Measured = tuple[list[Times], Costs]
+
+
 class Pass(NamedTuple):
     """One timing of some batches: the wait for the first, the others, how many."""
 
@@ -48,28 +51,17 @@ class Pass(NamedTuple):
 
 @dataclass
 class Session:
-    """A run that is built like a real one, and taken apart again; all ranks call the same methods.
+    """A run that is built like a real one, and taken apart again; all ranks call the same."""
 
-    Args:
-        script: the module train_imagenet.
-        cfg: settings of the run; its logging.folder is written to.
-        seconds: to spend on measuring, about.
-        report: called with a line about what is done.
-        cold: the training data may have to be read from the disk.
-        clock: of all times: wall time, or processor time of this process.
-        room: main memory that was available at the start; 0 = not known.
-        watch: Watchdog.watch, so that no batch is waited for without a limit.
-    """
-
-    script: ModuleType
-    cfg: SimpleNamespace
+    script: ModuleType  # train_imagenet
+    cfg: SimpleNamespace  # settings of the run; its logging.folder is written to
     distributed: Distributed
-    seconds: float
-    report: Callable[[str], None]
-    cold: bool = True
-    clock: Callable[[], float] = time.perf_counter
-    room: int = 0
-    watch: Callable[[Iterable[Any]], Iterator[Any]] = iter
+    seconds: float  # to spend on measuring, about
+    report: Callable[[str], None]  # called with a line about what is done
+    cold: bool = True  # the training data may have to be read from the disk
+    clock: Callable[[], float] = time.perf_counter  # wall time, or processor time of this process
+    room: int = 0  # main memory that was available at the start; 0 = not known
+    watch: Callable[[Iterable[Any]], Iterator[Any]] = iter  # limits the wait for a batch
     own_peak: int = 0  # of this process
     per_image: float = 0.0  # that an image of a forward pass takes; 0 = not known
     fewest: int = FEWEST  # steps, or batches, of one timing
@@ -80,7 +72,10 @@ class Session:
     starts: dict[int, float] = field(default_factory=dict)  # by resolution: trying, compiling
     epochs: dict[int, int] = field(default_factory=dict)  # by resolution: one that has it
 
-    # ---- building --------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        return self.distributed.device
 
     def build(self) -> float:
         """Loaders, network, optimizer: returns the seconds."""
@@ -98,15 +93,10 @@ class Session:
 
     def limit_batch(self, resolution: int) -> None:
         """Measure smaller batches where the run's take too long or too much at its largest size."""
-        if (
-            self.distributed.device.type != "cpu"
-        ):  # a GPU is fast, and reports that its memory is full
+        if self.device.type != "cpu":  # a GPU is fast, and reports that its memory is full
             return
-        asked = self.cfg.training.batch_size // self.distributed.world_size
-        most, fits = (
-            self.seconds * SLOWEST_STEP / self._probe(resolution, min(PROBED, asked)),
-            asked,
-        )
+        fits = asked = self.cfg.training.batch_size // self.distributed.world_size
+        most = self.seconds * SLOWEST_STEP / self._probe(resolution, min(PROBED, asked))
         if self.per_image and self.room:
             fits = MEMORY * self.room / self.distributed.ranks_on_node / self.per_image
         while self.t.micro_batch > fits and (smaller := smaller_micro_batch(self.t.micro_batch)):
@@ -126,10 +116,10 @@ class Session:
         try_network(self.model.train(), [resolution], images)  # refuses in a sentence; first use
         before = own_memory() + sum(4 * p.numel() for p in self.model.parameters())  # gradients
         with memory_peak() as peak:  # of the first step: later ones take the same memory again
-            self.script.blank_step(self.t, self.distributed.device, resolution)
+            self.script.blank_step(self.t, self.device, resolution)
         self.per_image = max(0, peak[0] - before) / images
         begin = time.perf_counter()
-        self.script.blank_step(self.t, self.distributed.device, resolution)
+        self.script.blank_step(self.t, self.device, resolution)
         seconds = time.perf_counter() - begin
         self.model.zero_grad(set_to_none=True)
         self.t.micro_batch = whole
@@ -148,12 +138,10 @@ class Session:
         classes = self.loader.num_classes
         self.t = self.script.build_training(cfg, self.model, self.called, classes, distributed)
 
-    # ---- one timing ------------------------------------------------------------------------------
-
     def now(self) -> float:
         """The clock, when the device has done what it was given."""
-        if self.distributed.device.type == "cuda":
-            torch.cuda.synchronize(self.distributed.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return self.clock()
 
     def train(self, batches: Iterable[tuple]) -> None:
@@ -196,8 +184,6 @@ class Session:
         self.train([batch] * steps)
         return Pass(0.0, self.now() - begin, steps)
 
-    # ---- training --------------------------------------------------------------------------------
-
     def measure_training(self, resolutions: list[int]) -> list[Times]:
         """Every distinct resolution of the epochs, or some of them."""
         chosen = choose_resolutions(resolutions, MOST_RESOLUTIONS)
@@ -217,7 +203,7 @@ class Session:
         def steps() -> None:
             begin, epoch = self.now(), self.epochs[resolution]
             network = (self.cfg, self.model, self.called, self.t)
-            self.script.prepare_network(*network, [epoch], self.distributed.device)
+            self.script.prepare_network(*network, [epoch], self.device)
             self.starts[resolution] = self.now() - begin
             count = self._agree(self.fewest)
             first = self.timed(resolution, count, False)  # brings the images into memory
@@ -302,8 +288,6 @@ class Session:
             steps=sum(one.count for one in together),
         )
 
-    # ---- everything else -------------------------------------------------------------------------
-
     def measure_evaluation(self) -> tuple[float, float]:
         """Seconds of an evaluation of one set of weights, and what the first takes longer."""
         self.report("evaluation")
@@ -311,9 +295,8 @@ class Session:
         batches = -(-images // self.cfg.validation.batch_size)
         few = min(2, self.fewest, batches)
         first, _ = self._evaluate(few, images)
-        count = self.distributed.all_reduce_max(
-            int(max(few, few * EVALUATION * self.seconds / first))
-        )
+        wanted = max(few, few * EVALUATION * self.seconds / first)
+        count = self.distributed.all_reduce_max(int(wanted))
         pace, whole = self._evaluate(min(count, batches), images)
         return whole, max(0.0, first - pace * few / min(count, batches))
 
@@ -331,9 +314,7 @@ class Session:
                 views.append((arrived - begin, self.now() - arrived, seen))
 
         loader, begin = SimpleNamespace(batches=limited), self.now()
-        self.script.evaluate(
-            self.called_eval, loader, self.cfg, self.t.autocast, self.distributed.device
-        )
+        self.script.evaluate(self.called_eval, loader, self.cfg, self.t.autocast, self.device)
         taken = self.now() - begin
         return taken, sum(first + rest * images / seen for first, rest, seen in views)
 
@@ -341,19 +322,11 @@ class Session:
         """Seconds of last.pt with best.pt; last.pt takes half of them."""
         self.report("checkpoints")
         data = {"classes": self.loader.classes, "images": self.loader.num_samples}
-        state = {**FRESH, "losses": [0.0] * self.steps}
-        place = (
-            self.cfg.logging.folder,
-            self.model,
-            self.t,
-            to_dict(self.cfg),
-            data,
-            self.distributed,
-        )
-        times = []
+        state, times = {**FRESH, "losses": [0.0] * self.steps}, []
+        run = (self.cfg.logging.folder, self.model, self.t, to_dict(self.cfg), data)
         for best in (False, True, True):  # the first is not counted
             times.append(self.clock())
-            save_run(*place, state, best)
+            save_run(*run, self.distributed, state, best)
         return (self.clock() - times[1]) / 2
 
     def measure_log(self) -> tuple[float, float, float]:
@@ -373,42 +346,37 @@ class Session:
 
     def memory(self) -> tuple[int, int]:
         """Peak and capacity: of the GPU, or of this process and what there is for it."""
-        device = self.distributed.device
+        device = self.device
         if device.type != "cuda":
             more = self.fitting - self.t.micro_batch  # than were measured
             return self.own_peak + int(more * self.per_image), self.room
         capacity = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_reserved(device), capacity
 
+    def measure(self, resolutions: list[int], start: float, compiled: bool) -> Measured:
+        """What the parts of a run take; closes the loaders.
+
+        Args:
+            resolutions: of every epoch.
+            start: seconds from the start of the process to here.
+            compiled: the loader's kernels were on the disk before.
+        """
+        with closing(self):
+            self.limit_batch(max(resolutions))
+            times = self.measure_training(resolutions)
+            evaluation = self.measure_evaluation()
+            save_best = self.measure_saves()
+            opening, line, finish = self.measure_log()
+        # compiling kernels, once per machine, does not belong to the next run
+        first_use = self.first_use - max(t.first_batch for t in times) if compiled else 0.0
+        start += max(0.0, first_use) + opening
+        weights = 2 if self.cfg.ema.decay else 1
+        return times, Costs(start, *evaluation, weights, save_best / 2, save_best, line, finish)
+
     def close(self) -> None:
         """End the loaders."""
         for loader in (self.loader, self.val_loader):
             loader.close()
-
-
-def measure_all(
-    session: Session, resolutions: list[int], start: float, compiled: bool
-) -> tuple[list[Times], Costs]:
-    """What the parts of a run take.
-
-    Args:
-        session: built; its loaders are closed.
-        resolutions: of every epoch.
-        start: seconds from the start of the process to here.
-        compiled: the loader's kernels were on the disk before.
-    """
-    with closing(session):
-        session.limit_batch(max(resolutions))
-        times = session.measure_training(resolutions)
-        evaluation, evaluation_start = session.measure_evaluation()
-        save_best = session.measure_saves()
-        opening, line, finish = session.measure_log()
-    # compiling kernels, once per machine, does not belong to the next run
-    first_use = session.first_use - max(t.first_batch for t in times) if compiled else 0.0
-    start += max(0.0, first_use) + opening
-    weights = 2 if session.cfg.ema.decay else 1
-    saving = (save_best / 2, save_best)
-    return times, Costs(start, evaluation, evaluation_start, weights, *saving, line, finish)
 
 
 @contextmanager
