@@ -597,7 +597,7 @@ def _help_text(settings: Config, prog: str, description: str, search: Sequence[P
     bare = f" A bare name is looked up in {folders}." if folders else ""
     order = (
         "Order: defaults < files from left to right < flags. -C and --config-file are other names"
-        f" of --config.{bare} Environment variables have no effect."
+        f" of --config.{bare} Settings are never read from environment variables."
     )
     usage = f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]"
     lines = [usage, "", *textwrap.wrap(description, WIDTH), "", *textwrap.wrap(order, WIDTH)]

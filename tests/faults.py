@@ -201,7 +201,6 @@ def listed(path: Path) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """In the command: write a Faulty source, then note what lies on mounts that end with us."""
-    import write_dataset
     from fast_imagenet import sources
     from tests.faults import Faulty  # by this name, which workers can import
 
@@ -215,6 +214,8 @@ def main(argv: list[str]) -> int:
         return Faulty(kind, str(note), shape=shape)
 
     sources.open_source = open_source
+    import write_dataset  # takes the function from there
+
     out = folder / "out"
     status = write_dataset.main(["--source.kind=synthetic", "--source.split=train", *flags])
     if os.path.ismount(out):

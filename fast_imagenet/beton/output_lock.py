@@ -24,6 +24,20 @@ BEAT_SECONDS = 10  # between two touches of a lock
 DEAD_SECONDS = 120  # a lock of another machine that was not touched for so long is a dead writer's
 
 
+def find_folder_problem(folder: Path) -> str | None:
+    """Why files cannot be written into `folder`, which is made when missing; or None."""
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is not a folder, so {folder} cannot be used"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        return f"{place} cannot be written ({error.strerror or error})"
+
+
 def find_output_problem(path: Path, overwrite: bool) -> str | None:
     """Why `path` cannot be written, as one sentence with the fix, or None."""
     for name in (path, sidecar_path(path)):

@@ -36,7 +36,7 @@ __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
-Progress = Callable[[int, int], None]  # numbers of new samples and of new bytes
+Progress = Callable[[int, int], None]  # new samples, and bytes of images written so far
 
 
 def write_beton(
@@ -167,14 +167,14 @@ def _write_pages(
     progress: Progress | None,
 ) -> Totals:
     """Write the whole file under its partial name; returns what the chunks reported."""
-    totals = Totals()
+    totals, written = Totals(), 0
     with open(partial, "wb", buffering=1 << 20) as file:
         pages = PageFile(file, capacity, page_size)
         for chunk in chunks:
-            size = pages.append(chunk)
+            written += pages.append(chunk)
             totals.add(chunk)
             if progress:
-                progress(len(chunk.images) + len(chunk.skipped), size)
+                progress(len(chunk.images) + len(chunk.skipped), written)
         totals.blocks = pages.finish(about)
         fill_holes(file)
     return totals
