@@ -25,7 +25,8 @@ def known_names(library: str) -> frozenset[str]:
     """
     spec = importlib.util.find_spec(library)
     folders = spec.submodule_search_locations if spec else None
-    names, tagged = set(), set()
+    names: set[str] = set()
+    tagged: set[str] = set()
     for file in Path(folders[0], "models").glob("*.py") if folders else ():
         text = file.read_text(encoding="utf-8", errors="replace")
         names.update(_REGISTERED.findall(text))

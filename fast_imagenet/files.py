@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 def write_atomically(
     path: str | Path,
-    write: Callable[[BinaryIO], None],
+    write: Callable[[BinaryIO], object],
     verify: Callable[[Path], None] | None = None,
 ) -> None:
     """Give `path` a new content at one instant; before it, and on any failure, the old one stays.

@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 HANG_UP = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()  # nohup
@@ -48,21 +49,22 @@ def start_server(blocked: set[int]) -> None:
     Raises:
         OSError: it cannot be started.
     """
-    started = Future()
+    started: Future[None] = Future()
     threading.Thread(target=_serve, args=(blocked, started), daemon=True).start()
     started.result()
 
 
 def _serve(blocked: set[int], started: Future) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    before = forkserver._forkserver._forkserver_pid
+    server: Any = forkserver._forkserver  # multiprocessing has no public way to ask
+    before = server._forkserver_pid
     try:
         forkserver.ensure_running()
     except BaseException as error:
         started.set_exception(error)
         return
     started.set_result(None)
-    if forkserver._forkserver._forkserver_pid != before:
+    if server._forkserver_pid != before:
         threading.Event().wait()  # the server ends when this thread does
 
 

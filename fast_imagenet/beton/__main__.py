@@ -9,6 +9,7 @@ Exit status: 0 all is well, 1 a file is refused, 2 wrong arguments.
 
 import argparse
 import sys
+from pathlib import Path
 
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.config import format_error
@@ -50,7 +51,7 @@ def _merge(out: str, parts: list[str]) -> int:
     from fast_imagenet.beton.reader import BetonError
 
     try:
-        summary = merge(out, parts)
+        summary = merge(out, list(map(Path, parts)))
     except (BetonError, ConversionError, OSError) as error:
         print(readable(f"merge: {format_error(error)}"), file=sys.stderr)
         return 1

@@ -20,7 +20,8 @@ import numpy as np
 from fast_imagenet.beton import format as fmt
 
 VERSION = 1
-_AREA_START = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
+_FIELDS: Any = fmt.FIELD.fields  # name -> (type, offset)
+_AREA_START = fmt.HEADER.itemsize + _FIELDS["arguments"][1]
 _AREA_END = _AREA_START + fmt.FIELD["arguments"].itemsize
 _CRC_START = _AREA_END - 4
 _KEYS_OF_EARLY_FILES = {"written_by", "num_classes", "classes_sha256"}  # they have no checksums
@@ -159,8 +160,8 @@ def read_header_json(data: np.ndarray, end: int) -> tuple[dict[str, Any], dict[s
     whole_blocks = about["block_bytes"] > 0 and (end - start) % about["block_bytes"] == 0
     if not fmt.METADATA_START <= start <= end or not whole_blocks:
         raise fmt.damaged("the checksums in its header contradict the pages")
-    crc = zlib.crc32(bytes(4), zlib.crc32(data[:_CRC_START]))
-    crc = zlib.crc32(data[end:], zlib.crc32(data[_AREA_END:start], crc))
+    crc = zlib.crc32(bytes(4), zlib.crc32(data[:_CRC_START].data))
+    crc = zlib.crc32(data[end:].data, zlib.crc32(data[_AREA_END:start].data, crc))
     if crc != int.from_bytes(data[_CRC_START:_AREA_END].tobytes(), "little"):
         raise fmt.damaged("the checksum of its header and tables is wrong")
     if about.get("stamp") != VERSION:

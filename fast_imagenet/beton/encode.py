@@ -170,17 +170,17 @@ def _add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSetting
     if source.makes_pixels:
         rgb_hwc = source.pixels(index)
         source_bytes = rgb_hwc.nbytes
-        made: Stored | None = _encode_pixels(rgb_hwc, index, settings)
+        made = _encode_pixels(rgb_hwc, index, settings)
     else:
         data = _read_bytes(source, index)
         source_bytes = len(data)
         header = recode.read_header(data)
-        made = _rewrite_stored(header, data, index, settings)
-        if made is not None and not header.has_exif:  # nothing can be unusual but the name
-            kinds = kinds_of_name(source.name(index), "JPEG")
+        rewritten = _rewrite_stored(header, data, index, settings)
+        if rewritten and header and not header.has_exif:  # nothing can be unusual but the name
+            made, kinds = rewritten, kinds_of_name(source.name(index), "JPEG")
         else:
             image, kinds = open_image(data, source.name(index))
-            made = made or _encode_pixels(decode_opened(image, data), index, settings)
+            made = rewritten or _encode_pixels(decode_opened(image, data), index, settings)
     stored, mode, (width, height) = made
     label = int(source.labels[index])
     chunk.images.append(EncodedImage(stored, mode, width, height, label))

@@ -169,7 +169,7 @@ def _copy_pages(
     out.seek(new_start)
     for block in range(start, file.data_end, size):
         checks.check(np.array([block // page_size]))
-        stored = memoryview(file.raw_bytes(block, size))
+        stored = file.raw_bytes(block, size).data
         out.write(stored)
         checksums.add(stored)
     return new_start - start, new_start + file.data_end - start

@@ -12,7 +12,7 @@ import pickle
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -41,7 +41,7 @@ def encoded(
     settings: EncodeSettings,
     workers: int,
     check_space: bool = True,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Encoded chunks in the order of `indices`, made by `workers` processes (0: in this one).
 
     Raises:
@@ -101,7 +101,8 @@ def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExec
 @contextmanager
 def _named_locks() -> Iterator[None]:
     """Semaphores made meanwhile have our name and process id instead of random letters alone."""
-    names = multiprocessing.current_process()._config  # multiprocessing has no public way
+    process: Any = multiprocessing.current_process()
+    names = process._config  # multiprocessing has no public way
     before = names["semprefix"]
     if SHM.is_dir():  # elsewhere names are short
         names["semprefix"] = f"/{LOCK_NAME}-{os.getpid()}-{_process_space()}"

@@ -128,11 +128,12 @@ class PageChecks:
 
     def _check_page(self, page: int) -> int:
         file, size = self._file, self._file.block_bytes
-        ratio = file.page_size // size
+        ratio, known = file.page_size // size, file.block_checksums
+        assert known is not None  # otherwise why_not says so
         blocks = range(max(page * ratio, file.first_block), (page + 1) * ratio)
         for block in blocks:
-            crc = zlib.crc32(file.raw_bytes(block * size, size))
-            if crc != int(file.block_checksums[block - file.first_block]):
+            crc = zlib.crc32(file.raw_bytes(block * size, size).data)
+            if crc != int(known[block - file.first_block]):
                 raise BetonError(_describe(file, block))
         self._is_checked[page] = True
         return len(blocks) * size

@@ -132,7 +132,7 @@ class Header(ctypes.Structure):
 class _Room(threading.local):
     """Memory of one thread for the largest image so far: fresh memory would cost page faults."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.memory = self.out = np.zeros(0, np.uint8)
 
 
@@ -162,6 +162,7 @@ def write_anew(
     Returns: the new file, or None where the source is damaged.
     """
     library = _library()
+    assert library is not None  # it has read the header
     need = library.memory_bytes(ctypes.byref(header), *size_wh, len(data))
     if len(_ROOM.memory) < need:
         _ROOM.memory = np.zeros(need + need // 4, np.uint8)
