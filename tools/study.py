@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.config import interpreter, read_config, to_dict
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
-from fast_imagenet.program import STOPPED, run_program
+from fast_imagenet.program import STOPPED, WRONG_SETTINGS, run_program
 from tools.report.add import add_run
-from tools.report.records import read_group_file, read_object, read_run, settings_that_differ
+from tools.report.records import flat, read_group_file, read_object, read_run, settings_that_differ
 from tools.report.yaml_files import STUDY, RecordError, Study, flags_of, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
+WRITTEN = "study_data.json"  # beside the data: the settings that this program wrote it with
+FREE = {"source.path", "source.md5", "write.folder", "write.workers", "write.overwrite"}
+FREE |= {"write.check_space"}  # they do not change a file
+PASSED_ON = ("--training.checkpoint_minutes=", "--data.timeout=", "--logging.progress=")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Job:
     group: str
     label: str
     seed: int
-    flags: tuple[str, ...]  # for train_imagenet.py
+    flags: list[str]  # for train_imagenet.py
     run: Path  # its folder while it trains
     record: Path  # and afterwards
 
@@ -66,30 +70,25 @@ def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
             settings |= {f"data.{s}_dataset": data / f"{s}.beton" for s in ("train", "val")}
             settings["logging.folder"] = runs / place
             flags = [f"--config={config}" for config in study.config] + flags_of(settings)
-            paths = runs / place, folder / place
-            jobs.append(Job(group.name, group.label, seed, tuple(flags), *paths))
+            jobs.append(Job(group.name, group.label, seed, flags, runs / place, folder / place))
     return jobs
 
 
-def check_settings(jobs: list[Job]) -> list[dict[str, Any]]:
-    """The settings of every run, read before the first is trained: exit status 2 with mistakes."""
+def check_records(jobs: list[Job], write: list[dict[str, Any]]) -> None:
+    """Refuse finished runs that do not match the plan, whose `write` is given.
+
+    All settings are read, before the first run is trained.
+
+    Raises:
+        RecordError: names the records and what differs.
+        SystemExit: status 2, the mistakes in the settings are printed.
+    """
     import train_imagenet as script
 
-    words = dict(search=script.CONFIG_FOLDERS, description="")
-    return [
-        to_dict(read_config(script.SETTINGS, list(job.flags), prog=f"study, {job.name}", **words))
-        for job in jobs
-    ]
-
-
-def check_records(jobs: list[Job], settings: list[dict[str, Any]], write: list[dict]) -> None:
-    """Refuse finished runs that do not match the plan; RecordError names them and what differs.
-
-    Args:
-        settings: of every job; write: of the study.
-    """
     changed = []
-    for job, planned in zip(jobs, settings, strict=True):
+    for job in jobs:
+        words = dict(search=script.CONFIG_FOLDERS, prog=f"study, {job.name}", description="")
+        planned = to_dict(read_config(script.SETTINGS, job.flags, **words))
         if not job.record.exists():
             continue
         differ = settings_that_differ(read_run(job.record), planned)
@@ -105,13 +104,6 @@ def check_records(jobs: list[Job], settings: list[dict[str, Any]], write: list[d
         )
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-WRITTEN = "study_data.json"  # beside the data: the settings that this program wrote it with
-FREE = {"source.path", "source.md5", "write.folder", "write.workers", "write.overwrite"}
-FREE |= {"write.check_space"}  # they do not change a file
-
-
 def without_free(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of write_dataset that decide what a file holds."""
     return {key: value for key, value in settings.items() if key not in FREE}
@@ -124,16 +116,20 @@ def write_data(study: Study, data: Path, images: str) -> None:
         RecordError: a conversion failed, its messages went to stderr; or a file is there that was
             written with other settings.
     """
+    import write_dataset as script
+
     for settings in study.write:
-        names, planned = _data_settings(flags_of(settings))
+        flags = flags_of(settings)
+        cfg = read_config(script.SETTINGS, flags, prog="study, write", description="")
+        planned = without_free(flat(to_dict(cfg)))
         planned |= {"--images": str(Path(images).absolute())} if images else {}
-        files = [data / name for name in names]
+        files = [data / path.name for path in script.target_files(cfg).values()]
         for file in files:
             check_file(file, planned)
         if all(file.exists() for file in files):
             continue
         places = {"write.folder": data} | ({"source.path": images} if images else {})
-        command = [sys.executable, "write_dataset.py", *flags_of(settings | places)]
+        command = [sys.executable, "write_dataset.py", *flags, *flags_of(places)]
         if subprocess.run(command, cwd=ROOT).returncode:
             raise RecordError(f"the data could not be written into {data}, for the reason above")
         made = {
@@ -142,20 +138,10 @@ def write_data(study: Study, data: Path, images: str) -> None:
         write_json(data / WRITTEN, read_object(data / WRITTEN) | made)
 
 
-def _data_settings(flags: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """(names of the files, 'section.key' -> value) of a call; exit status 2 with mistakes."""
-    import write_dataset as script
-
-    cfg = read_config(script.SETTINGS, flags, prog="study, write", description="")
-    flat = {f"{name}.{key}": v for name, keys in to_dict(cfg).items() for key, v in keys.items()}
-    return [path.name for path in script.target_files(cfg).values()], without_free(flat)
-
-
 def check_file(file: Path, planned: dict[str, Any]) -> None:
     """Refuse a data file that was written with other settings; one that is absent is fine.
 
     Args:
-        file: of a study's data.
         planned: 'section.key' -> value, all that decide what it holds.
     Raises:
         RecordError: names what differs.
@@ -166,8 +152,8 @@ def check_file(file: Path, planned: dict[str, Any]) -> None:
     note = read_object(file.parent / WRITTEN).get(file.name, {})
     known = note.get("file") == _checksums(beton)  # else written by hand, or by an earlier version
     found = note["settings"] if known else _settings_in_file(beton, planned)
-    differ = [f"{key}={found[key]}, planned {value}"
-              for key, value in planned.items() if found.get(key, value) != value]  # fmt: skip
+    differ = [f"{key}={found[key]}, planned {value}" for key, value in planned.items()
+              if found.get(key, value) != value]  # fmt: skip
     if differ:
         raise RecordError(
             f"{file} was written with other settings than the plan has ({'; '.join(differ)}): "
@@ -198,28 +184,22 @@ def _checksums(beton: BetonFile) -> dict[str, Any]:
     return {key: (beton.header_json or {}).get(key) for key in keys}
 
 
-# ---- training ------------------------------------------------------------------------------------
-
-
+@dataclass
 class Trainer:
-    """Runs jobs, and makes records of them.
+    """Runs jobs, and makes records of them."""
 
-    Args:
-        threads: of each run.
-        timed: whether the times mean something: one run at a time on an idle machine.
-        extra: more flags for every run, which change nothing that is learned.
-        write: of the study: the data, noted in the records.
-    """
-
-    def __init__(self, threads: int, timed: bool, extra: list[str], write: list[dict]) -> None:
-        self.threads, self.timed, self.extra, self.write = threads, timed, extra, write
-        self.stopped, self._lock = False, threading.Lock()
-        self._running: set[subprocess.Popen] = set()
+    threads: int  # of each run
+    timed: bool  # whether the times mean something: one run at a time on an idle machine
+    extra: list[str]  # more flags for every run, which change nothing that is learned
+    write: list[dict[str, Any]]  # of the study: the data, noted in the records
+    stopped: bool = False
+    running: set[subprocess.Popen] = field(default_factory=set)
+    adding: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self, *_: Any) -> None:
         """Ask every run to save and end; none is started any more."""
         self.stopped = True
-        for process in list(self._running):
+        for process in list(self.running):
             process.terminate()
 
     def train(self, job: Job) -> str:
@@ -236,7 +216,7 @@ class Trainer:
         about = {"label": job.label, "write": self.write} | ({} if self.timed else {"timed": False})
         records, name = job.record.parents[2], job.record.parents[1].name
         try:
-            with self._lock:
+            with self.adding:
                 add_run(job.run, records, name=name, group=job.group, about=about)
         except (ValueError, OSError) as error:  # the other runs continue
             return f"is trained, but did not become a record: {error}"
@@ -255,50 +235,12 @@ class Trainer:
             text=True,
             errors="backslashreplace",
         )
-        self._running.add(process)
+        self.running.add(process)
         if self.stopped:  # meanwhile
             process.terminate()
         output = process.communicate()[0]
-        self._running.discard(process)
+        self.running.discard(process)
         return process.returncode, output
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Carry out the study that `argv` names; returns the exit status."""
-    args, extra = parse(argv)
-    folder = args.folder.absolute()
-    try:
-        study = planned_study(args.folder)
-        runs, data = (getattr(args, name) or ROOT / name / folder.name for name in ("runs", "data"))
-        jobs = jobs_of(study, folder, runs.absolute(), data.absolute())
-        check_records(jobs, check_settings(jobs), list(study.write))
-        missing = [job for job in jobs if not job.record.exists()]
-        if args.list:
-            for job in jobs:
-                print(f"{'missing' if job in missing else 'done   '}  {job.name}")
-            return 0
-        if missing:
-            write_data(study, data.absolute(), args.images)
-    except (ValueError, OSError) as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 2
-    if not missing:
-        print(f"all {len(jobs)} runs are done already")
-        return 0
-    threads = max(1, len(os.sched_getaffinity(0)) // args.lanes)
-    return train_all(missing, args.lanes, Trainer(threads, args.timed, extra, list(study.write)))
-
-
-def planned_study(folder: Path) -> Study:
-    """The study of a folder; RecordError when folder or study.yaml is missing or has no plan."""
-    if not folder.is_dir():
-        raise RecordError(f"{folder} is not a folder: give one that holds a {STUDY}")
-    study = read_study(folder / STUDY)
-    if study is None:
-        raise RecordError(f"{folder} holds no {STUDY}: write the plan of the study into it")
-    if not study.groups:
-        raise RecordError(f"{folder / STUDY} is not a plan: it needs groups")
-    return study
 
 
 def train_all(jobs: list[Job], lanes: int, trainer: Trainer) -> int:
@@ -313,6 +255,44 @@ def train_all(jobs: list[Job], lanes: int, trainer: Trainer) -> int:
     return STOPPED if trainer.stopped else int(bool(problems))
 
 
+def planned_study(folder: Path) -> Study:
+    """The study of a folder; RecordError when folder or study.yaml is missing or has no plan."""
+    if not folder.is_dir():
+        raise RecordError(f"{folder} is not a folder: give one that holds a {STUDY}")
+    study = read_study(folder / STUDY)
+    if study is None:
+        raise RecordError(f"{folder} holds no {STUDY}: write the plan of the study into it")
+    if not study.groups:
+        raise RecordError(f"{folder / STUDY} is not a plan: it needs groups")
+    return study
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Carry out the study that `argv` names; returns the exit status."""
+    args, extra = parse(argv)
+    folder = args.folder.absolute()
+    runs = (args.runs or ROOT / "runs" / folder.name).absolute()
+    data = (args.data or ROOT / "data" / folder.name).absolute()
+    try:
+        study = planned_study(args.folder)
+        jobs, write = jobs_of(study, folder, runs, data), list(study.write)
+        check_records(jobs, write)
+        missing = [job for job in jobs if not job.record.exists()]
+        if missing and not args.list:
+            write_data(study, data, args.images)
+    except (ValueError, OSError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        return WRONG_SETTINGS
+    if args.list:
+        print("\n".join(f"{'missing' if j in missing else 'done   '}  {j.name}" for j in jobs))
+        return 0
+    if not missing:
+        print(f"all {len(jobs)} runs are done already")
+        return 0
+    threads = max(1, len(os.sched_getaffinity(0)) // args.lanes)
+    return train_all(missing, args.lanes, Trainer(threads, args.timed, extra, write))
+
+
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what of it is for train_imagenet.py."""
     parser = argparse.ArgumentParser(prog="python -m tools.study", description=__doc__)
@@ -325,12 +305,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--timed", action="store_true", help="the machine is idle: show times")
     parser.add_argument("--list", action="store_true", help="list the runs, train nothing")
     args, extra = parser.parse_known_args(argv)
-    allowed = ("--training.checkpoint_minutes=", "--data.timeout=", "--logging.progress=")
-    wrong = [word for word in extra if not word.startswith(allowed)]
+    wrong = [word for word in extra if not word.startswith(PASSED_ON)]
     if any(word.startswith("--pictures") for word in wrong):
         parser.error("--pictures is now --images")
     if wrong:
-        parser.error(f"{' '.join(wrong)}: only {' '.join(allowed)} are passed to train_imagenet.py")
+        parser.error(f"{' '.join(wrong)}: only {' '.join(PASSED_ON)} reach train_imagenet.py")
     if args.lanes < 1:
         parser.error(f"--lanes={args.lanes} must be 1 or more")
     if args.timed and args.lanes > 1:

@@ -25,11 +25,7 @@ from tools.report.yaml_files import RecordError, read_reported
 
 
 def open_book(folder: Path) -> Book:
-    """Everything in a folder of records; README.md and docs/ are beside it.
-
-    Raises:
-        RecordError: it is not such a folder, or something in it is wrong.
-    """
+    """Everything in a folder of records, with README.md and docs/ beside it, or RecordError."""
     folder = folder.absolute()
     if not (folder / "reported.yaml").is_file():
         raise RecordError(f"{folder} holds no reported.yaml: run this in the repository's folder")
@@ -72,7 +68,7 @@ def run_build(args: argparse.Namespace) -> int:
         names = build(book)
         print(f"wrote {', '.join(names)}" if names else "all current")
         return 0
-    names = stale(book)
+    names = list(stale(book))
     for name in names:
         print(f"{name} does not match records/", file=sys.stderr)
     if names:
@@ -87,7 +83,7 @@ def run_add(args: argparse.Namespace) -> int:
     options = dict(name=args.name, group=args.group, config=args.config, about=about)
     place = add_run(args.run, args.folder, **options)
     book = open_book(args.folder)
-    entry = next(entry for entry in book.entries if entry.name == place.parent.parent.name)
+    entry = next(entry for entry in book.entries if entry.name == place.parents[1].name)
     print(f"{place}: added\n{render_runs(book, entry)}")
     print(f"{interpreter()} -m tools.report writes it into README.md, docs/ and its plots")
     return 0
@@ -97,15 +93,14 @@ def run_page(args: argparse.Namespace) -> int:
     """Write the page of a run."""
     from tools.report.page import write_page  # builds networks: seconds of imports
 
-    for sentence in write_page(args.run, args.out, args.val, args.weights, args.worst):
-        print(sentence)
+    print("\n".join(write_page(args.run, args.out, args.val, args.weights, args.worst)))
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tools.report", None, __doc__, formatter_class=form)
     parser.set_defaults(command=run_build)
     folder = dict(type=Path, metavar="FOLDER", help="of the records (records)")
     parser.add_argument("--folder", default=Path("records"), **folder)

@@ -33,7 +33,7 @@ def add_run(
     config: str | None = None,
     about: dict[str, Any] | None = None,
 ) -> Path:
-    """Copy a run into `records`/name/group/seedN.
+    """Copy a run into `records`/name/group/seedN, and return that folder.
 
     Weights, checkpoints and TensorBoard's files (they name the host) stay where they are; so does
     curves.png, which can be drawn again from the log. Absolute paths are cut to their last part.
@@ -44,14 +44,11 @@ def add_run(
         group: of runs that differ in their seed; default: date and machine.
         config: YAML with the settings of a run whose config.json is lost.
         about: for group.json, over what it holds; 'unfinished': True takes a run cut short.
-    Returns:
-        The new folder.
     Raises:
         RecordError: the run is unfinished or damaged, its place is taken, or its settings are not
             those of its group. Nothing is written then.
     """
-    run = _with_settings(read_run(source), config)
-    about = about or {}
+    run, about = _with_settings(read_run(source), config), about or {}
     if (reason := run.unfinished()) and not about.get("unfinished"):
         raise RecordError(f"{source} is not a finished run: {reason}; --unfinished takes it anyway")
     name = _checked(name or Path(run.setting("logging.folder", "")).name, "--name")

@@ -18,7 +18,7 @@ from PIL import Image
 
 import train_imagenet as script
 from fast_imagenet.config import read_config
-from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_chw
+from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.logger import PATHS, REPOSITORY
 from tools.report.records import Run, read_object
@@ -83,9 +83,8 @@ def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, P
         return f"{weights.name} is not in the folder of the run; name a file with --weights."
     setting, real = run.setting("data.val_dataset", ""), real_val(run)
     candidates = [val or real] if val or real else [setting, REPOSITORY / setting] * bool(setting)
-    for path in map(Path, candidates):
-        if path.exists():
-            return weights, path
+    if places := [path for path in map(Path, candidates) if path.exists()]:
+        return weights, places[0]
     name = Path(real or setting).name or "which"  # the page may be sent to others: no folders
     return f"the validation data, {name}, is not where the run had it; name it with --val."
 
@@ -156,10 +155,10 @@ def class_names(source: Any, count: int) -> list[str]:
 
 def thumbnail(source: Any, sample: int, crop_ratio: float) -> bytes:
     """The central square of an image as JPEG."""
-    rgb_hwc = to_chw(read_stored(source, sample)).permute(1, 2, 0).numpy()
+    rgb_hwc = to_hwc(read_stored(source, sample))
     region = CenterCrop()(*rgb_hwc.shape[:2], sample, crop_ratio)
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
-    image, file = Image.fromarray(np.ascontiguousarray(rgb_hwc)).crop(box), io.BytesIO()
+    image, file = Image.fromarray(rgb_hwc).crop(box), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(file, "JPEG", quality=80, optimize=True)
     return file.getvalue()

@@ -113,9 +113,9 @@ def _points(book: Book, groups: list[Group]) -> Series:
     """Top-1 over millions of images seen: a series per title of a report, and per group."""
     series: dict[tuple[str, str, bool], list[tuple[float, ...]]] = {}
     for report in book.reported.reports:
-        millions = report.epochs * book.reported.data[report.data]["images"] / 1e6
-        key = report.data, report.title, False
-        series.setdefault(key, []).append((millions, report.top1, 0.0))
+        millions = report["epochs"] * book.reported.data[report["data"]]["images"] / 1e6
+        key = report["data"], report["title"], False
+        series.setdefault(key, []).append((millions, report["top1"], 0.0))
     for group in groups:
         millions = round(group.spread("images").mean / 1000, 6)
         key = book.data(group), book.title(group), True

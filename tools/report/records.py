@@ -21,7 +21,6 @@ MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
 GROUP_KEYS |= {"timed": bool, "unfinished": bool, "write": list}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: on an idle machine only
-NOT_LOGGED = "not logged"
 
 # A log may have more keys, and all others may be missing: records of every version stay readable.
 REQUIRED = ("epoch", "plain_top1", "top1", "seconds", "images_per_second")
@@ -44,14 +43,19 @@ class Spread:
 
     def text(self, digits: int = 1) -> str:
         """'78.5 ± 0.3', without the second part for one value."""
-        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{deviation}"
+        deviation = "" if self.deviation is None else f" ± {self.deviation:,.{digits}f}"
+        return f"{self.mean:,.{digits}f}{deviation}"
 
 
 def spread(values: list[float]) -> Spread:
     """Spread of one value or more."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.mean(values), deviation, len(values))  # exact: fmean turns 59.95 down
+
+
+def flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Nested settings as 'section.key' -> value."""
+    return {f"{name}.{k}": value for name, keys in settings.items() for k, value in keys.items()}
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,8 @@ class Run:
     @property
     def counting_settings(self) -> dict[str, Any]:
         """'section.key' -> value of all settings that decide what is learned, without the seed."""
-        flat = {f"{name}.{key}": value for name, keys in self.settings.items()
-                for key, value in keys.items()}  # fmt: skip
-        return {k: v for k, v in flat.items() if k not in FREE and not k.startswith("logging.")}
+        every = flat(self.settings).items()
+        return {k: v for k, v in every if k not in FREE and not k.startswith("logging.")}
 
     @property
     def seed(self) -> int:
@@ -222,10 +225,14 @@ class Group:
         values = [run.numbers[key] for run in self.runs if key in run.numbers]
         return spread(values) if len(values) == len(self.runs) else None
 
+    def only(self, run: Run) -> Group:
+        """One run of the group."""
+        return replace(self, runs=(run,))
+
     def text(self, key: str, digits: int = 1) -> str:
         """Its spread in words, or why there is none to show."""
         found = self.spread(key)
-        shown = found.text(digits) if found else NOT_LOGGED
+        shown = found.text(digits) if found else "not logged"
         return "not timed" if key in TIMES and not self.timed else shown
 
     @property
@@ -309,13 +316,12 @@ def settings_that_differ(run: Run, planned: dict[str, Any]) -> list[str]:
 
 def check_alike(runs: list[Run]) -> None:
     """Refuse runs whose mean would mean nothing: of one seed, or of other settings or images."""
-    first = runs[0]
-    flat, images = first.counting_settings, first.images_per_epoch
+    first, settings, images = runs[0], runs[0].counting_settings, runs[0].images_per_epoch
     for i, run in enumerate(runs[1:], 1):
         if run.seed in [other.seed for other in runs[:i]]:
             raise RecordError(f"{run.folder} has seed {run.seed}, as another run of its group")
         other = run.counting_settings  # a setting that one does not have is of another version
-        if differ := [key for key, value in flat.items() if other.get(key, value) != value]:
+        if differ := [key for key, value in settings.items() if other.get(key, value) != value]:
             raise RecordError(
                 f"{run.folder} and {first.folder} differ in {', '.join(differ)}; runs of a group "
                 f"differ in training.seed only: make another group"

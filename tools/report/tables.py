@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from tools.report.plots import plot_data
-from tools.report.records import NOT_LOGGED, TIMES, Entry, Group, Run
+from tools.report.records import Entry, Group, Run
 from tools.report.yaml_files import RecordError, Reported
 
 BEGIN = "<!-- results: written by python -m tools.report -->"
@@ -67,7 +67,7 @@ class Book:
 
     def unreported(self, data: str) -> list[Group]:
         """Groups of a dataset that are not beside a reported number."""
-        reported = {report.config for report in self.reported.reports if report.data == data}
+        reported = {x["config"] for x in self.reported.reports if x["data"] == data}
         groups = [g for entry in self.rows for g in entry.groups[entry.name in reported :]]
         return [group for group in groups if self.data(group) == data]
 
@@ -119,7 +119,7 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"md": safe, "base64": lambda data: b64encode(data).decode()}
-    functions = (run_number, description, changed, difference, network_name)
+    functions = (description, changed, difference, network_name)
     environment.globals |= {function.__name__: function for function in functions}
     environment.globals |= {"columns": COLUMNS, "known_data": list(FOLDERS.values())}
     return environment
@@ -174,13 +174,6 @@ def render_runs(book: Book, entry: Entry) -> str:
     return _markdown("runs", book, entry)
 
 
-def run_number(group: Group, run: Run, key: str, digits: int) -> str:
-    """One of `Run.numbers`, or why there is none to show."""
-    if key in TIMES and not group.timed:
-        return "not timed"
-    return f"{run.numbers[key]:,.{digits}f}" if key in run.numbers else NOT_LOGGED
-
-
 def changed(group: Group, entry: Entry) -> str:
     """Settings that are not those of the first group."""
     one, other = (g.runs[0].counting_settings for g in (group, entry.groups[0]))
@@ -213,25 +206,20 @@ def description(group: Group, groups: Sequence[Group] = ()) -> str:
     parts = [f"{network_name(run)}, {run.numbers['epochs']} epochs"]
     parts += [f"standard eval {run.protocol('standard')}, config eval {run.protocol('config')}"]
     parts += ["EMA weights" if run.ema else "raw weights"]
-    parts += [_machines(found), _commits(found)] if found else []
+    counts = Counter(map(_machine, found))  # how many runs each had, where they are several
+    parts += list(counts) if len(counts) == 1 else []
+    parts += [" and ".join(f"{counts[x]} on {x}" for x in counts)] if len(counts) > 1 else []
+    commits = dict.fromkeys(
+        f"{one.get('commit', 'unknown')[:7]}{' and uncommitted changes' * bool(one.get('dirty'))}"
+        for one in found
+    )
+    parts += [safe(f"commit {', '.join(commits)}")] if found else []
     return " ".join([f"{'; '.join(parts)}.", *filter(None, [group.about.get("note")])])
 
 
-def _machines(environments: list[dict[str, Any]]) -> str:
-    """Devices and versions; how many runs each had, where they are several."""
-    counts: Counter[str] = Counter()
-    for one in environments:
-        gpus = one.get("devices_on_node", 0)
-        place = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{one.get('cores', '?')} cores"
-        versions = ", ".join(f"{k} {one[k]}" for k in ("torch", "ffcv", "python") if k in one)
-        counts[safe(f"{one.get('device', 'unknown')}, {place}; {versions}")] += 1
-    several = " and ".join(f"{count} on {words}" for words, count in counts.items())
-    return several if len(counts) > 1 else next(iter(counts))
-
-
-def _commits(environments: list[dict[str, Any]]) -> str:
-    commits = dict.fromkeys(
-        f"{e.get('commit', 'unknown')[:7]}{' and uncommitted changes' * bool(e.get('dirty'))}"
-        for e in environments
-    )
-    return safe(f"commit {', '.join(commits)}")
+def _machine(environment: dict[str, Any]) -> str:
+    """Device and versions."""
+    gpus, cores = environment.get("devices_on_node", 0), environment.get("cores", "?")
+    place = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} cores"
+    versions = [f"{k} {environment[k]}" for k in ("torch", "ffcv", "python") if k in environment]
+    return safe(f"{environment.get('device', 'unknown')}, {place}; {', '.join(versions)}")

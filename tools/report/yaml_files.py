@@ -28,9 +28,14 @@ OWN_SETTINGS = {"training.seed", "logging.folder", "data.train_dataset", "data.v
 PLAN_KEYS = {"config": (str, list), "settings": dict, "seeds": list, "write": list, "groups": list}
 GROUP_KEYS = {"name": str, "label": str, "settings": dict}
 EVALS = ("standard", "config", "other")
+# by: who, source: where it can be read, network: as they call it, protocol: how they evaluated
 BLOCK_KEYS = dict.fromkeys(("by", "source", "data", "network", "protocol", "eval"), str)
+OPTIONAL = {"hardware", "note"}
+BLOCK_KEYS |= dict.fromkeys(OPTIONAL, str)
+# config: ours of the same recipe, recipe: its name where we have none; spread: of top1, in percent
+NUMBERS = ("epochs", "top1", "top5", "spread", "minutes")
 RESULT_KEYS = dict.fromkeys(("config", "recipe", "network"), str)
-RESULT_KEYS |= dict.fromkeys(("epochs", "top1", "top5", "spread", "minutes"), (int, float))
+RESULT_KEYS |= dict.fromkeys(NUMBERS, (int, float))
 
 
 class RecordError(ValueError):
@@ -134,47 +139,12 @@ def _check_plan(study: Study, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """One number that somebody reported, and how they got it."""
-
-    by: str
-    source: str  # where it can be read
-    data: str  # key of `Reported.data`
-    network: str  # as they call it
-    protocol: str  # how they evaluated
-    eval: str  # which of EVALS that is
-    epochs: float
-    top1: float  # percent, as top5
-    hardware: str = ""
-    note: str = ""
-    config: str = ""  # stem of our config of the same recipe, or
-    recipe: str = ""  # its name where we have no config
-    top5: float | None = None
-    spread: float | None = None  # standard deviation of top1
-    minutes: float | None = None  # of training
-
-    @property
-    def number(self) -> str:
-        """'77.12 ± 0.11', with the digits of the file."""
-        return f"{self.top1}" + (f" ± {self.spread}" if self.spread is not None else "")
-
-    @property
-    def title(self) -> str:
-        """What the number belongs to: numbers of one title can be compared."""
-        return f"{self.by}, {self.network}, {self.protocol}"
-
-
-@dataclass(frozen=True)
 class Reported:
     """Content of reported.yaml, in the order of the file."""
 
     data: dict[str, dict[str, Any]]  # dataset -> {'images': training images, 'note': words}
     readme: list[str]  # stems of the configs in README's table
-    reports: list[Report]
-
-    def of_config(self, stem: str) -> list[Report]:
-        """What was reported for the recipe of one of our configs, under one of our protocols."""
-        return [one for one in self.reports if one.config == stem and one.eval != "other"]
+    reports: list[dict[str, Any]]  # BLOCK_KEYS and RESULT_KEYS, '' or None for what is missing
 
 
 def read_reported(path: Path) -> Reported:
@@ -187,14 +157,15 @@ def read_reported(path: Path) -> Reported:
     return Reported(content["data"], content["readme"], reports)
 
 
-def _reports(block: dict[str, Any], data: dict[str, Any], where: str) -> list[Report]:
-    kinds = BLOCK_KEYS | {"hardware": str, "note": str, "results": list}
-    check_keys(block, kinds, {*BLOCK_KEYS, "results"}, where)
+def _reports(block: dict[str, Any], data: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    check_keys(block, BLOCK_KEYS | {"results": list}, {*BLOCK_KEYS, "results"} - OPTIONAL, where)
     if block["eval"] not in EVALS or block["data"] not in data:
         raise RecordError(f"{where}: eval is one of {', '.join(EVALS)}, data one of {list(data)}")
     for result in block["results"]:
         check_keys(result, RESULT_KEYS, {"epochs", "top1"}, where)
         if ("config" in result) == ("recipe" in result):
             raise RecordError(f"{where}: {result} needs either config or recipe")
-    common = {key: value for key, value in block.items() if key != "results"}
-    return [Report(**common | result) for result in block["results"]]
+    # titles of numbers that can be compared are equal
+    blank = dict.fromkeys(OPTIONAL | {"config", "recipe"}, "") | dict.fromkeys(NUMBERS)
+    reports = [blank | block | result for result in block.pop("results")]
+    return [one | {"title": f"{one['by']}, {one['network']}, {one['protocol']}"} for one in reports]
