@@ -57,11 +57,7 @@ class Job:
 
 
 def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
-    """All runs of a study with a plan, the first seed of every group first.
-
-    Args:
-        folder: of the records; runs: of the runs under way; data: of train.beton and val.beton.
-    """
+    """All runs of a plan, the first seed of every group first; their folders, and that of data."""
     jobs = []
     for seed in study.seeds:
         for group in study.groups:
@@ -75,14 +71,7 @@ def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
 
 
 def check_records(jobs: list[Job], write: list[dict[str, Any]]) -> None:
-    """Refuse finished runs that do not match the plan, whose `write` is given.
-
-    All settings are read, before the first run is trained.
-
-    Raises:
-        RecordError: names the records and what differs.
-        SystemExit: status 2, the mistakes in the settings are printed.
-    """
+    """Refuse wrong settings of any run, and records that do not match the plan and its `write`."""
     import train_imagenet as script
 
     changed = []
@@ -110,12 +99,7 @@ def without_free(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_data(study: Study, data: Path, images: str) -> None:
-    """Convert the images as the plan says; files that were written so are kept.
-
-    Raises:
-        RecordError: a conversion failed, its messages went to stderr; or a file is there that was
-            written with other settings.
-    """
+    """Convert the images as the plan says; files that were written so are kept, others refused."""
     import write_dataset as script
 
     for settings in study.write:
@@ -139,13 +123,7 @@ def write_data(study: Study, data: Path, images: str) -> None:
 
 
 def check_file(file: Path, planned: dict[str, Any]) -> None:
-    """Refuse a data file that was written with other settings; one that is absent is fine.
-
-    Args:
-        planned: 'section.key' -> value, all that decide what it holds.
-    Raises:
-        RecordError: names what differs.
-    """
+    """Refuse a data file that was written with other settings; one that is absent is fine."""
     if not file.exists():
         return
     beton = BetonFile(file)

@@ -438,7 +438,7 @@ def test_settings_of_another_kind_are_refused(place, changed):
 )
 def test_a_damaged_log_is_refused(place, content, sentence):
     (make_run(place / "run") / "log.jsonl").write_text(content)
-    with pytest.raises(RecordError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         read_run(place / "run")
 
 
@@ -510,7 +510,7 @@ def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
         ("blocks:", "blocks: ["),
     ):
         path.write_text(REPORTED.replace(old, new))
-        with pytest.raises(RecordError, match=r"reported\.yaml"):
+        with pytest.raises(ValueError, match=r"reported\.yaml"):
             report.open_book(place / "records")
 
 

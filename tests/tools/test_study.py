@@ -69,7 +69,7 @@ def test_a_plan_without_a_part_is_refused(tmp_path):
     with pytest.raises(RecordError, match="seeds is missing"):
         read_study(tmp_path / "study.yaml")
     (tmp_path / "study.yaml").write_text("title: [")
-    with pytest.raises(RecordError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_study(tmp_path / "study.yaml")
     assert read_study(tmp_path / "none.yaml") is None
 

@@ -12,15 +12,7 @@ from typing import Any
 
 from fast_imagenet.engine.logger import read_jsonl, redact_paths
 from fast_imagenet.files import write_json
-from tools.report.records import (
-    Group,
-    Run,
-    check_alike,
-    choose_main,
-    read_entry,
-    read_object,
-    read_run,
-)
+from tools.report.records import Run, group_file_with, read_object, read_run
 from tools.report.yaml_files import FOLDER_NAME, RecordError
 
 
@@ -45,7 +37,7 @@ def add_run(
         config: YAML with the settings of a run whose config.json is lost.
         about: for group.json, over what it holds; 'unfinished': True takes a run cut short.
     Raises:
-        RecordError: the run is unfinished or damaged, its place is taken, or its settings are not
+        ValueError: the run is unfinished or damaged, its place is taken, or its settings are not
             those of its group. Nothing is written then.
     """
     run, about = _with_settings(read_run(source), config), about or {}
@@ -57,26 +49,11 @@ def add_run(
     if place.exists() or (folder / "log.jsonl").exists():
         taken = place if place.exists() else folder
         raise RecordError(f"{taken} exists already; choose another --group, or remove it")
-    about = _group_file(folder, run, about)
+    about = group_file_with(folder, run, about)
     _write(run, source, place)
     if about:
         write_json(folder / "group.json", about)
     return place
-
-
-def _group_file(folder: Path, run: Run, about: dict[str, Any]) -> dict[str, Any]:
-    """Content of the group's group.json, once the run is known to fit in."""
-    entry = read_entry(folder.parent) if folder.parent.is_dir() else None
-    groups, study = (list(entry.groups), entry.study) if entry else ([], None)
-    if old := next((one for one in groups if one.folder == folder), None):
-        check_alike([*old.runs, run])
-        about = old.about | about
-        groups.remove(old)
-    elif groups and study is None:  # a second group is not in README.md unless it says so
-        about = {"main": False} | about
-    if not (study and study.groups):  # a plan has its own order
-        choose_main([*groups, Group(folder.parent.name, folder, (run,), about)], folder.parent)
-    return about
 
 
 def _with_settings(run: Run, config: str | None) -> Run:

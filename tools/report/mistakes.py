@@ -70,11 +70,7 @@ class Mistakes:
 
 
 def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, Path] | str:
-    """(weights, validation data) of a run, or the sentence that says what is missing.
-
-    Raises:
-        RecordError: a file that was asked for is not there.
-    """
+    """(weights, validation data) of a run, or a sentence on what is missing and not asked for."""
     for name, path in (("--val", val), ("--weights", weights)):
         if path and not Path(path).exists():
             raise RecordError(f"{name}={path} does not exist")
@@ -95,11 +91,7 @@ def real_val(run: Run) -> str:
 
 
 def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
-    """Run the standard eval and keep the worst `count` images.
-
-    Raises:
-        ValueError: the weights do not fit the settings, or the files are refused.
-    """
+    """Run the standard eval and keep the worst `count` images."""
     cfg = settings_of(run, weights, val)
     distributed = init_distributed()
     _, loader = script.build_loaders(cfg, distributed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import train_imagenet
 from fast_imagenet.engine.logger import LOG_KEYS, plot_curves, read_jsonl
 from fast_imagenet.files import write_atomically
 from tools.report.mistakes import Mistakes, find_files, find_mistakes, real_val
-from tools.report.plots import fewer_colors
 from tools.report.records import Run, read_run
 from tools.report.tables import NETWORKS, templates
 from tools.report.yaml_files import RecordError
@@ -26,19 +24,14 @@ def write_page(
     weights: Path | None = None,
     worst: int = 24,
 ) -> list[str]:
-    """Write the page of a run.
+    """Write the page of a run, finished or not; returns what was written and what is missing in it.
 
     Args:
-        folder: of the run, finished or not.
         out: the file; default: page.html in the folder.
-        val: validation data, .beton or folder; default: that of the run's settings.
-        weights: any file that `load_weights` reads; default: weights.safetensors of the folder.
-        worst: images shown.
-    Returns:
-        Sentences on what was written and what is missing in it.
+        val, weights: default: those of the run.
+        worst: how many misclassified images are shown.
     Raises:
-        RecordError: the folder holds no run, or a file that was asked for is not there.
-        ValueError: weights and data do not fit the run.
+        ValueError: the folder holds no run, or weights and data do not exist or fit the run.
     """
     run = read_run(folder)
     out = out or run.folder / "page.html"
@@ -59,12 +52,7 @@ def write_page(
 
 
 def render_page(run: Run, found: Mistakes | None, missing: str, defaults: dict[str, str]) -> str:
-    """The HTML of a run.
-
-    Args:
-        found: None where the mistakes could not be found; `missing` says why.
-        defaults: of the settings, by name, to mark those that differ.
-    """
+    """The HTML of a run; `missing`: why no mistakes were found; `defaults`: of settings by name."""
     name = Path(run.setting("logging.folder", "")).name or run.folder.absolute().name
     arch = run.setting("model.arch", "unknown network")
     values = dict(name=name, network=NETWORKS.get(arch, arch), run=run, numbers=run.numbers)
@@ -80,7 +68,7 @@ def _curves(run: Run) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         png = Path(folder, "curves.png")
         plot_curves(run.folder / "log.jsonl", png)
-        return fewer_colors(io.BytesIO(png.read_bytes()), {})
+        return png.read_bytes()
 
 
 def _loss(run: Run) -> dict[str, Any]:

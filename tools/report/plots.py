@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from fast_imagenet.engine.logger import decorate
 from tools.report.records import Group, Spread, spread
@@ -76,18 +75,8 @@ def draw(name: str, series: Series) -> bytes:
     figure = Figure(figsize=(10, height), dpi=90, layout="constrained")
     drawing(figure, series)
     file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return fewer_colors(file, {DIGEST: digest(series)})
-
-
-def fewer_colors(png: io.BytesIO, texts: dict[str, str]) -> bytes:
-    """The same image in 200 colors, a third of the bytes, with no text but `texts`."""
-    info, file = PngInfo(), io.BytesIO()
-    for key, text in texts.items():
-        info.add_text(key, text)
-    with Image.open(png) as image:
-        few = image.convert("RGB").quantize(200, method=Image.Quantize.MAXCOVERAGE)
-    few.save(file, "PNG", optimize=True, pnginfo=info)
+    texts = {DIGEST: digest(series), "Software": None}
+    figure.savefig(file, format="png", metadata=texts, pil_kwargs={"optimize": True})
     return file.getvalue()
 
 
@@ -160,12 +149,7 @@ def _draw_curves(axes: Axes, series: Series, xs: list[list[float]]) -> None:
 
 
 def side_by_side(series: list[list[Point]], log: bool = False) -> list[float]:
-    """Places on the x axis for series of one point, so that none covers another's point.
-
-    Args:
-        series: (x, y) of each; of one with more or no points the place means nothing.
-        log: the x axis is logarithmic.
-    """
+    """A place on the x axis for every series of one point (x, y), so that none covers another's."""
     scaled = [[(math.log10(x) if log else x, y) for x, y in one] for one in series]
     every = [point for one in scaled for point in one]
     width, height = (max(v) - min(v) or 1.0 for v in zip(*every, strict=True)) if every else (1, 1)

@@ -1,7 +1,6 @@
 """Records of runs: read, checked, put into groups of seeds. records/README.md shows the folders.
 
-Where nothing else is said, RecordError is raised when a record is damaged, unfinished or
-contradicts its group.
+A record that is damaged, unfinished or contradicts its group is refused: a ValueError.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import RunLogError, read_jsonl, redact_paths
+from fast_imagenet.engine.logger import read_jsonl, redact_paths
 from fast_imagenet.engine.schedules import is_evaluated
 from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study
 
@@ -95,9 +94,8 @@ class Run:
     def numbers(self) -> dict[str, float]:
         """What a table shows of the last epoch, as far as it was logged; accuracies in percent.
 
-        Keys: standard, standard_top5, config, config_top5 (of the final weights), epochs, images
-        (thousands seen), images_per_second (median over the epochs), minutes (training and
-        evaluation), data_wait (percent of training time), memory_gb.
+        images: thousands seen; images_per_second: median over the epochs; minutes: training and
+        evaluation; data_wait: percent of training time.
         """
         last, seconds, waits = self.log[-1], self.column("seconds"), self.column("data_wait_share")
         keys = {"standard": "plain_top1", "standard_top5": "plain_top5"}
@@ -131,7 +129,7 @@ class Run:
         """Why its last epoch is not its result; '' when it is."""
         epochs = [line["epoch"] for line in self.log]
         last, every = epochs[-1], self.setting("validation.every", 1)
-        planned, max_steps = self.setting("training.epochs"), self.setting("training.max_steps", 0)
+        planned, max_steps = self.setting("training.epochs"), self.setting("training.max_steps")
         due = {epoch for epoch in range(1, last) if is_evaluated(epoch - 1, last, every)}
         if epochs != sorted(due | set(epochs)):
             return f"its log has the epochs {epochs[0]} to {last} with gaps or repeats"
@@ -148,11 +146,7 @@ def read_run(folder: str | Path) -> Run:
     log = folder if folder.is_file() else folder / "log.jsonl"
     if not log.is_file():
         raise RecordError(f"{folder} holds no log.jsonl: name the folder of a run, or its log")
-    try:
-        lines = read_jsonl(log)
-    except RunLogError as error:
-        raise RecordError(str(error)) from error
-    if not lines:
+    if not (lines := read_jsonl(log)):
         raise RecordError(f"{log} is empty: the run has not finished an epoch")
     environment = read_object(log.parent / "environment.json")
     run = Run(log.parent, _read_settings(log.parent), environment, lines)
@@ -299,12 +293,7 @@ def read_group_file(folder: Path) -> dict[str, Any]:
 
 
 def settings_that_differ(run: Run, planned: dict[str, Any]) -> list[str]:
-    """'key=theirs, planned ours' for every setting that decides what is learned, and the seed.
-
-    Args:
-        run: a record; a setting that it does not have is of another version.
-        planned: nested settings, as train_imagenet.py reads them.
-    """
+    """'key=theirs, planned ours' of settings that decide what is learned and that both have."""
     if not run.settings:
         return ["config.json is missing, its settings are unknown"]
     plan = replace(run, settings=redact_paths(planned))
@@ -344,3 +333,18 @@ def choose_main(groups: list[Group], folder: Path) -> Group:
             f"them, and false or nothing into the others"
         )
     return candidates[0]
+
+
+def group_file_with(folder: Path, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+    """Content of the group's group.json with one more run, which is known to fit in then."""
+    entry = read_entry(folder.parent) if folder.parent.is_dir() else None
+    groups, study = (list(entry.groups), entry.study) if entry else ([], None)
+    if old := next((one for one in groups if one.folder == folder), None):
+        check_alike([*old.runs, run])
+        about = old.about | about
+        groups.remove(old)
+    elif groups and study is None:  # a second group is not in README.md unless it says so
+        about = {"main": False} | about
+    if not (study and study.groups):  # a plan has its own order
+        choose_main([*groups, Group(folder.parent.name, folder, (run,), about)], folder.parent)
+    return about

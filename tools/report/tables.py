@@ -132,11 +132,7 @@ def _markdown(macro: str, *values: Any) -> str:
 
 
 def render_readme(text: str, book: Book) -> str:
-    """README.md with its tables and the numbers in its prose renewed.
-
-    Raises:
-        RecordError: it has not one pair of markers, or shows a number or study without records.
-    """
+    """README.md with its tables and the numbers in its prose renewed."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise RecordError(f"README.md needs one line `{BEGIN}` and, after it, one `{END}`")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]

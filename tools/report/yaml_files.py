@@ -56,13 +56,6 @@ def check_keys(content: Any, kinds: dict[str, Any], required: Iterable[str], whe
     return content
 
 
-def _read(path: Path) -> Any:
-    try:
-        return read_yaml(path)
-    except ValueError as error:
-        raise RecordError(f"{error}") from error
-
-
 def flags_of(settings: dict[str, Any]) -> list[str]:
     """'section.key' -> value, as words of a command line."""
     texts = {key: str(x).lower() if isinstance(x, bool) else str(x) for key, x in settings.items()}
@@ -97,15 +90,11 @@ class Study:
 
 
 def read_study(path: Path) -> Study | None:
-    """The study of a file; None when there is no file.
-
-    Raises:
-        RecordError: it is not YAML, or a key is missing, unknown or of another kind.
-    """
+    """The study of a file, checked; None when there is no file."""
     if not path.is_file():
         return None
     kinds = {"title": str, "note": str} | PLAN_KEYS
-    content = check_keys(_read(path), kinds, {"title"}, path)
+    content = check_keys(read_yaml(path), kinds, {"title"}, path)
     if not set(content) & set(PLAN_KEYS):
         return Study(**content)
     check_keys(content, kinds, PLAN_KEYS, path)
@@ -148,9 +137,9 @@ class Reported:
 
 
 def read_reported(path: Path) -> Reported:
-    """Read and check the file; RecordError when it is not YAML, or an entry is wrong."""
+    """Read and check the file."""
     kinds = {"data": dict, "readme": list, "blocks": list}
-    content = check_keys(_read(path), kinds, kinds, path)
+    content = check_keys(read_yaml(path), kinds, kinds, path)
     reports = []
     for number, block in enumerate(content["blocks"], 1):
         reports += _reports(block, content["data"], f"block {number} of {path}")
