@@ -22,8 +22,7 @@ from fast_imagenet.program import errors_as_sentences
 from tests.conftest import ROOT, SMOKE
 from tools.report import __main__ as report
 from tools.report.add import add_run
-from tools.report.mistakes import Mistake, Mistakes, find_mistakes
-from tools.report.page import render_page
+from tools.report.page import Mistake, Mistakes, find_mistakes, render_page
 from tools.report.plots import COLORS, PLOTS, draw, is_current, plot_data
 from tools.report.records import REQUIRED, read_entry, read_run, spread
 from tools.report.tables import BEGIN, END, render_readme, render_results

@@ -6,5 +6,4 @@ tables.py      both -> README's tables, docs/results.md, numbers in prose (table
 plots.py       both -> docs/*.png
 add.py         the folder of a run -> a record
 page.py        the folder of a run -> one HTML file (page.html.j2)
-mistakes.py    weights and images -> what a network gets wrong
 """

@@ -1,20 +1,33 @@
-"""A run as one HTML file (page.html.j2): opens from a mail or a memory stick."""
+"""A run as one HTML file (page.html.j2), with what its network gets wrong.
+
+Arrays: images_bhwc uint8 [b, h, w, 3]; n: samples of the file, in its order; k: classes.
+"""
 
 from __future__ import annotations
 
+import io
 import tempfile
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
-import train_imagenet
-from fast_imagenet.engine.logger import LOG_KEYS, plot_curves, read_jsonl
+import train_imagenet as script
+from fast_imagenet.config import read_config
+from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_hwc
+from fast_imagenet.engine.distributed import init_distributed
+from fast_imagenet.engine.logger import LOG_KEYS, PATHS, REPOSITORY, plot_curves, read_jsonl
 from fast_imagenet.files import write_atomically
-from tools.report.mistakes import Mistakes, find_files, find_mistakes, real_val
-from tools.report.records import Run, read_run
+from tools.report.records import Run, read_object, read_run
 from tools.report.tables import NETWORKS, templates
-from tools.report.yaml_files import RecordError
+from tools.report.yaml_files import RecordError, flags_of
+
+THUMBNAIL = 176  # px, longest side
 
 
 def write_page(
@@ -44,7 +57,7 @@ def write_page(
             notes.append(f"the run had it at {real}")
     else:
         mistakes = find_mistakes(run, *files, worst)
-    entries = train_imagenet.SETTINGS.entries
+    entries = script.SETTINGS.entries
     defaults = {".".join(key): str(param.default) for key, param in entries.items()}
     page = render_page(run, mistakes, files if isinstance(files, str) else "", defaults).encode()
     write_atomically(out, lambda file: file.write(page))
@@ -85,3 +98,132 @@ def _loss(run: Run) -> dict[str, Any]:
     label = f"training loss of {len(losses):,} steps" + (f", means of {size}" if size > 1 else "")
     marks = [(20, high), (110, (low + high) / 2), (200, low)]
     return {"points": points, "label": label, "marks": marks}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was classified wrongly."""
+
+    sample: int  # its place in the file
+    label: int  # the true class
+    guess: int  # the likeliest class of the network
+    label_probability: float
+    guess_probability: float
+    jpeg: bytes  # the square that was evaluated, at most THUMBNAIL px
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Result of the pass, standard eval."""
+
+    names: list[str]  # of the classes
+    counts_kk: np.ndarray  # int64, true class x guessed class
+    worst: list[Mistake]  # the smallest probability of the true class first
+    source: str  # names of the two files
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * np.trace(self.counts_kk) / self.counts_kk.sum()
+
+    def confused(self) -> list[tuple[str, str, str, str]]:
+        """(true, guessed, images, fraction of the true class) of wrong pairs, most images first."""
+        wrong_kk, sums = self.counts_kk.copy(), self.counts_kk.sum(1)
+        np.fill_diagonal(wrong_kk, 0)
+        order = np.argsort(-wrong_kk, axis=None, kind="stable")[: np.count_nonzero(wrong_kk)]
+        pairs = zip(*np.unravel_index(order, wrong_kk.shape), strict=True)
+        return [(self.names[true], self.names[guess], f"{(n := wrong_kk[true, guess]):,}",
+                 f"{n / sums[true]:.1%}") for true, guess in pairs]  # fmt: skip
+
+    def classes(self) -> list[tuple[str, str, str]]:
+        """(class, accuracy, images), the lowest accuracy first; without empty classes."""
+        sums, correct = self.counts_kk.sum(1), np.diag(self.counts_kk)
+        order = sorted(np.flatnonzero(sums), key=lambda k: (correct[k] / sums[k], k))
+        return [(self.names[k], f"{correct[k] / sums[k]:.1%}", f"{sums[k]:,}") for k in order]
+
+
+def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, Path] | str:
+    """(weights, validation data) of a run, or a sentence on what is missing and not asked for."""
+    for name, path in (("--val", val), ("--weights", weights)):
+        if path and not Path(path).exists():
+            raise RecordError(f"{name}={path} does not exist")
+    weights = weights or run.folder / "weights.safetensors"
+    if not weights.exists():
+        return f"{weights.name} is not in the folder of the run; name a file with --weights."
+    setting, real = run.setting("data.val_dataset", ""), real_val(run)
+    candidates = [val or real] if val or real else [setting, REPOSITORY / setting] * bool(setting)
+    if places := [path for path in map(Path, candidates) if path.exists()]:
+        return weights, places[0]
+    name = Path(real or setting).name or "which"  # the page may be sent to others: no folders
+    return f"the validation data, {name}, is not where the run had it; name it with --val."
+
+
+def real_val(run: Run) -> str:
+    """Where the run had its validation data; '' for a record, or a run of an earlier version."""
+    return str(read_object(run.folder / PATHS).get("data.val_dataset", ""))
+
+
+def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
+    """Run the standard eval and keep the worst `count` images."""
+    cfg = settings_of(run, weights, val)
+    distributed = init_distributed()
+    _, loader = script.build_loaders(cfg, distributed)
+    with closing(loader):
+        model = script.build_model(cfg, loader.num_classes, distributed.device)
+        labels_n, guesses_n, probabilities_n2 = _evaluate(cfg, model, loader)
+    counts_kk = np.zeros((loader.num_classes, loader.num_classes), np.int64)
+    np.add.at(counts_kk, (labels_n, guesses_n), 1)
+    wrong_n = np.flatnonzero(labels_n != guesses_n)
+    wrong_n = wrong_n[np.argsort(probabilities_n2[wrong_n, 0], kind="stable")][:count]
+    source, ratio = open_dataset(val, "val"), cfg.validation.plain_crop_ratio
+    worst = [
+        Mistake(n, int(labels_n[n]), int(guesses_n[n]), *probabilities_n2[n].tolist(),
+                thumbnail(source, n, ratio)) for n in wrong_n.tolist()
+    ]  # fmt: skip
+    names = class_names(source, loader.num_classes)
+    return Mistakes(names, counts_kk, worst, f"{weights.name} on {val.name}")
+
+
+@torch.no_grad()
+def _evaluate(cfg: SimpleNamespace, model: torch.nn.Module, loader: Any) -> list[np.ndarray]:
+    """True classes, guesses, and the probabilities of both, of every image."""
+    model.eval()
+    parts = []
+    view = cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio
+    for images_bhwc, labels_b in loader.batches(*view):
+        logits_bk = model(script.normalize(images_bhwc, *script.input_norm(model))).float()
+        probabilities_bk, guesses_b = logits_bk.softmax(1), logits_bk.argmax(1)
+        pair_b2 = probabilities_bk.gather(1, torch.stack([labels_b, guesses_b], 1))
+        # a copy: the loader fills the same memory again
+        parts.append([x.clone().cpu().numpy() for x in (labels_b, guesses_b, pair_b2)])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
+    """The run's settings, as an evaluation of these files; settings it does not have: defaults."""
+    known = [key for key in script.SETTINGS.entries if key[1] in run.settings.get(key[0], {})]
+    values = {f"{section}.{key}": run.settings[section][key] for section, key in known}
+    values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
+    values.pop("training.use_blurpool", None)  # of the run's training; the weights know theirs
+    values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
+    values |= {"data.backend": "torchvision"} if val.is_dir() else {}
+    return read_config(script.SETTINGS, flags_of(values), prog="report page", description="")
+
+
+def class_names(source: Any, count: int) -> list[str]:
+    """Names of the classes: words where the file has them, else identifiers, else numbers."""
+    sidecar = getattr(source, "sidecar", {})
+    names = sidecar.get("class_names") or getattr(source, "class_names", None) or source.classes
+    names = [str(name) for name in names or []]
+    return names + [f"class {k}" for k in range(len(names), count)]
+
+
+def thumbnail(source: Any, sample: int, crop_ratio: float) -> bytes:
+    """The central square of an image as JPEG."""
+    rgb_hwc = to_hwc(read_stored(source, sample))
+    region = CenterCrop()(*rgb_hwc.shape[:2], sample, crop_ratio)
+    box = (region.left, region.top, region.left + region.width, region.top + region.height)
+    image, file = Image.fromarray(rgb_hwc).crop(box), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file, "JPEG", quality=80, optimize=True)
+    return file.getvalue()
