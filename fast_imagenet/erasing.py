@@ -59,7 +59,15 @@ def draw_erasing(
     return boxes
 
 
-def _draw_boxes(seed, epoch, samples, size, count, area, aspect) -> np.ndarray:
+def _draw_boxes(
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    size: tuple[int, int],
+    count: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> np.ndarray:
     """int64 [m, count, 4] for images that are erased; arguments as `draw_erasing`."""
     key = (seed, epoch, samples[:, None], rng.STREAM_ERASING)
     number = rng.integer_array(1, count + 1, *key, 1)  # [m, 1]
@@ -80,7 +88,7 @@ def _draw_boxes(seed, epoch, samples, size, count, area, aspect) -> np.ndarray:
     return np.stack([top, left, h, w], 2) * there[:, :, None]
 
 
-def _integers(spans: np.ndarray, *key) -> np.ndarray:
+def _integers(spans: np.ndarray, *key: rng.Ints) -> np.ndarray:
     """rng.integer_array in [0, span) with a span for each; where it is below 1 there is no box."""
     top = rng.hash_array(*key) >> np.uint64(32)
     return ((top * np.maximum(spans, 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

@@ -11,19 +11,20 @@ import pickle
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numba
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def cached_njit(**options) -> Callable:
+def cached_njit(**options: Any) -> Callable:
     """Decorator: njit(cache=True, **options), or without a cache where there can be none."""
 
-    def decorate(function):
+    def decorate(function: Callable) -> Callable:
         dispatcher = _dispatcher(function, options)
         # No public way to say this; without the attribute a cache that fails ends the program.
         if hasattr(dispatcher._cache, "_guard_against_spurious_io_errors"):
@@ -33,7 +34,7 @@ def cached_njit(**options) -> Callable:
     return decorate
 
 
-def _dispatcher(function, options: dict):
+def _dispatcher(function: Callable, options: dict) -> Any:
     """numba looks for the folder of a cache in these very calls."""
     try:
         return numba.njit(cache=True, **options)(function)
@@ -59,7 +60,8 @@ def use_private_cache() -> bool:
         f"compiled kernels are kept in {folder}, as neither {_PACKAGE} nor a cache folder of the "
         f"user can be written; set NUMBA_CACHE_DIR to a folder that can"
     )
-    os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = str(folder)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
     return True
 
 
@@ -81,7 +83,7 @@ def private_folder() -> Path:
 
 
 @contextmanager
-def _without_cache():
+def _without_cache() -> Iterator[None]:
     """A cache that cannot be read or written costs time only: the kernel is compiled."""
     try:
         yield

@@ -106,7 +106,10 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     return int(hash_key(seed, step, rank, STREAM_NETWORK, 0))
 
 
-def _words(value) -> np.ndarray:
+Ints = int | np.integer | np.ndarray
+
+
+def _words(value: Ints) -> np.ndarray:
     """Integers of any sign as uint64 arrays (modulo 2**64); never 0-d, those warn on wrapping."""
     if isinstance(value, int):
         value = np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64)
@@ -119,12 +122,14 @@ def _mix_array(words: np.ndarray) -> np.ndarray:
     return words ^ (words >> _U31)
 
 
-def hash_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
+def hash_array(
+    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
+) -> np.ndarray:
     """`hash_key` for numpy arrays (broadcasting, at least 1-d). Returns uint64 [...]."""
     return _mix_array((prefix_array(seed, epoch, sample, stream) ^ _words(counter)) + _GAMMA)
 
 
-def prefix_array(seed, epoch, sample, stream) -> np.ndarray:
+def prefix_array(seed: Ints, epoch: Ints, sample: Ints, stream: Ints) -> np.ndarray:
     """`hash_array` before the counter enters, uint64 [...]: for code that adds many counters."""
     words = _mix_array(_words(seed) + _GAMMA)
     for part in (epoch, sample, stream):
@@ -132,19 +137,31 @@ def prefix_array(seed, epoch, sample, stream) -> np.ndarray:
     return words
 
 
-def uniform_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
+def uniform_array(
+    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
+) -> np.ndarray:
     """`uniform` for numpy arrays (broadcasting). Returns float64 [...] in [0, 1)."""
     return (hash_array(seed, epoch, sample, stream, counter) >> _U11).astype(
         np.float64
     ) * _TO_DOUBLE
 
 
-def uniform_float32_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
+def uniform_float32_array(
+    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
+) -> np.ndarray:
     """`uniform_float32` for numpy arrays (broadcasting). Returns float32 [...]."""
     return (hash_array(seed, epoch, sample, stream, counter) >> _U40).astype(np.float32) * _TO_FLOAT
 
 
-def integer_array(low, high, seed, epoch, sample, stream, counter=0) -> np.ndarray:
+def integer_array(
+    low: int,
+    high: int,
+    seed: Ints,
+    epoch: Ints,
+    sample: Ints,
+    stream: Ints,
+    counter: Ints = 0,
+) -> np.ndarray:
     """`integer` for numpy arrays (broadcasting). Returns int64 [...] in [low, high).
 
     Raises: ValueError when the range is empty or wider than 2**32 - 1.
@@ -156,7 +173,9 @@ def integer_array(low, high, seed, epoch, sample, stream, counter=0) -> np.ndarr
     return np.int64(low) + ((top * np.uint64(span)) >> _U32).astype(np.int64)
 
 
-def normal_array(seed, epoch, sample, stream, counter=0) -> np.ndarray:
+def normal_array(
+    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
+) -> np.ndarray:
     """`normal` for numpy arrays (broadcasting). Returns float64 [...], equal to 1e-12."""
     first = hash_array(seed, epoch, sample, stream, counter)
     second = _mix_array(first + _GAMMA)

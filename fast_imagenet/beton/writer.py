@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
+Slice = TypeVar("Slice", np.ndarray, range)
 Progress = Callable[[int, int], None]  # new samples, and bytes of images written so far
 
 
@@ -138,7 +139,7 @@ def _order(source: Source, settings: EncodeSettings, limit: int) -> np.ndarray:
     return shuffle(chosen, source.blocks, settings.seed)
 
 
-def shard_of(order: np.ndarray, number: int, count: int) -> np.ndarray:
+def shard_of(order: Slice, number: int, count: int) -> Slice:
     """Part `number` of `count`: consecutive, so that the parts in turn are the whole order."""
     return order[len(order) * number // count : len(order) * (number + 1) // count]
 
