@@ -45,10 +45,8 @@ COLORS = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167)]
 COLORS += [(213, 94, 0), (0, 114, 178)]
 FILLS = {"const": "mean color", "rand": "one noise color", "pixel": "noise"}
 Box = tuple[int, int, int, int]  # top, left, height, width
-Norm = tuple[tuple[float, ...], tuple[float, ...]]
-LEGEND = (
-    "Alone, a stage is shown on the center crop, in the first epoch that it changes the image. "
-)
+Norm = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of pixels in 0..1
+LEGEND = "A stage alone: on the center crop, in the first epoch in which it changes the image. "
 MIXED = "0.83 + 0.17 of #5: fractions of the image and of its partner, in pixels and in label."
 PAPER, INK, MUTED, RULE = (252, 252, 250), (28, 30, 36), (112, 116, 126), (214, 214, 210)
 MARGIN, GAP, GROUP_GAP, ROW_GAP = 32, 10, 34, 14
@@ -144,12 +142,7 @@ class Stored:
 
 
 class Pipeline:
-    """The operations of a run at any epoch, together and each alone.
-
-    Args:
-        sizes: epoch -> resolution in pixels.
-        norm: mean and std of the three channels, for pixels in 0..1.
-    """
+    """The operations of a run at any epoch, together and each alone; sizes: epoch -> pixels."""
 
     def __init__(
         self, stored: Stored, augment: Augment, sizes: Callable[[int], int], seed: int, norm: Norm
@@ -161,19 +154,18 @@ class Pipeline:
         self._mean, self._std = map(np.float32, norm)
         self._norm, self._seed = norm, seed
 
-    def decoder_at(self, epoch: int) -> Any:
-        """The first operation, of that epoch."""
+    def _decoder_at(self, epoch: int) -> Any:
         self.decoder.set_epoch(epoch)
         self.decoder.output_size = self.sizes(epoch)
         return self.decoder
 
     def crops(self, epoch: int) -> np.ndarray:
         """int64 [b, 5]: top, left, height, width, mirrored."""
-        return self.stored.crops(self.decoder_at(epoch))
+        return self.stored.crops(self._decoder_at(epoch))
 
     def crop(self, epoch: int) -> np.ndarray:
         """images_bhwc after the first operation."""
-        return self.stored.decode(self.decoder_at(epoch))
+        return self.stored.decode(self._decoder_at(epoch))
 
     def change(self, operation: Any, images_bhwc: np.ndarray, epoch: int) -> np.ndarray:
         """A copy after one of `operations`."""
@@ -183,10 +175,7 @@ class Pipeline:
     def batch(
         self, images_bhwc: np.ndarray, epoch: int, augment: Augment | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What happens on the device: (images_bhwc back in 0..255, targets_bb).
-
-        targets_bb [b, b]: fractions of the sheet's images in each result.
-        """
+        """What happens on the device: (images_bhwc back in 0..255, targets_bb: their fractions)."""
         import torch
 
         from fast_imagenet.data.device_transforms import BatchTransforms
@@ -247,16 +236,14 @@ def first_changes(
     change: Callable[[int], np.ndarray], plain: np.ndarray, epoch: int
 ) -> tuple[list[np.ndarray], list[str]]:
     """Each image in the first epoch, from `epoch` on, that changes it; and captions naming it."""
-    images = list(plain)
+    images, waiting, last = list(plain), set(range(len(plain))), epoch + SEARCHED_EPOCHS
     captions = [f"unchanged in {SEARCHED_EPOCHS} epochs"] * len(plain)
-    waiting = set(range(len(plain)))
-    for tried in range(epoch, epoch + SEARCHED_EPOCHS):
-        if not waiting:
-            break
-        changed = change(tried)
+    while waiting and epoch < last:
+        changed = change(epoch)
         for b in [b for b in waiting if (changed[b] != plain[b]).any()]:
-            images[b], captions[b] = changed[b], f"epoch {tried}"
+            images[b], captions[b] = changed[b], f"epoch {epoch}"
             waiting.remove(b)
+        epoch += 1
     return images, captions
 
 
@@ -266,11 +253,10 @@ def whole_columns(p: Pipeline, epochs: range) -> Iterator[Column]:
         images_bhwc, targets_bb = p.whole(epoch)
         crops = p.crops(epoch)
         area = crops[:, 2] * crops[:, 3] / (p.stored.heights * p.stored.widths)
-        crop_texts = [
-            f"crop {a:.0%}{', mirrored' * int(f)}" for a, f in zip(area, crops[:, 4], strict=True)
+        captions = [
+            f"crop {area[b]:.0%}{', mirrored' * int(crops[b, 4])}\n{mix}".rstrip()
+            for b, mix in enumerate(_mix_captions(targets_bb, p.stored.samples_b))
         ]
-        mixes = _mix_captions(targets_bb, p.stored.samples_b)
-        captions = ["\n".join(filter(None, pair)) for pair in zip(crop_texts, mixes, strict=True)]
         color = COLORS[k % len(COLORS)]
         yield Column(f"Epoch {epoch}", f"{p.sizes(epoch)} px", list(images_bhwc), captions, color)
 
@@ -292,7 +278,7 @@ def _mix_captions(targets_bb: np.ndarray, samples_b: np.ndarray) -> list[str]:
     """'0.83 + 0.17 of #5' for mixed images, '' for the others."""
     texts = []
     for b, row in enumerate(targets_bb):
-        others = [k for k in np.flatnonzero(row > 5e-4) if k != b]
+        others = (k for k in np.flatnonzero(row > 5e-4) if k != b)
         more = "".join(f" + {row[k]:.2f} of #{samples_b[k]}" for k in others)
         texts.append(f"{row[b]:.2f}{more}" if more else "")
     return texts
@@ -403,10 +389,7 @@ def make_sheet(cfg: SimpleNamespace, script: ModuleType) -> Image.Image:
     known = file.sidecar.get("class_names") or file.classes
     labels = file.labels[samples_b]
     names = [known[label] if known else f"class {label}" for label in labels]
-
-    def sizes(epoch: int) -> int:
-        return resolution_at(epoch, **vars(cfg.resolution))
-
+    sizes = partial(resolution_at, **vars(cfg.resolution))
     stored = Stored(file, samples_b)
     norm = (script.MEAN, script.STD)
     pipeline = Pipeline(stored, script.augment_of(cfg), sizes, seed, norm)
