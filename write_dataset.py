@@ -194,7 +194,7 @@ def convert(cfg: SimpleNamespace, split: str, source: Source, path: Path, later:
     """Write one split and print its summary; `later` images follow in the same folder."""
     from tqdm import tqdm
 
-    from fast_imagenet.beton.writer import EncodeSettings, is_written, shard_of, write_beton
+    from fast_imagenet.beton.writer import EncodeSettings, is_written, shard_slice, write_beton
 
     write, settings = cfg.write, EncodeSettings(**storage(cfg))
     shard = number, shards = cfg.source.shard, cfg.source.shards
@@ -202,7 +202,8 @@ def convert(cfg: SimpleNamespace, split: str, source: Source, path: Path, later:
     if keep and is_written(path, source, settings, write.limit, shard):
         print(f"{path}: complete, kept", flush=True)
         return
-    total = len(shard_of(range(images_of(cfg, source)), number, shards))
+    images = range(images_of(cfg, source))
+    total = len(images[shard_slice(len(images), number, shards)])
     interval = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line every 10 s
     with tqdm(total=total, desc=path.name, unit=" images", mininterval=interval) as bar:
 

@@ -20,9 +20,8 @@ import numpy as np
 from fast_imagenet.beton import format as fmt
 
 VERSION = 1
-_FIELDS: Any = fmt.FIELD.fields  # name -> (type, offset)
-_AREA_START = fmt.HEADER.itemsize + _FIELDS["arguments"][1]
-_AREA_END = _AREA_START + fmt.FIELD["arguments"].itemsize
+_AREA_END = fmt.HEADER.itemsize + fmt.FIELD.itemsize
+_AREA_START = _AREA_END - fmt.ARGUMENT_BYTES
 _CRC_START = _AREA_END - 4
 _KEYS_OF_EARLY_FILES = {"written_by", "num_classes", "classes_sha256"}  # they have no checksums
 _NUMBERS = ("num_samples", "num_classes", "block_bytes", "first_block", "blocks_crc32")
@@ -77,11 +76,6 @@ def table_to_text(table: np.ndarray) -> str:
 def table_from_text(text: str) -> np.ndarray:
     """The inverse of `table_to_text`: uint32 [blocks]; ValueError or TypeError for other text."""
     return np.frombuffer(bytes.fromhex(text), ">u4").astype("<u4")
-
-
-# ------------------------------------------------------------------------------------------------
-# The header
-# ------------------------------------------------------------------------------------------------
 
 
 def write_tables(

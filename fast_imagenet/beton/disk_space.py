@@ -67,11 +67,7 @@ def check_disk(path: Path, estimate: float, least: float, more: float = 0) -> st
 
 
 def check_exact(path: Path, size: int) -> None:
-    """Refuse a file of `size` bytes that its disk cannot hold.
-
-    Raises:
-        OSError: fewer bytes are free.
-    """
+    """Refuse a file of `size` bytes that its disk cannot hold: an OSError."""
     free = free_bytes(path.parent)
     if free < size:
         what = f"{path} needs {_size(size)} and {_size(free)} are free on its disk"
@@ -79,12 +75,9 @@ def check_exact(path: Path, size: int) -> None:
 
 
 def check_shm(job_bytes: int) -> None:
-    """Refuse to start workers where /dev/shm is too small for their locks and their job.
+    """Refuse to start workers where /dev/shm is too small for their locks: an OSError.
 
-    A job that does not fit goes to the folder of temporary files, as multiprocessing does it.
-
-    Raises:
-        OSError: neither place has room for it.
+    A job that does not fit there goes to the folder of temporary files, as multiprocessing does it.
     """
     if not SHM.is_dir():
         return
@@ -109,13 +102,7 @@ def fill_holes(file: BinaryIO) -> None:
     """Take memory for all of a file, where its disk is memory.
 
     A .beton begins with a hole. On a tmpfs, reading a hole through a map takes memory too, and
-    where none is left the reader is ended by SIGBUS, without a message.
-
-    Args:
-        file: open for writing, complete.
-
-    Raises:
-        OSError: the disk is full.
+    where none is left the reader is ended by SIGBUS, without a message. On a full disk: an OSError.
     """
     file.flush()
     stat = os.fstat(file.fileno())

@@ -81,11 +81,6 @@ class Chunk:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-# ------------------------------------------------------------------------------------------------
-# One image
-# ------------------------------------------------------------------------------------------------
-
-
 def resize_longest(rgb_hwc: np.ndarray, max_side: int) -> np.ndarray:
     """Shrink (area average) so that the longer side is `max_side` pixels; 0 = leave as it is."""
     height, width = rgb_hwc.shape[:2]
@@ -130,15 +125,9 @@ def _read_bytes(source: Source, index: int) -> bytes:
     return data
 
 
-def _rewrite_stored(
-    header: recode.Header | None, data: bytes, index: int, settings: EncodeSettings
+def _rewrite(
+    header: recode.Header, data: bytes, index: int, settings: EncodeSettings
 ) -> Stored | None:
-    """A plain JPEG rewritten without decoding it to RGB; None where that cannot be done.
-
-    Nearer to the source than decoding and encoding again, smaller, and faster.
-    """
-    if header is None:
-        return None
     size_wh = fitting_size((header.width, header.height), settings.max_side)
     if max(size_wh) > MAX_SIDE or not _is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
         return None
@@ -161,11 +150,7 @@ def _encode_pixels(rgb_hwc: np.ndarray, index: int, settings: EncodeSettings) ->
 
 
 def _add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSettings) -> None:
-    """Encode image `index` and append it to `chunk`.
-
-    Raises:
-        ImageError: the image cannot be read, decoded or stored.
-    """
+    """Encode image `index` and append it to `chunk`, or raise an ImageError."""
     kinds: tuple[str, ...] = ()
     if source.makes_pixels:
         rgb_hwc = source.pixels(index)
@@ -174,13 +159,7 @@ def _add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSetting
     else:
         data = _read_bytes(source, index)
         source_bytes = len(data)
-        header = recode.read_header(data)
-        rewritten = _rewrite_stored(header, data, index, settings)
-        if rewritten and header and not header.has_exif:  # nothing can be unusual but the name
-            made, kinds = rewritten, kinds_of_name(source.name(index), "JPEG")
-        else:
-            image, kinds = open_image(data, source.name(index))
-            made = rewritten or _encode_pixels(decode_opened(image, data), index, settings)
+        made, kinds = _encode_file(data, source.name(index), index, settings)
     stored, mode, (width, height) = made
     label = int(source.labels[index])
     chunk.images.append(EncodedImage(stored, mode, width, height, label))
@@ -188,13 +167,27 @@ def _add_image(chunk: Chunk, source: Source, index: int, settings: EncodeSetting
     chunk.unusual += [(kind, source.name(index)) for kind in kinds]
 
 
+def _encode_file(
+    data: bytes, name: str, index: int, settings: EncodeSettings
+) -> tuple[Stored, tuple[str, ...]]:
+    """Encode the file of an image; also what is unusual about it, see `decode_rgb`.
+
+    A plain JPEG is rewritten, not decoded and encoded: nearer to the source, smaller, faster.
+    """
+    header = recode.read_header(data)
+    made = _rewrite(header, data, index, settings) if header else None
+    if header and made and not header.has_exif:
+        return made, kinds_of_name(name, "JPEG")  # nothing else can be unusual
+    image, kinds = open_image(data, name)
+    return made or _encode_pixels(decode_opened(image, data), index, settings), kinds
+
+
 def encode_chunk(
     source: Source, indices: np.ndarray, settings: EncodeSettings, note: Callable[[int], None]
 ) -> Chunk:
     """Encode images `indices` of `source`, in this order.
 
-    Args:
-        note: called with each index before the image is read, so that a death can be traced.
+    `note` is called with each index before the image is read, so that a death can be traced.
 
     Raises:
         ConversionError: an image failed and `settings.skip_bad` is off; names its path.
@@ -219,21 +212,15 @@ def encode_chunk(
     return chunk
 
 
-# ------------------------------------------------------------------------------------------------
-# A worker process
-# ------------------------------------------------------------------------------------------------
-
 _WORKER: dict[str, Any] = {}
 
 
 def start_worker(job: Any, slots: Any, parent: int) -> None:
-    """Set up a worker process.
+    """Set up a worker process, which ends when the writer, process `parent`, is gone.
 
     Args:
         job: shared bytes: the pickled pair of Source and EncodeSettings.
-        slots: shared int64 array: slots[0] counts the workers; slots[2k + 1] and slots[2k + 2] are
-            the process id of worker k and the index it works on.
-        parent: process id of the writer; the worker ends when it is gone.
+        slots: shared int64 array: slots[0] counts the workers; slots[k] is where worker k is.
     """
     for number in (signal.SIGINT, signal.SIGHUP):  # they reach the writer, which stops the workers
         signal.signal(number, signal.SIG_IGN)
@@ -242,9 +229,8 @@ def start_worker(job: Any, slots: Any, parent: int) -> None:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     threading.Thread(target=_follow_parent, args=(parent,), daemon=True).start()
     with slots.get_lock():
-        place = slots[0]
         slots[0] += 1
-    slots[2 * place + 1] = os.getpid()
+        place = slots[0]
     source, settings = pickle.loads(memoryview(job))
     _WORKER.update(source=source, settings=settings, slots=slots, place=place)
 
@@ -253,7 +239,7 @@ def work(indices: np.ndarray) -> Chunk:
     """Encode a chunk in a worker process that `start_worker` has set up."""
 
     def note(index: int) -> None:
-        _WORKER["slots"][2 * _WORKER["place"] + 2] = index
+        _WORKER["slots"][_WORKER["place"]] = index
 
     return encode_chunk(_WORKER["source"], indices, _WORKER["settings"], note)
 

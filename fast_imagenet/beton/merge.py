@@ -7,6 +7,7 @@ change.
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ from fast_imagenet.terminal import readable
 _SAME = ("num_classes", "classes_sha256", "settings", "order_crc32", "block_bytes")
 
 
-def merge(path: str | Path, parts: list[str | Path]) -> dict[str, Any]:
+def merge(path: str | Path, parts: Sequence[str | Path]) -> dict[str, Any]:
     """Write one file from all parts of a conversion; every page is checked, before and after.
 
     Args:
@@ -67,11 +68,7 @@ def _bytes_of(file: BetonFile) -> int:
 
 
 def _in_order(files: list[BetonFile]) -> list[BetonFile]:
-    """The parts by number.
-
-    Raises:
-        ConversionError: they are not all parts of one conversion, each once with its summary.
-    """
+    """The parts by number: all of one conversion, each once with its summary."""
     first = files[0]
     for file in files:
         if file.block_checksums is None:
@@ -117,11 +114,6 @@ def _check_summary(file: BetonFile) -> None:
         ) from error
 
 
-# ------------------------------------------------------------------------------------------------
-# The file
-# ------------------------------------------------------------------------------------------------
-
-
 def _write(out: BinaryIO, files: list[BetonFile]) -> np.ndarray:
     """Write the whole file and sync it to the disk; returns the checksums of its blocks."""
     first = files[0].header_json
@@ -156,10 +148,8 @@ def _copy_pages(
 ) -> tuple[int, int]:
     """Append all data pages of `file`, checked, from byte `position` on.
 
-    Data may begin inside a page that has grown: its place in the page is kept.
-
-    Returns:
-        What to add to the pointers of `file`, and the first byte after the pages.
+    Data may begin inside a page that has grown: its place in the page is kept. Returns what to add
+    to the pointers of `file`, and the first byte after the pages.
     """
     size, page_size = file.block_bytes, file.page_size
     start, checks = file.first_block * size, PageChecks(file)
@@ -173,11 +163,6 @@ def _copy_pages(
         out.write(stored)
         checksums.add(stored)
     return new_start - start, new_start + file.data_end - start
-
-
-# ------------------------------------------------------------------------------------------------
-# The summary
-# ------------------------------------------------------------------------------------------------
 
 
 def _source(files: list[BetonFile]) -> Any:

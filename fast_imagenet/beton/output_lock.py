@@ -95,9 +95,7 @@ def lock_output(path: Path, overwrite: bool) -> Iterator[list[Path]]:
     """Hold the lock file of `path`; yields the files of dead writers that were removed.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is off, it is a folder, or another process
-            is writing it.
-        OSError: the folder cannot be written.
+        FileExistsError: see `find_output_problem`.
     """
     with _folder_held(path.parent):
         if problem := find_output_problem(path, overwrite):
@@ -156,11 +154,6 @@ def _name_without_replacing(partial: Path, path: Path) -> None:
         if os.path.lexists(path):
             raise FileExistsError(appeared) from None
         os.rename(partial, path)
-
-
-# ------------------------------------------------------------------------------------------------
-# Locks and leftovers
-# ------------------------------------------------------------------------------------------------
 
 
 def _lock_path(path: Path) -> Path:

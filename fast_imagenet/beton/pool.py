@@ -86,7 +86,7 @@ def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExec
     context = multiprocessing.get_context("spawn")
     try:
         with _named_locks():
-            slots = context.Array("q", [0] + [-1] * (2 * workers))
+            slots = context.Array("q", [0] + [-1] * workers)
             # Shared memory, not an argument: Python fills the pipe of arguments before it checks
             # that the child still lives, so a child that dies at once would block a large one.
             shared = context.RawArray("B", job)
@@ -101,8 +101,7 @@ def _start(job: bytes, workers: int, check_space: bool) -> tuple[ProcessPoolExec
 @contextmanager
 def _named_locks() -> Iterator[None]:
     """Semaphores made meanwhile have our name and process id instead of random letters alone."""
-    process: Any = multiprocessing.current_process()
-    names = process._config  # multiprocessing has no public way
+    names = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # no public way
     before = names["semprefix"]
     if SHM.is_dir():  # elsewhere names are short
         names["semprefix"] = f"/{LOCK_NAME}-{os.getpid()}-{_process_space()}"
@@ -138,7 +137,7 @@ def _process_space() -> int:
 
 def _being_read(source: Source, slots: Any) -> str:
     """Names of the images that the workers were at."""
-    indices = [index for index in slots[2::2] if index >= 0]
+    indices = [index for index in slots[1:] if index >= 0]
     return " or ".join(source.name(index) for index in indices[:4]) or "before the first image"
 
 

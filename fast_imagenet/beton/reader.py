@@ -244,10 +244,7 @@ def _check_samples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Offset and size of every image (int64 [n]), checked against everything else.
 
-    Args:
-        start: first byte after the metadata.
-        images: IMAGE [n].
-        allocations: ALLOCATION [rows], of all fields.
+    The metadata end at byte `start`; `allocations` has the rows of all fields.
     """
     count, end = len(images), int(header["alloc_table_ptr"])
     if len(allocations) > count:

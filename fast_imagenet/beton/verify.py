@@ -89,9 +89,6 @@ class PageChecks:
     Attributes:
         why_not: None, or why nothing can be checked, as one sentence with the fix.
 
-    Args:
-        path: the file, or the BetonFile.
-
     Raises:
         BetonError: the file is damaged.
     """
@@ -114,11 +111,7 @@ class PageChecks:
         Args:
             pages: page numbers, integers: `offsets // page_size` of the samples to be read.
 
-        Returns:
-            Bytes that were read for it.
-
-        Raises:
-            BetonError: a checksum is wrong; names the file, the page and the fix.
+        Returns the bytes that were read. Raises BetonError where a checksum is wrong.
         """
         if self.why_not:
             return 0
@@ -127,13 +120,12 @@ class PageChecks:
         return sum(self._check_page(int(page)) for page in pages)
 
     def _check_page(self, page: int) -> int:
-        file, size = self._file, self._file.block_bytes
-        ratio, known = file.page_size // size, file.block_checksums
-        assert known is not None  # otherwise why_not says so
+        file, size, checksums = self._file, self._file.block_bytes, self._file.block_checksums
+        ratio = file.page_size // size
         blocks = range(max(page * ratio, file.first_block), (page + 1) * ratio)
         for block in blocks:
             crc = zlib.crc32(file.raw_bytes(block * size, size).data)
-            if crc != int(known[block - file.first_block]):
+            if checksums is None or crc != int(checksums[block - file.first_block]):
                 raise BetonError(_describe(file, block))
         self._is_checked[page] = True
         return len(blocks) * size

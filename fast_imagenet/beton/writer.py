@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,7 +36,6 @@ __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
-Slice = TypeVar("Slice", np.ndarray, range)
 Progress = Callable[[int, int], None]  # new samples, and bytes of images written so far
 
 
@@ -86,7 +85,8 @@ def write_beton(
     missing = recode.ensure()
     with output_file(path, overwrite, SMALLER) as (partial, removed):
         order = _order(source, settings, limit)
-        indices, about = shard_of(order, *shard), _describe(source, settings, order, shard)
+        indices = order[shard_slice(len(order), *shard)]
+        about = _describe(source, settings, order, shard)
         with closing(encoded(source, indices, settings, workers, check_space)) as chunks:
             first = list(islice(chunks, PROBE))
             if check_space:
@@ -139,9 +139,9 @@ def _order(source: Source, settings: EncodeSettings, limit: int) -> np.ndarray:
     return shuffle(chosen, source.blocks, settings.seed)
 
 
-def shard_of(order: Slice, number: int, count: int) -> Slice:
+def shard_slice(length: int, number: int, count: int) -> slice:
     """Part `number` of `count`: consecutive, so that the parts in turn are the whole order."""
-    return order[len(order) * number // count : len(order) * (number + 1) // count]
+    return slice(length * number // count, length * (number + 1) // count)
 
 
 def _describe(
@@ -206,11 +206,7 @@ class PageFile:
         file.seek(self._position)
 
     def append(self, chunk: Chunk) -> int:
-        """Add the images of `chunk`; returns their bytes.
-
-        Raises:
-            ConversionError: an image larger than the largest page that FFCV knows (2 GiB).
-        """
+        """Add the images of `chunk`; returns their bytes."""
         total = 0
         for stored, mode, width, height, label in chunk.images:
             start = self._place(len(stored))
@@ -238,16 +234,10 @@ class PageFile:
         return start
 
     def finish(self, about: dict[str, Any]) -> np.ndarray:
-        """Write allocation table, metadata and, last, the header; then sync to the disk.
+        """Write the tables and, last, the header with `about`; then sync to the disk.
 
-        Args:
-            about: for the header, besides counts and checksums.
-
-        Returns:
-            The crc32 of every block of the data pages, uint32 [blocks].
-
-        Raises:
-            ConversionError: there are no samples.
+        Returns the crc32 of every block of the data pages, uint32 [blocks]. Without samples: a
+        ConversionError.
         """
         count = self._count
         if not count:

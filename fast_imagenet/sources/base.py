@@ -169,11 +169,6 @@ class PackedNames:
         return zlib.crc32(self._ends.tobytes(), zlib.crc32(self._blob))
 
 
-# ------------------------------------------------------------------------------------------------
-# Order
-# ------------------------------------------------------------------------------------------------
-
-
 def choose(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """At most `limit` images (0 = all), drawn evenly over the classes: ascending indices, int64.
 

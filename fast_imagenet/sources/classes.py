@@ -31,11 +31,7 @@ def unique_dict(pairs: Iterable[tuple], where: str) -> dict[Any, Any]:
 
 
 def read_class_file(path: Path) -> list[str]:
-    """Class names from a text file, one per line, in the order of the labels.
-
-    Raises:
-        SourceError: no such file, an empty one, or a name that occurs twice.
-    """
+    """Class names from a text file, one per line, all different, in the order of the labels."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,11 +53,6 @@ def read_synset_names(path: Path, classes: Sequence[str]) -> list[str] | None:
     pairs = (tuple(line.strip().split(maxsplit=1)) for line in lines if len(line.split()) > 1)
     names = unique_dict(pairs, str(path))
     return [names[wnid] for wnid in classes] if all(wnid in names for wnid in classes) else None
-
-
-# ------------------------------------------------------------------------------------------------
-# Data that stores numbers
-# ------------------------------------------------------------------------------------------------
 
 
 class WnidVotes:
@@ -141,11 +132,6 @@ def _sort_wnids(
     new_of_old = np.argsort(order)
     names = None if class_names is None else [class_names[old] for old in order]
     return new_of_old[labels], [classes[old] for old in order], names
-
-
-# ------------------------------------------------------------------------------------------------
-# One list for both splits
-# ------------------------------------------------------------------------------------------------
 
 
 def use_classes(source: Source, train: Source) -> None:

@@ -131,12 +131,8 @@ def _open_val(folder: Path) -> TarSource:
 def read_devkit(path: Path) -> tuple[list[int], dict[int, str], dict[str, str]]:
     """Labels and class tables out of ILSVRC2012_devkit_t12.tar.gz.
 
-    Returns:
-        The ILSVRC2012_ID of every val image in the order of their numbers; the wnid of every id
-        that occurs as a class of the challenge; the readable name of every such wnid.
-
-    Raises:
-        SourceError: the devkit is damaged or incomplete.
+    Returns the ILSVRC2012_ID of every val image in the order of their numbers; the wnid of every id
+    that occurs as a class of the challenge; the readable name of every such wnid.
     """
     files = _devkit_files(path)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fast_imagenet.sources import listing
 from fast_imagenet.sources.base import (
     MAX_IMAGE_BYTES,
     ImageError,
@@ -20,15 +21,6 @@ from fast_imagenet.sources.base import (
     SourceError,
 )
 from fast_imagenet.sources.classes import read_synset_names
-from fast_imagenet.sources.listing import (
-    identity,
-    keep_images,
-    list_below,
-    no_val_advice,
-    refuse_cycle,
-    refuse_same_folder,
-    visible,
-)
 from fast_imagenet.terminal import plural
 
 _OTHER_KINDS = {
@@ -47,14 +39,7 @@ _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
 class FileSource(Source):
-    """Images that are files below one folder.
-
-    Args:
-        kind: name of the source kind.
-        root: folder that the names are relative to.
-        names: file names, in the order of `labels`.
-        labels, classes, class_names: see Source.
-    """
+    """Images that are files with these names below the folder `root`; else see Source."""
 
     def __init__(
         self,
@@ -107,7 +92,7 @@ def open_image_folder(path: Path, split: str, **_: Any) -> FileSource:
     if not folder.is_dir():
         raise SourceError(f"{path} holds no folder {split!r}: {_advice(path, split)}")
     left_out, train = LeftOut(), path / "train"
-    refuse_same_folder(train, path / "val")
+    listing.refuse_same_folder(train, path / "val")
     present = class_folders(folder, left_out)
     classes = class_folders(train, LeftOut()) if split == "val" and train.is_dir() else present
     _check_known(present, classes, folder)
@@ -126,10 +111,10 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
     """
     classes, files = [], []
     first_of: dict[tuple[int, int], str] = {}
-    for entry, is_folder in visible(folder, left_out):
+    for entry, is_folder in listing.visible(folder, left_out):
         if is_folder:
-            refuse_cycle(entry)
-            other = first_of.setdefault(identity(entry), entry.name)
+            listing.refuse_cycle(entry)
+            other = first_of.setdefault(listing.identity(entry), entry.name)
             if other != entry.name:
                 raise SourceError(
                     f"the classes {other!r} and {entry.name!r} in {folder} are one folder: remove"
@@ -162,17 +147,15 @@ def list_files(
 ) -> tuple[list[str], np.ndarray]:
     """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
 
-    Files whose name has an ending that no image has (README.txt, Thumbs.db) are left out.
-
-    Raises:
-        SourceError: a class folder without files.
+    Files whose name has an ending that no image has (README.txt, Thumbs.db) are left out. A class
+    folder without images is a SourceError.
     """
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     names: list[str] = []
     labels: list[int] = []
     for wnid in present:
-        below = list_below(folder / wnid, left_out)
-        found = keep_images(folder, [f"{wnid}/{name}" for name in below], left_out)
+        below = listing.list_below(folder / wnid, left_out)
+        found = listing.keep_images(folder, [f"{wnid}/{name}" for name in below], left_out)
         if not found:
             place = folder / wnid
             raise SourceError(f"the class folder {place} holds no images: fill or remove it")
@@ -223,11 +206,6 @@ def _number_note(classes: list[str]) -> tuple[str, ...]:
     )
 
 
-# ------------------------------------------------------------------------------------------------
-# Advice, after a look at what is there
-# ------------------------------------------------------------------------------------------------
-
-
 def _advice(path: Path, split: str) -> str:
     """What to do about a folder without train/ or val/."""
     folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
@@ -241,7 +219,8 @@ def _advice(path: Path, split: str) -> str:
     inside = next((name for name in folders if (path / name / split).is_dir()), None)
     if inside:
         return f"{path / inside} does, give it as --source.path"
-    return f"--source.path must be the folder that has train/ and val/ in it{no_val_advice(split)}"
+    advice = listing.no_val_advice(split)
+    return f"--source.path must be the folder that has train/ and val/ in it{advice}"
 
 
 def _annotations_advice(folder: Path) -> str:

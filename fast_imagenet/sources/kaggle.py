@@ -14,16 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fast_imagenet.sources import image_folder
 from fast_imagenet.sources.base import LeftOut, SourceError
 from fast_imagenet.sources.classes import WNID, unique_dict
-from fast_imagenet.sources.image_folder import (
-    KAGGLE_DATA,
-    SOLUTION,
-    FileSource,
-    class_folders,
-    list_files,
-    synset_names,
-)
+from fast_imagenet.sources.image_folder import KAGGLE_DATA, SOLUTION, FileSource
 from fast_imagenet.sources.listing import keep_images, no_val_advice, visible
 
 SYNSETS = "LOC_synset_mapping.txt"
@@ -40,12 +34,14 @@ def open_kaggle(path: Path, split: str, **_: Any) -> FileSource:
         raise SourceError(f"{path} holds no {KAGGLE_DATA / split}: {_advice(path, split)}")
     left_out = LeftOut()
     if split == "train":
-        classes = class_folders(folder, left_out)
-        names, labels = list_files(folder, classes, classes, left_out)
+        classes = image_folder.class_folders(folder, left_out)
+        names, labels = image_folder.list_files(folder, classes, classes, left_out)
     else:
         classes = _classes(path)
         names, labels = _labeled_val(path, folder, classes, left_out)
-    source = FileSource("kaggle", folder, names, labels, classes, synset_names(path, classes))
+    source = FileSource(
+        "kaggle", folder, names, labels, classes, image_folder.synset_names(path, classes)
+    )
     source.notes = left_out.notes()
     return source
 
@@ -64,7 +60,7 @@ def _classes(path: Path) -> list[str]:
     """Sorted wnids from train/, without it from the mapping file, else from the CSV."""
     train = path / KAGGLE_DATA / "train"
     if train.is_dir():
-        return class_folders(train, LeftOut())
+        return image_folder.class_folders(train, LeftOut())
     if (path / SYNSETS).is_file():
         lines = _read_text(path / SYNSETS).splitlines()
         return sorted({line.split()[0] for line in lines if line.strip()})

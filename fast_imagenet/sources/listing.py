@@ -39,10 +39,7 @@ SECOND_TIME = "reached a second time, through a link"
 def visible(folder: Path, left_out: LeftOut) -> Iterator[tuple[os.DirEntry, bool]]:
     """Entries of a folder, sorted, and whether each is a folder or a link to one.
 
-    Hidden files and system folders are left out.
-
-    Raises:
-        SourceError: a link that leads to itself, or through very many others.
+    Hidden files and system folders are left out. A link that leads to itself is a SourceError.
     """
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -81,9 +78,6 @@ def list_below(root: Path, left_out: LeftOut) -> list[str]:
     """Files below `root`, relative to it and sorted, without hidden files and system folders.
 
     Links to folders are followed, as torchvision does, but no folder is read twice.
-
-    Raises:
-        SourceError: a link leads back to a folder that it lies in.
     """
     names, waiting, seen = [], [""], set()
     while waiting:
@@ -119,11 +113,6 @@ def keep_images(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
     return kept
 
 
-# ------------------------------------------------------------------------------------------------
-# Splits
-# ------------------------------------------------------------------------------------------------
-
-
 def no_val_advice(split: str) -> str:
     """The end of a sentence about a missing split: what to do without val."""
     if split != "val":
@@ -132,11 +121,7 @@ def no_val_advice(split: str) -> str:
 
 
 def refuse_same_folder(train: Path, val: Path) -> None:
-    """Refuse a val folder, or a folder in it, that is one of train by another name.
-
-    Raises:
-        SourceError: it is.
-    """
+    """Refuse a val folder, or a folder in it, that is one of train by another name."""
     if not (train.is_dir() and val.is_dir()):
         return
     of_train = {identity(folder): folder for folder in _with_folders(train)}
@@ -157,11 +142,8 @@ def split_files(
 ) -> tuple[list[Path], LeftOut]:
     """Files below `path` with this suffix that belong to `split`, and what was left out.
 
-    Args:
-        beside: names below `path` that are read in another way.
-
-    Raises:
-        SourceError: there are none, one is not a regular file, or one could belong to two splits.
+    The names in `beside` are read in another way. A SourceError: there are no files, one is not a
+    regular file, or one could belong to two splits.
     """
     left_out, found = LeftOut(), []
     for name in list_below(path, left_out):
@@ -210,11 +192,7 @@ def _of_split(
 
 
 def _split_of(file: PurePath, root: Path) -> str | None:
-    """The split in the name of a file or, if that names none, of the nearest folder that does.
-
-    Args:
-        file: path below `root`, whose own name says nothing about its files.
-    """
+    """The split in the name of a file below `root`, else of the nearest folder that names one."""
     for name in reversed(file.parts):
         found = [split for split, word in _SPLIT_WORDS.items() if word.search(name.lower())]
         if len(found) > 1:

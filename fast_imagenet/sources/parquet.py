@@ -156,8 +156,7 @@ def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> Parquet
 def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | None:
     """Class names in the order of the first file that has them; None when none has.
 
-    Args:
-        given: names of --source.classes, which speak for files without names.
+    For files without names the names of --source.classes, `given`, are used.
     """
     names_of = {}
     for file in paths:
@@ -258,11 +257,9 @@ def _read_labels(
     new_labels: list[int] | None,
     votes: WnidVotes,
 ) -> np.ndarray:
-    """Labels of one row group (int64); the names of its images vote on wnids.
+    """Labels of the row group `where` (int64); the names of its images vote on wnids.
 
-    Args:
-        where: file and row group.
-        new_labels: for each stored label the one that takes its place; None = keep them.
+    `new_labels` replace the stored labels 0, 1 ...; None = keep them.
     """
     has_path = parquet.schema_arrow.field("image").type.get_field_index("path") >= 0
     columns = ["label", "image.path"] if has_path else ["label"]

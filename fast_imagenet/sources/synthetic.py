@@ -50,14 +50,11 @@ def open_synthetic(
 
 
 def draw_image(label: int, key: tuple[int, ...]) -> np.ndarray:
-    """Draw one image of class `label`.
+    """The image of class `label` for this key: uint8 RGB [height, width, 3].
 
     Args:
         label: index into CLASSES.
         key: non-negative integers; the same key gives the same image.
-
-    Returns:
-        uint8 RGB [height, width, 3].
     """
     rng = np.random.default_rng(key)
     texture, shape = divmod(label, len(SHAPES))

@@ -25,11 +25,7 @@ _EXTRA_HEADERS = (
 
 
 class SmallHeaders(tarfile.TarInfo):
-    """A member whose extra headers may not be large: tarfile would read whatever size they claim.
-
-    Raises, while an archive is read:
-        tarfile.ReadError: one is larger than MAX_HEADER_BYTES.
-    """
+    """A member whose extra headers must be small: tarfile reads whatever size they claim."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTRA_HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
@@ -97,11 +93,10 @@ class TarSource(Source):
     """Images at known places of a few large files, which are opened on first use and kept open.
 
     Args:
-        kind: name of the source kind.
         paths: the files.
         files: int64 [n], which of `paths` holds an image.
         members: the images.
-        labels, classes, class_names: see Source.
+        kind, labels, classes, class_names: see Source.
     """
 
     def __init__(
