@@ -3,18 +3,20 @@
 Plain numpy: neither torch nor FFCV is imported.
 """
 
+from typing import Any
+
 import numpy as np
 
 from fast_imagenet import rng
 
 ERASING_MODES = ("const", "rand", "pixel")
-ERASING_AREA = (0.02, 1 / 3)  # share of the image, of all its boxes together
+ERASING_AREA = (0.02, 1 / 3)  # fraction of the image, of all its boxes together
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height to width of a box
 BOX_TRIES = 10
 
 
 def check_erasing(p: float, mode: str, count: int) -> None:
-    """Refuse impossible settings of random erasing.
+    """Check the settings of random erasing.
 
     Raises:
         ValueError: the probability is outside [0, 1], the mode unknown or the count below 1.
@@ -43,8 +45,8 @@ def draw_erasing(
         seed, epoch, samples: key of the draws; samples int64 [b].
         size: (height, width) of the images.
         p: probability that an image loses anything, 0 to 1.
-        count: most boxes an image; the number is uniform in 1..count.
-        area: least and greatest share of the image that its boxes cover together.
+        count: most boxes per image; the number is uniform in 1..count.
+        area: least and greatest fraction of the image that its boxes cover together.
         aspect: least and greatest height / width of a box, uniform in its logarithm.
     Returns:
         int64 [b, count, 4]: top, left, height, width; height 0 where there is no box. Boxes lie
@@ -72,8 +74,8 @@ def _draw_boxes(
     key = (seed, epoch, samples[:, None], rng.STREAM_ERASING)
     number = rng.integer_array(1, count + 1, *key, 1)  # [m, 1]
     tries = 2 + 4 * np.arange(count * BOX_TRIES).reshape(count, BOX_TRIES)  # first counter of each
-    share, shape = (rng.uniform_array(*key[:2], key[2][:, None], key[3], tries + i) for i in (0, 1))
-    pixels = (area[0] + share * (area[1] - area[0])) * (size[0] * size[1]) / number[:, :, None]
+    part, shape = (rng.uniform_array(*key[:2], key[2][:, None], key[3], tries + i) for i in (0, 1))
+    pixels = (area[0] + part * (area[1] - area[0])) * (size[0] * size[1]) / number[:, :, None]
     log_low, log_high = np.log(aspect)
     ratio = np.exp(log_low + shape * (log_high - log_low))
     heights = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)  # [m, count, tries]
@@ -88,7 +90,7 @@ def _draw_boxes(
     return np.stack([top, left, h, w], 2) * there[:, :, None]
 
 
-def _integers(spans: np.ndarray, *key: rng.Ints) -> np.ndarray:
+def _integers(spans: np.ndarray, *key: Any) -> np.ndarray:
     """rng.integer_array in [0, span) with a span for each; where it is below 1 there is no box."""
     top = rng.hash_array(*key) >> np.uint64(32)
     return ((top * np.maximum(spans, 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

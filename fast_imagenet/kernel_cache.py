@@ -2,7 +2,7 @@
 
 Where numba finds no folder for its cache (a read-only installation and a home without rights), a
 private one below the system's temporary folder is taken. Where that fails too, and where a cache
-cannot be read or written later, kernels are compiled at every start: no program ends of its cache.
+cannot be read or written later, kernels are compiled at every start: a cache never ends a program.
 """
 
 import functools
@@ -24,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def cached_njit(**options: Any) -> Callable:
     """Decorator: njit(cache=True, **options), or without a cache where there can be none."""
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable) -> Any:
         dispatcher = _dispatcher(function, options)
         # No public way to say this; without the attribute a cache that fails ends the program.
         if hasattr(dispatcher._cache, "_guard_against_spurious_io_errors"):
@@ -34,7 +34,7 @@ def cached_njit(**options: Any) -> Callable:
     return decorate
 
 
-def _dispatcher(function: Callable, options: dict) -> Any:
+def _dispatcher(function: Callable, options: dict[str, Any]) -> Any:
     """numba looks for the folder of a cache in these very calls."""
     try:
         return numba.njit(cache=True, **options)(function)
@@ -46,7 +46,7 @@ def _dispatcher(function: Callable, options: dict) -> Any:
 
 @functools.cache
 def use_private_cache() -> bool:
-    """Let numba cache in a private temporary folder from now on, child processes too, and say so.
+    """Let numba cache in a private temporary folder from now on, child processes too, and print it.
 
     Returns:
         Whether there is one.
@@ -54,9 +54,9 @@ def use_private_cache() -> bool:
     try:
         folder = private_folder()
     except OSError as error:
-        _tell(f"compiled kernels cannot be kept ({error}): every start compiles them, in a minute")
+        _note(f"compiled kernels cannot be kept ({error}): every start compiles them, in a minute")
         return False
-    _tell(
+    _note(
         f"compiled kernels are kept in {folder}, as neither {_PACKAGE} nor a cache folder of the "
         f"user can be written; set NUMBA_CACHE_DIR to a folder that can"
     )
@@ -88,14 +88,14 @@ def _without_cache() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        _tell_once(f"the cache of compiled kernels failed ({error}): they are compiled anew")
+        _note_once(f"the cache of compiled kernels failed ({error}): they are compiled anew")
 
 
 @functools.cache
-def _tell_once(sentence: str) -> None:
-    _tell(sentence)
+def _note_once(sentence: str) -> None:
+    _note(sentence)
 
 
-def _tell(sentence: str) -> None:
+def _note(sentence: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"note: {sentence}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ import ctypes
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -41,7 +42,7 @@ def start_resource_tracker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_server(blocked: set[int]) -> None:
+def start_server(blocked: Iterable[int]) -> None:
     """Start multiprocessing's fork server from a thread that lives as long as this process.
 
     Args:
@@ -54,9 +55,9 @@ def start_server(blocked: set[int]) -> None:
     started.result()
 
 
-def _serve(blocked: set[int], started: Future) -> None:
+def _serve(blocked: Iterable[int], started: Future) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-    server: Any = forkserver._forkserver  # multiprocessing has no public way to ask
+    server: Any = forkserver._forkserver
     before = server._forkserver_pid
     try:
         forkserver.ensure_running()

@@ -6,13 +6,16 @@ this: it keeps one hidden state per thread, seeded from entropy.
 
 Each number exists twice: `uniform` is for numba kernels (scalars in, scalar out, cached on disk),
 `uniform_array` is numpy (arrays broadcast). Hash, integers and uniforms are bit-identical between
-the two; normals agree to 1e-12 (two libraries' log and cos).
+the two; normals agree to 1e-12 (two libraries' log and cos). `mix` is the one definition of the
+hash for both; `mix_int64` is the same for torch, which has no arithmetic on uint64.
 
 Source: splitmix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014 (with David Stafford's variant-13 constants), applied once per key word.
 """
 
 import math
+import zlib
+from typing import Any
 
 import numpy as np
 
@@ -39,25 +42,46 @@ STREAM_NETWORK = 15
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_U27, _U30, _U31, _U32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
-_U11, _U40 = np.uint64(11), np.uint64(40)
+GAMMA_INT64, _MIX_1_INT64, _MIX_2_INT64 = (
+    int(word.astype(np.int64)) for word in (_GAMMA, _MIX_1, _MIX_2)
+)
+_U11, _U27, _U30, _U31, _U32 = (np.uint64(bits) for bits in (11, 27, 30, 31, 32))
 _TO_DOUBLE = 2.0**-53
-_TO_FLOAT = np.float32(2.0**-24)
 _TWO_PI = 2.0 * math.pi
 
 
-@cached_njit(inline="always")
-def _mix(word):
+def stream_of(name: str) -> int:
+    """The stream of an operation that has no number above, from its name."""
+    return 1 << 32 | zlib.crc32(name.encode())
+
+
+def mix(word: Any) -> Any:
+    """splitmix64's finalizer, uint64 [...] to uint64 [...]; `_mix` is the same for kernels."""
     word = (word ^ (word >> _U30)) * _MIX_1
     word = (word ^ (word >> _U27)) * _MIX_2
     return word ^ (word >> _U31)
+
+
+def mix_int64(word: Any) -> Any:
+    """`mix` for the int64 tensors of torch, whose products wrap alike."""
+    word = (word ^ shift_int64(word, 30)) * _MIX_1_INT64
+    word = (word ^ shift_int64(word, 27)) * _MIX_2_INT64
+    return word ^ shift_int64(word, 31)
+
+
+def shift_int64(word: Any, bits: int) -> Any:
+    """Shift right, zeros coming in: the shift of int64 repeats the sign."""
+    return (word >> bits) & ((1 << (64 - bits)) - 1)
+
+
+_mix = cached_njit(inline="always")(mix)
 
 
 @cached_njit(nogil=True)
 def hash_key(seed, epoch, sample, stream, counter):
     """Hash five integers to 64 well-mixed bits.
 
-    Args: seed, epoch, sample (index in the data set), stream (a STREAM_ constant), counter (0, 1,
+    Args: seed, epoch, sample (index in the dataset), stream (a STREAM_ constant), counter (0, 1,
         2 ... when one purpose needs several numbers): integers, taken modulo 2**64.
     Returns: uint64, uniform over [0, 2**64).
     """
@@ -72,12 +96,6 @@ def hash_key(seed, epoch, sample, stream, counter):
 def uniform(seed, epoch, sample, stream, counter):
     """A float64 in [0, 1) with 53 random bits. Arguments as `hash_key`."""
     return np.float64(hash_key(seed, epoch, sample, stream, counter) >> _U11) * _TO_DOUBLE
-
-
-@cached_njit(nogil=True)
-def uniform_float32(seed, epoch, sample, stream, counter):
-    """A float32 in [0, 1) with 24 random bits. Arguments as `hash_key`."""
-    return np.float32(hash_key(seed, epoch, sample, stream, counter) >> _U40) * _TO_FLOAT
 
 
 @cached_njit(nogil=True)
@@ -106,61 +124,37 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     return int(hash_key(seed, step, rank, STREAM_NETWORK, 0))
 
 
-Ints = int | np.integer | np.ndarray
-
-
-def _words(value: Ints) -> np.ndarray:
+def _words(value: Any) -> np.ndarray:
     """Integers of any sign as uint64 arrays (modulo 2**64); never 0-d, those warn on wrapping."""
     if isinstance(value, int):
         value = np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64)
     return np.atleast_1d(np.asarray(value)).astype(np.uint64)
 
 
-def _mix_array(words: np.ndarray) -> np.ndarray:
-    words = (words ^ (words >> _U30)) * _MIX_1
-    words = (words ^ (words >> _U27)) * _MIX_2
-    return words ^ (words >> _U31)
+def _unit(words: np.ndarray) -> np.ndarray:
+    return (words >> _U11).astype(np.float64) * _TO_DOUBLE
 
 
-def hash_array(
-    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
-) -> np.ndarray:
+def hash_array(seed: Any, epoch: Any, sample: Any, stream: Any, counter: Any = 0) -> np.ndarray:
     """`hash_key` for numpy arrays (broadcasting, at least 1-d). Returns uint64 [...]."""
-    return _mix_array((prefix_array(seed, epoch, sample, stream) ^ _words(counter)) + _GAMMA)
+    return mix((prefix_array(seed, epoch, sample, stream) ^ _words(counter)) + _GAMMA)
 
 
-def prefix_array(seed: Ints, epoch: Ints, sample: Ints, stream: Ints) -> np.ndarray:
+def prefix_array(seed: Any, epoch: Any, sample: Any, stream: Any) -> np.ndarray:
     """`hash_array` before the counter enters, uint64 [...]: for code that adds many counters."""
-    words = _mix_array(_words(seed) + _GAMMA)
+    words = mix(_words(seed) + _GAMMA)
     for part in (epoch, sample, stream):
-        words = _mix_array((words ^ _words(part)) + _GAMMA)
+        words = mix((words ^ _words(part)) + _GAMMA)
     return words
 
 
-def uniform_array(
-    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
-) -> np.ndarray:
+def uniform_array(seed: Any, epoch: Any, sample: Any, stream: Any, counter: Any = 0) -> np.ndarray:
     """`uniform` for numpy arrays (broadcasting). Returns float64 [...] in [0, 1)."""
-    return (hash_array(seed, epoch, sample, stream, counter) >> _U11).astype(
-        np.float64
-    ) * _TO_DOUBLE
-
-
-def uniform_float32_array(
-    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
-) -> np.ndarray:
-    """`uniform_float32` for numpy arrays (broadcasting). Returns float32 [...]."""
-    return (hash_array(seed, epoch, sample, stream, counter) >> _U40).astype(np.float32) * _TO_FLOAT
+    return _unit(hash_array(seed, epoch, sample, stream, counter))
 
 
 def integer_array(
-    low: int,
-    high: int,
-    seed: Ints,
-    epoch: Ints,
-    sample: Ints,
-    stream: Ints,
-    counter: Ints = 0,
+    low: int, high: int, seed: Any, epoch: Any, sample: Any, stream: Any, counter: Any = 0
 ) -> np.ndarray:
     """`integer` for numpy arrays (broadcasting). Returns int64 [...] in [low, high).
 
@@ -173,11 +167,8 @@ def integer_array(
     return np.int64(low) + ((top * np.uint64(span)) >> _U32).astype(np.int64)
 
 
-def normal_array(
-    seed: Ints, epoch: Ints, sample: Ints, stream: Ints, counter: Ints = 0
-) -> np.ndarray:
+def normal_array(seed: Any, epoch: Any, sample: Any, stream: Any, counter: Any = 0) -> np.ndarray:
     """`normal` for numpy arrays (broadcasting). Returns float64 [...], equal to 1e-12."""
     first = hash_array(seed, epoch, sample, stream, counter)
-    second = _mix_array(first + _GAMMA)
-    radius = np.sqrt(-2.0 * np.log(1.0 - (first >> _U11).astype(np.float64) * _TO_DOUBLE))
-    return radius * np.cos(_TWO_PI * ((second >> _U11).astype(np.float64) * _TO_DOUBLE))
+    second = mix(first + _GAMMA)
+    return np.sqrt(-2.0 * np.log(1.0 - _unit(first))) * np.cos(_TWO_PI * _unit(second))

@@ -76,9 +76,9 @@ def test_settings_out_of_range_are_refused_at_once(make, said):
 
 def test_one_decoder_serves_two_threads_at_once():
     """Two loaders, or an epoch left early and the next: each call has its own buffers."""
-    pictures = [ops_data.image(60 + 20 * k, 90 + 30 * k, k) for k in range(8)]
-    data = [np.frombuffer(jpeg.encode_jpeg(image), np.uint8) for image in pictures]
-    rows = [(d.ctypes.data, d.size, 0, *p.shape[:2]) for d, p in zip(data, pictures, strict=True)]
+    images = [ops_data.image(60 + 20 * k, 90 + 30 * k, k) for k in range(8)]
+    data = [np.frombuffer(jpeg.encode_jpeg(image), np.uint8) for image in images]
+    rows = [(d.ctypes.data, d.size, 0, *p.shape[:2]) for d, p in zip(data, images, strict=True)]
     samples, decoder = np.array(rows, np.int64), ops.CropDecode(32, seed=1)
 
     def decode(part):

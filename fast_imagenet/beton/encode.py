@@ -100,11 +100,10 @@ def fitting_size(size_wh: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 def hash_fraction(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on (seed, index) only; uniform over indices (splitmix64)."""
-    mask = (1 << 64) - 1
-    state = (seed * 0xD1342543DE82EF95 + index * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & mask
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-    return ((state ^ (state >> 31)) >> 11) / (1 << 53)
+    from fast_imagenet import rng  # imports numba, for half a second
+
+    word = (seed * 0xD1342543DE82EF95 + (index + 1) * rng.GAMMA_INT64) & (1 << 64) - 1
+    return int(rng.mix(np.array([word], np.uint64))[0] >> np.uint64(11)) / (1 << 53)
 
 
 def _is_jpeg(settings: EncodeSettings, index: int, pixel_bytes: int) -> bool:

@@ -25,7 +25,8 @@ class DatasetLoader:
     """
 
     def __init__(self, source: BetonFile | Source) -> None:
-        self.num_samples, self.content = len(source), source.content
+        self.num_samples = len(source)
+        self.content: str | None = source.content  # type: ignore[union-attr]  # of folders only
         self.classes: list[str] | None = source.classes
         if isinstance(source, BetonFile):
             self.num_classes, self.note = source.num_classes, source.note

@@ -1,17 +1,18 @@
-"""What happens to a training batch on the device: normalise, erase boxes, mix images.
+"""What happens to a training batch on the device: normalize, erase boxes, mix images.
 
 Plain torch, no FFCV: any loader that gives uint8 batches can use it, on a CPU or a GPU. The host
 draws every choice from keyed numbers, the device carries it out and nobody waits for it: boxes of
 erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step). Images are mixed with their
-neighbours in the batch, so that one rank, two ranks and micro-batches of even size mix the same.
+neighbors in the batch, so that one rank, two ranks and micro-batches of even size mix the same.
 
     transforms = BatchTransforms(augment, MEAN, STD, num_classes=1000, label_smoothing=0.1, seed=0)
     images_bchw, targets = transforms(images_bhwc, labels_b, samples_b, epoch, step)
 
-Arrays: images_bhwc uint8 in 0..255; images_bchw float, normalised, channels last in memory;
-labels_b int64; samples_b numpy int64, index of each image in the data set.
+Arrays: images_bhwc uint8 in 0..255; images_bchw float, normalized, channels last in memory;
+labels_b int64; samples_b numpy int64, index of each image in the dataset.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,13 +28,13 @@ from fast_imagenet.erasing import check_erasing, draw_erasing
 
 
 class BatchTransforms:
-    """Normalise, erase and mix a batch as the settings say.
+    """Normalize, erase and mix a batch as the settings say.
 
     Args:
         augment: its fields erasing, erasing_mode, erasing_count, mixup and cutmix are used.
         mean, std: three numbers each, of pixels in 0..1.
         num_classes: for soft targets.
-        label_smoothing: share given to all classes, 0 to 1; only soft targets are smoothed here.
+        label_smoothing: fraction given to all classes, 0 to 1; only soft targets are smoothed here.
         seed: of the run.
         dtype: of the images that come out.
     Raises:
@@ -43,8 +44,8 @@ class BatchTransforms:
     def __init__(
         self,
         augment: Augment,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         num_classes: int,
         label_smoothing: float,
         seed: int,
@@ -57,12 +58,19 @@ class BatchTransforms:
                 f"mixup is {augment.mixup}, cutmix {augment.cutmix}; give an alpha from {low:g} to "
                 f"{high:g}, or 0 for off"
             )
-        self.augment, self.mean, self.std = augment, tuple(mean), tuple(std)
+        self.augment, self.mean, self.std = augment, mean, std
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.seed, self.dtype = seed, dtype
         self.mixes = augment.mixup > 0 or augment.cutmix > 0
 
-    def __call__(self, images_bhwc: torch.Tensor, labels_b, samples_b, epoch: int, step: int):
+    def __call__(
+        self,
+        images_bhwc: torch.Tensor,
+        labels_b: torch.Tensor,
+        samples_b: np.ndarray | None,
+        epoch: int,
+        step: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch, or a part of it: a part of even size is mixed as it is within the whole.
 
         Args:
@@ -77,7 +85,7 @@ class BatchTransforms:
         Raises:
             ValueError: images are to be erased and samples_b is None.
         """
-        a, size = self.augment, images_bhwc.shape[1:3]
+        a, size = self.augment, (images_bhwc.shape[1], images_bhwc.shape[2])
         mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix) if self.mixes else None
         if a.erasing:
             if samples_b is None:
@@ -89,18 +97,23 @@ class BatchTransforms:
         else:
             images_bchw = normalize_and_mix(images_bhwc, self.mean, self.std, mixing)
         targets = labels_b
-        if self.mixes:
+        if mixing is not None:
             targets = mix_targets(labels_b, mixing, self.num_classes, self.label_smoothing)
         return images_bchw.to(self.dtype), targets
 
 
 # ------------------------------------------------------------------------------------------------
-# Normalise
+# Normalize
 # ------------------------------------------------------------------------------------------------
 
 
-def normalize(images_bhwc: torch.Tensor, mean, std, dtype=torch.float32) -> torch.Tensor:
-    """Zero mean and unit deviation, one multiply-add a value.
+def normalize(
+    images_bhwc: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Zero mean and unit deviation, one multiply-add per value.
 
     Args: images_bhwc: uint8 [b, h, w, 3]. mean, std: three numbers each, of pixels in 0..1.
     Returns: images_bchw [b, 3, h, w] of `dtype`, channels last: (x / 255 - mean) / std within
@@ -109,25 +122,36 @@ def normalize(images_bhwc: torch.Tensor, mean, std, dtype=torch.float32) -> torc
     return normalize_and_mix(images_bhwc, mean, std, None).to(dtype)
 
 
-def normalize_and_mix(images_bhwc: torch.Tensor, mean, std, mixing: "Mixing | None"):
+def normalize_and_mix(
+    images_bhwc: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mixing: "Mixing | None",
+) -> torch.Tensor:
     """`normalize` to float32 and `mix` in fewer passes: Mixup happens on the levels."""
     b, height, width, _ = images_bhwc.shape
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), width, images_bhwc.device)
+    # Python's floats: torch.compile cannot look up a key with numpy's
+    key = tuple(map(float, mean)), tuple(map(float, std)), width, images_bhwc.device
+    scale, shift = _scale_and_shift(*key)
     # long rows: torch is slow on rows of three; every later pass works in place on this one copy
     images = images_bhwc.reshape(b, height, 3 * width).to(torch.float32, copy=True)
     blends = mixing is not None and mixing.box is None
-    if blends and mixing.lam < 1:
-        images.lerp_(neighbours(images), 1 - mixing.lam)
+    if blends:
+        mix(images, mixing)
     torch.addcmul(shift, images, scale, out=images)
     images_bchw = images.view(b, height, width, 3).permute(0, 3, 1, 2)
     return images_bchw if blends else mix(images_bchw, mixing)
 
 
-_CONSTANTS: dict = {}  # made once a resolution: a step must not wait for a copy from the host
+_CONSTANTS: dict[
+    tuple, tuple[torch.Tensor, ...]
+] = {}  # made once per resolution: a step must not wait for a copy from the host
 
 
-def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device):
-    """float32 [3 * width] each: level * scale + shift is the normalised value."""
+def _scale_and_shift(
+    mean: tuple, std: tuple, width: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """float32 [3 * width] each: level * scale + shift is the normalized value."""
     key = (mean, std, width, device)
     if key not in _CONSTANTS:
         scale = [1 / (255 * s) for s in std]
@@ -143,15 +167,20 @@ def _scale_and_shift(mean: tuple, std: tuple, width: int, device: torch.device):
 
 
 def erase(
-    images_bchw: torch.Tensor, boxes: np.ndarray, mode: str, seed: int, epoch: int, samples
+    images_bchw: torch.Tensor,
+    boxes: np.ndarray,
+    mode: str,
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
 ) -> torch.Tensor:
-    """Fill boxes of normalised images, in place.
+    """Fill boxes of normalized images, in place.
 
     Args:
         images_bchw: float [b, 3, h, w], channels last (as `normalize` gives them).
         boxes: of `draw_erasing`.
-        mode: 'const' (0, the mean colour), 'rand' (N(0, 1), one number a box and channel) or
-            'pixel' (N(0, 1), one a pixel and channel).
+        mode: 'const' (0, the mean color), 'rand' (N(0, 1), one number per box and channel) or
+            'pixel' (N(0, 1), one per pixel and channel).
         seed, epoch, samples: key of the noise.
     Returns:
         images_bchw. Where two boxes overlap, the later one is seen.
@@ -169,8 +198,8 @@ def erase(
         if mode == "const":
             pixels_nc.index_fill_(0, index, 0.0)
             continue
-        pictures, of_line = np.unique(b, return_inverse=True)
-        erased = np.asarray(samples, np.int64)[pictures, None]
+        images, of_line = np.unique(b, return_inverse=True)
+        erased = np.asarray(samples, np.int64)[images, None]
         key = (seed, epoch, erased, rng.STREAM_ERASING_NOISE)
         if mode == "rand":
             color = rng.normal_array(*key, 3 * k + np.arange(3))
@@ -205,33 +234,16 @@ def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-_GAMMA, _MIX_1, _MIX_2 = (
-    int(np.uint64(word).view(np.int64))  # torch has no arithmetic on uint64; int64 wraps alike
-    for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
-
-
 def normal_noise(prefix: torch.Tensor, counter: torch.Tensor) -> torch.Tensor:
     """`rng.normal` on the device.
 
     Args: prefix: rng.prefix_array as int64. counter: int64, broadcast with it.
     Returns: float64 from N(0, 1), equal to rng.normal within 1e-12.
     """
-    first = _mix_words((prefix ^ counter) + _GAMMA)
-    second = _mix_words(first + _GAMMA)
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - _shift(first, 11).double() * 2.0**-53))
-    return radius * torch.cos(2.0 * np.pi * (_shift(second, 11).double() * 2.0**-53))
-
-
-def _mix_words(words: torch.Tensor) -> torch.Tensor:
-    words = (words ^ _shift(words, 30)) * _MIX_1
-    words = (words ^ _shift(words, 27)) * _MIX_2
-    return words ^ _shift(words, 31)
-
-
-def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right, zeros coming in: torch's own shift of int64 repeats the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+    first = rng.mix_int64((prefix ^ counter) + rng.GAMMA_INT64)
+    second = rng.mix_int64(first + rng.GAMMA_INT64)
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - rng.shift_int64(first, 11).double() * 2.0**-53))
+    return radius * torch.cos(2.0 * np.pi * (rng.shift_int64(second, 11).double() * 2.0**-53))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -240,9 +252,9 @@ def _shift(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class Mixing(NamedTuple):
-    """How the images of a batch are mixed with their neighbours.
+    """How the images of a batch are mixed with their neighbors.
 
-    lam: share of an image's own label, 0 to 1. box: (top, bottom, left, right) that comes from
+    lam: fraction of an image's own label, 0 to 1. box: (top, bottom, left, right) that comes from
     the other image (CutMix), ends excluded; None: all pixels are blended (Mixup).
     """
 
@@ -255,11 +267,11 @@ def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: 
 
     Args: seed, step: the key, >= 0. size: (height, width). mixup, cutmix: alpha of the Beta
         distribution of lam; with both above 0 each is taken in half of the steps. One must be.
-    Returns: a Mixing; CutMix's lam is the share of pixels that stay.
+    Returns: a Mixing; CutMix's lam is the fraction of pixels that stay.
     Source: Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899; timm Mixup, mode 'batch'
         (the draws too are timm's, from a generator of their own in place of numpy's global one).
         The boxes differ in one thing: of an odd height or width timm drops a pixel, as it takes
-        half of it, rounded down, on both sides of the centre; here nothing is dropped. At 64 px
+        half of it, rounded down, on both sides of the center; here nothing is dropped. At 64 px
         and alpha 1 the mean lam is 0.687, timm's 0.692.
     """
     # A generator whose numbers numpy has promised not to change; 20 us once a step.
@@ -279,7 +291,7 @@ def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: 
     return Mixing(lam, (top, bottom, left, right))
 
 
-def neighbours(batch: torch.Tensor) -> torch.Tensor:
+def neighbors(batch: torch.Tensor) -> torch.Tensor:
     """A copy with the first and the second exchanged, the third and the fourth, and so on.
 
     The reverse order, which timm mixes with, depends on how a batch is cut into ranks.
@@ -290,16 +302,16 @@ def neighbours(batch: torch.Tensor) -> torch.Tensor:
 
 
 def mix(images_bchw: torch.Tensor, mixing: Mixing | None) -> torch.Tensor:
-    """Mix float [b, 3, h, w] with `neighbours`, in place; None leaves it. Returns images_bchw."""
+    """Mix float [b, 3, h, w] with `neighbors`, in place; None leaves it. Returns images_bchw."""
     if mixing is None:
         return images_bchw
     if mixing.box is None:
         if mixing.lam < 1:
-            images_bchw.lerp_(neighbours(images_bchw), 1 - mixing.lam)
+            images_bchw.lerp_(neighbors(images_bchw), 1 - mixing.lam)
         return images_bchw
     top, bottom, left, right = mixing.box
     part = images_bchw[:, :, top:bottom, left:right]
-    part.copy_(neighbours(part))
+    part.copy_(neighbors(part))
     return images_bchw
 
 
@@ -310,4 +322,4 @@ def mix_targets(
     off = label_smoothing / num_classes
     targets = torch.full((len(labels_b), num_classes), off, device=labels_b.device)
     targets.scatter_(1, labels_b[:, None], 1 - label_smoothing + off)
-    return targets.lerp_(neighbours(targets), 1 - mixing.lam)
+    return targets.lerp_(neighbors(targets), 1 - mixing.lam)

@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from queue import Empty, Full
+from typing import Any
 
 import numba
 import numpy as np
@@ -76,7 +77,7 @@ def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     """What happens to a training image between the file and its uint8 batch, in this order.
 
     The list itself is STAGES in fast_imagenet/data/augmentation.py. Erasing and mixing come after
-    normalisation, on the device: fast_imagenet/data/device_transforms.py.
+    normalization, on the device: fast_imagenet/data/device_transforms.py.
     """
     crop = ops.CropDecode(
         resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
@@ -203,7 +204,7 @@ class EvalLoader(DatasetLoader):
         return _batches(self._loader, self._mine)
 
 
-def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], None] | None:
+def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], Any] | None:
     """A function that checks the pages of a batch of samples; None as `page_checks`."""
     checks, pages = page_checks(file, wanted), file.offsets // file.page_size
     return None if checks is None else lambda samples: checks.check(pages[samples])
@@ -243,12 +244,12 @@ def _make_loader(
     return loader
 
 
-def _arguments(operation) -> tuple:
+def _arguments(operation: Any) -> tuple:
     # an FFCV operation belongs to one pipeline: the label's needs objects of its own
     return (operation.device, operation.non_blocking) if isinstance(operation, ToDevice) else ()
 
 
-def _batches(loader: Loader, order: np.ndarray) -> Iterator:
+def _batches(loader: Loader, order: np.ndarray) -> Generator:
     epoch = _Epoch(loader, order.astype(np.uint64))
     try:
         for batch in epoch:
@@ -273,7 +274,8 @@ class _Epoch(EpochIterator):
 
     # class attributes: the thread starts inside __init__, which may fail before it has made streams
     error: BaseException | None = None
-    cuda_streams = ()
+    cuda_streams: Sequence[Any] = ()
+    closed: bool
 
     def run(self) -> None:
         try:
@@ -331,7 +333,7 @@ class _Epoch(EpochIterator):
         self.memory_allocations = None
 
 
-def _set_numba_threads(cls, count: int) -> None:
+def _set_numba_threads(cls: Any, count: int) -> None:
     cls.num_threads = count
     numba.set_num_threads(count)
 

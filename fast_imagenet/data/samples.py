@@ -92,7 +92,8 @@ class RandomCrop:
         with keyed_generator([self.seed, int(epoch), index]):
             box = RandomResizedCrop.get_params(shape, list(self.crop_area), list(ASPECT_RATIO))
             flip = torch.rand(1).item() < self.flip
-        return CropBox(*box, flip)
+        top, left, box_height, box_width = box
+        return CropBox(top, left, box_height, box_width, flip)
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,13 @@ class SampleDataset(Dataset):
         """One sample and its label; whatever goes wrong is reported with the sample's name."""
         index, _, argument = key
         try:
-            if self.checks:
+            if self.checks and isinstance(self.source, BetonFile):
                 self.checks.check(self.source.offsets[index : index + 1] // self.source.page_size)
             stored, label = read_stored(self.source, index), int(self.source.labels[index])
             if not self.finish:
                 return (*self._unfinished(stored, index, argument), key), label
             image_chw = to_chw(stored)
-            box = self.crop(*image_chw.shape[1:], index, argument)
+            box = self.crop(image_chw.shape[1], image_chw.shape[2], index, argument)
             return self.finished(image_chw, box, key), label
         except Exception as error:
             raise SampleError(describe(self.source, index, error)) from error
@@ -172,9 +173,10 @@ class SampleDataset(Dataset):
         size = plain_jpeg_size(stored)
         if size is None:  # the device decodes JPEG only: the rare rest is decoded here
             rgb_hwc = to_hwc(stored)
-            return torch.tensor(rgb_hwc), self.crop(*rgb_hwc.shape[:2], index, argument)
+            height, width = rgb_hwc.shape[:2]
+            return torch.tensor(rgb_hwc), self.crop(height, width, index, argument)
         data = torch.tensor(np.frombuffer(stored, np.uint8))
-        return data, self.crop(*size, index, argument)
+        return data, self.crop(size[0], size[1], index, argument)
 
 
 def read_stored(source: BetonFile | Source, index: int) -> bytes | np.ndarray:

@@ -1,4 +1,4 @@
-"""Random changes to training images by torchvision and timm, for torch_pipeline.py.
+"""Random changes to training images by torchvision and timm, for samples.py.
 
 The same settings as the operations of fast_imagenet/ops, the same order and distributions, other
 random numbers. On a CPU the images are Pillow's, which the operations equal; on a GPU they are
@@ -8,7 +8,9 @@ torchvision's, a true Gaussian; the operations have Pillow's.
 
 import random
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +21,15 @@ from fast_imagenet.data.augmentation import Augment, stages_of
 
 TOP_MAGNITUDE = 30  # torchvision's strongest bin
 BLUR = {"kernel_size": 13, "sigma": (0.1, 2.0)}  # 13 px reach three deviations
-TIMM_FILL = (124, 116, 104)  # mean colour of ImageNet, outside the image
+TIMM_FILL = (124, 116, 104)  # mean color of ImageNet, outside the image
 _STREAM = 1  # the crop's key is (seed, epoch, index); this number makes another one
 
 
 class KeyedTransforms:
-    """Everything between flip and normalisation, drawn by (seed, epoch, index).
+    """Everything between flip and normalization, drawn by (seed, epoch, index).
 
     Args:
-        augment: policy, colour, grayscale, solarize and blur of it are used.
+        augment: policy, color, grayscale, solarize and blur of it are used.
         seed: of the run, >= 0.
         transforms: 'cpu' or 'gpu', where it will run.
     Raises:
@@ -42,7 +44,7 @@ class KeyedTransforms:
         """One uint8 image (h, w, 3), contiguous, to another; the process's generators stay."""
         if not self.stages:
             return image_hwc
-        image = image_hwc.permute(2, 0, 1)
+        image: Any = image_hwc.permute(2, 0, 1)
         if self.on_pillow:
             image = Image.fromarray(image_hwc.numpy())
         with keyed_generator([self.seed, epoch, index, _STREAM]):
@@ -53,23 +55,23 @@ class KeyedTransforms:
         return image.permute(1, 2, 0).contiguous()
 
 
-def build_stages(augment: Augment, transforms: str) -> list:
+def build_stages(augment: Augment, transforms: str) -> list[Callable]:
     """Callables from image to image, in the order of STAGES; without those not asked for.
 
     Raises:
         ValueError: a stage that torchvision cannot do, a setting out of range, or a policy that
             cannot run on a GPU.
     """
-    wanted = stages_of(augment)
-    for stage in wanted:
+    stages, twins = [], sys.modules[__name__]
+    for stage in stages_of(augment):
         if stage.transform is None:
             raise ValueError(
                 f"data.backend=torchvision cannot do the augmentation {stage.name!r}: it has no "
                 f"torchvision transform in fast_imagenet/data/augmentation.py; use "
                 f"data.backend=ffcv, or turn it off"
             )
-    twins = sys.modules[__name__]
-    return [stage.transform(twins, augment, transforms) for stage in wanted]
+        stages.append(stage.transform(twins, augment, transforms))
+    return stages
 
 
 def blur() -> v2.GaussianBlur:
@@ -106,7 +108,7 @@ class RandAugment(v2.RandAugment):
         super().__init__(num_ops=1, num_magnitude_bins=self.parts * TOP_MAGNITUDE + 1)
         self.count, self.mean, self.mstd = num_ops, magnitude, mstd
 
-    def forward(self, image):
+    def forward(self, image: Any) -> Any:
         for _ in range(self.count):  # one at a time: each has a magnitude of its own
             self.magnitude = round(self.parts * self._draw())
             image = super().forward(image)
@@ -172,7 +174,7 @@ class TimmRandAugment:
             random.setstate(states[1])
 
 
-def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keep the highest bits. None is black: the full magnitude asks for it, Pillow 13 refuses."""
     if bits >= 8:
         return image
@@ -180,7 +182,7 @@ def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 
 @contextmanager
-def keyed_generator(key: list[int]):
+def keyed_generator(key: list[int]) -> Iterator[None]:
     """torch's generator as the key sets it; afterwards as it was."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     state = torch.get_rng_state()

@@ -158,7 +158,7 @@ def _full(need: int) -> str:
     return f"{shm_sentence(need, free)}, or lower data.num_workers"
 
 
-def _exit_codes(iterator, wait: float) -> list[int]:
+def _exit_codes(iterator: Any, wait: float) -> list[int]:
     """Exit codes of workers that ended by themselves; negative: the number of a signal.
 
     Args:
@@ -169,7 +169,7 @@ def _exit_codes(iterator, wait: float) -> list[int]:
     return [worker.exitcode for worker in workers if not worker.is_alive() and worker.exitcode]
 
 
-def _end_workers(iterator) -> None:
+def _end_workers(iterator: Any) -> None:
     """End the workers of a DataLoader's iterator within seconds, whatever state they are in.
 
     In good order where that works. A worker may hang or be stopped, and one that was killed may
@@ -214,7 +214,7 @@ def _end_with_parent(worker: int) -> None:
     processes.end_with_parent()
     if os.getppid() == 1:  # the server ended before the system was asked: nobody would end this one
         os._exit(1)
-    server = forkserver._forkserver
+    server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = None
 

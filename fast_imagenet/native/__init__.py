@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,8 +162,7 @@ def write_anew(
             source's are finer, its coefficients are rounded to these.
     Returns: the new file, or None where the source is damaged.
     """
-    library = _library()
-    assert library is not None  # it has read the header
+    library: Any = _library()
     need = library.memory_bytes(ctypes.byref(header), *size_wh, len(data))
     if len(_ROOM.memory) < need:
         _ROOM.memory = np.zeros(need + need // 4, np.uint8)

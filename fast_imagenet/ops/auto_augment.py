@@ -1,4 +1,4 @@
-"""AutoAugment with the policy learned on ImageNet: two operations an image, from 25 pairs.
+"""AutoAugment with the policy learned on ImageNet: two operations per image, from 25 pairs.
 
 Source: Cubuk, Zoph, Mane, Vasudevan and Le, "AutoAugment", 2019 (arXiv:1805.09501); torchvision
 transforms/autoaugment.py, equal to it on Pillow images given the same choices.
@@ -12,7 +12,6 @@ from .. import rng
 from . import policy
 from .kernel import kernel
 from .operation import KeyedOperation
-from .policy import apply_policy
 
 BINS = 10
 # 25 pairs of (operation, probability, bin of its magnitude or None).
@@ -84,9 +83,6 @@ def draw_auto_augment(seed, epoch, samples, codes, chances, values, signed):
     return operations, arguments
 
 
-apply_auto_augment = apply_policy
-
-
 class AutoAugment(KeyedOperation):
     """Change every image by one of the 25 pairs of AutoAugment's ImageNet policy.
 
@@ -96,12 +92,10 @@ class AutoAugment(KeyedOperation):
     Shape: uint8 [b, h, w, 3], changed in place.
     """
 
-    apply = staticmethod(apply_auto_augment)
+    apply = staticmethod(policy.apply_policy)
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__(seed)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
-        tables = auto_augment_tables(int(size[0]), int(size[1]))
-        samples = np.ascontiguousarray(samples, np.int64)
-        return draw_auto_augment(self.seed, self._epoch, samples, *tables)
+        return draw_auto_augment(*self.key(samples), *auto_augment_tables(*size))

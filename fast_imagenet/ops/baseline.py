@@ -3,7 +3,7 @@
 libturbojpeg leaves its fast Huffman decoder aside as soon as a file has restart markers. This one
 is made for such tiles: the bytes of a tile are freed of stuffing while its end is searched, one
 table look-up mostly yields a whole coefficient, and only the blocks under the crop are transformed
-and coloured. Pixels are bit-identical to libjpeg's.
+and colored. Pixels are bit-identical to libjpeg's.
 
 It decodes sound streams only. Whatever is unusual or damaged makes it give up, and libturbojpeg
 decides what that is. Bounds: a tile reads at most OVERREAD bytes behind its own before the end is
@@ -15,6 +15,7 @@ Source: ITU-T T.81, annexes C (tables), F.2.2 (decoding); zigzag order from figu
 import numpy as np
 from numba import carray
 
+from . import simd
 from .jpeg_region import (
     CONTEXT,
     HEIGHT,
@@ -27,25 +28,8 @@ from .jpeg_region import (
     tile_grid,
 )
 from .kernel import kernel
-from .native import (
-    as_pointer,
-    load_bits,
-    load_byte,
-    load_int32,
-    memchr,
-    memcpy,
-    store_byte,
-    store_int32,
-)
-from .simd import (
-    SMALL,
-    clear_block,
-    color_pixels,
-    fill_block,
-    sum_sizes,
-    transform_block,
-    transform_small_blocks,
-)
+from .native import memchr, memcpy
+from .vectors import as_pointer, load_bits, load_byte, load_int32, store_byte, store_int32
 
 ZIGZAG = np.array(
     [
@@ -64,7 +48,7 @@ LARGEST_LEVEL = 2048
 MIN_SIDE = 17  # below, chroma has so few columns that libjpeg repeats it
 # One MCU: 6 blocks of 64 coefficients of at most 16 + 15 bits, and one refill.
 OVERREAD = 6 * 64 * 4 + 16
-PAD = 16  # bytes around a chroma row for the neighbours of its ends
+PAD = 16  # bytes around a chroma row for the neighbors of its ends
 
 
 @kernel
@@ -105,7 +89,7 @@ def _read_huffman(address, length, look, slow):
             return False
         table, total, code = 2 * (kind >> 4) + (kind & 1), 0, 0
         for bits in range(1, 17):
-            total += np.int64(load_byte(address + np.uintp(at + bits)))
+            total += np.int64(load_byte(address + np.uintp(at + bits)))  # type: ignore[assignment]
         if total > 256 or at + 17 + total > length:
             return False
         look[table, :] = 128
@@ -123,7 +107,7 @@ def _read_huffman(address, length, look, slow):
                 if bits <= LOOK:
                     _fill_look_up(table, look, code, bits, symbol, table < 2)
                 code += 1
-            first += count
+            first += count  # type: ignore[assignment]
             slow[table, bits] = code << (16 - bits)
             code <<= 1
         at += 17 + total
@@ -321,20 +305,20 @@ def _write_blocks(block, other, pixels, other_pixels, pitch):
         _write_level(block, pixels, pitch)
         _write_level(other, other_pixels, pitch)
         return
-    if max(sum_sizes(block), sum_sizes(other)) <= SMALL:
-        transform_small_blocks(block, other, pixels, other_pixels, pitch)
+    if max(simd.sum_sizes(block), simd.sum_sizes(other)) <= simd.SMALL:
+        simd.transform_small_blocks(block, other, pixels, other_pixels, pitch)
     else:
-        transform_block(block, pixels, pitch)
-        transform_block(other, other_pixels, pitch)
-    clear_block(block)
-    clear_block(other)
+        simd.transform_block(block, pixels, pitch)
+        simd.transform_block(other, other_pixels, pitch)
+    simd.clear_block(block)
+    simd.clear_block(other)
 
 
 @kernel
 def _write_level(block, pixels, pitch):
     """`_write_blocks` for one of DC alone."""
     value = min(255, max(0, ((load_int32(block) + 4) >> 3) + 128))
-    fill_block(np.uint8(value), pixels, pitch)
+    simd.fill_block(np.uint8(value), pixels, pitch)
     store_int32(block, 0)
 
 
@@ -392,7 +376,7 @@ def _read_tile(begin, length, mcus, wanted, places, pitches, choices, memory):
             _write_mcu(memory[3], (luma, places[1] + chroma, places[2] + chroma), pitches)
         else:
             for b in range(6):
-                clear_block(memory[3] + np.uintp(BLOCK * b))
+                simd.clear_block(memory[3] + np.uintp(BLOCK * b))
     used = 8 * np.int64(state[0] - begin) - state[2]
     return 8 * length - 8 < used <= 8 * length
 
@@ -415,7 +399,7 @@ def _decode_tiles(address, size, header, area, clean, tables, planes, pitches):
     quantisers = carray(as_pointer(memory[2]), (4, 80), np.int32)
     look[:], slow[:], quantisers[:] = 128, 0, 0
     for b in range(6):
-        clear_block(blocks + np.uintp(BLOCK * b))
+        simd.clear_block(blocks + np.uintp(BLOCK * b))
     choice = np.zeros((3, 3), np.int64)
     if not _read_tables(address, header, quantisers, look, slow, choice):
         return False
@@ -478,7 +462,7 @@ def _color_rows(header, crop, area, planes, pitches, pixels):
         far = (far - 8 * area[0]) * pitches[1] + even // 2
         target = pixels + np.uintp((y - top) * 48 * steps)
         for step in range(steps):
-            color_pixels(
+            simd.color_pixels(
                 luma + np.uintp(16 * step),
                 planes[1] + np.uintp(near + 8 * step),
                 planes[1] + np.uintp(far + 8 * step),

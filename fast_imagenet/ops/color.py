@@ -1,8 +1,8 @@
-"""Colour kernels on one image, in place and equal to Pillow bit for bit.
+"""Color kernels on one image, in place and equal to Pillow bit for bit.
 
 Two kinds. `adjust_...`, `to_grayscale` and `gaussian_blur` change an image. `..._lut` change a
 table lut[3, 256] (int32): each acts on what the table already gives, so point operations compose,
-and `apply_lut` then costs one pass however many there were.
+and applying it then costs one pass however many there were.
 
 An image is uint8 [h, w, 3], RGB, contiguous, h and w at least 1. A factor is a float32 of 0 or
 more: 0 gives the degenerate image, 1 the original, more than 1 exaggerates.
@@ -18,12 +18,12 @@ import numpy as np
 from .color_simd import PIXELS, blend_and_sum_block, blend_block, sum_block
 from .kernel import kernel
 
-SIXTH = 1.0 / 6.0  # Pillow divides; over all 2**24 colours the products lead to the same bytes
+SIXTH = 1.0 / 6.0  # Pillow divides; over all 2**24 colors the products lead to the same bytes
 ZERO, TOP = np.float32(0.0), np.float32(255.0)
 
 
 @kernel(inline="always")
-def grey(red, green, blue):
+def gray(red, green, blue):
     """Pillow's luma of one pixel: int, 0 to 255."""
     return (19595 * np.int32(red) + 38470 * np.int32(green) + 7471 * np.int32(blue) + 32768) >> 16
 
@@ -39,35 +39,35 @@ def blend(degenerate, value, factor):
 
 # ==== Chains of blends ============================================================================
 #
-# Brightness, contrast, saturation and grey are one thing: a blend with a constant or with the
-# pixel's own grey value. A program, float32 [steps, 3], lists them: a row is (whether to use the
-# grey value, else the constant, factor). A chain of them costs one pass over the image.
+# Brightness, contrast, saturation and gray are one thing: a blend with a constant or with the
+# pixel's own gray value. A program, float32 [steps, 3], lists them: a row is (whether to use the
+# gray value, else the constant, factor). A chain of them costs one pass over the image.
 
 
 @kernel
-def set_step(program, step, use_grey, constant, factor):
+def set_step(program, step, use_gray, constant, factor):
     """Write one row of a program."""
-    program[step, 0], program[step, 1] = np.float32(use_grey), np.float32(constant)
+    program[step, 0], program[step, 1] = np.float32(use_gray), np.float32(constant)
     program[step, 2] = np.float32(factor)
 
 
 @kernel
 def _blend_tail(image, program, steps, store):
-    """What is left of the image after whole blocks. Returns the sum of the new grey values."""
+    """What is left of the image after whole blocks. Returns the sum of the new gray values."""
     width, pixels, total = image.shape[1], image.shape[0] * image.shape[1], 0
     for pixel in range(pixels - pixels % PIXELS, pixels):
         y, x = pixel // width, pixel % width
         red, green = np.int32(image[y, x, 0]), np.int32(image[y, x, 1])
         blue = np.int32(image[y, x, 2])
         for step in range(steps):
-            ground = grey(red, green, blue) if program[step, 0] else np.int32(program[step, 1])
+            ground = gray(red, green, blue) if program[step, 0] else np.int32(program[step, 1])
             factor = program[step, 2]
             red, green = blend(ground, red, factor), blend(ground, green, factor)
             blue = blend(ground, blue, factor)
         if store:
             image[y, x, 0], image[y, x, 1] = np.uint8(red), np.uint8(green)
             image[y, x, 2] = np.uint8(blue)
-        total += grey(red, green, blue)
+        total += gray(red, green, blue)
     return total
 
 
@@ -88,7 +88,7 @@ def blend_pixels(image, program, steps):
 
 @kernel
 def blend_with_mean(image, program, steps):
-    """`blend_pixels`, and the `grey_mean` of the result."""
+    """`blend_pixels`, and the `gray_mean` of the result."""
     start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
@@ -99,7 +99,7 @@ def blend_with_mean(image, program, steps):
 
 @kernel
 def mean_after(image, program, steps):
-    """The `grey_mean` that `blend_pixels` would lead to; the image stays."""
+    """The `gray_mean` that `blend_pixels` would lead to; the image stays."""
     start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
@@ -109,14 +109,14 @@ def mean_after(image, program, steps):
 
 
 @kernel
-def grey_mean(image):
-    """The constant that Contrast blends with: the mean grey value, rounded. Returns int64."""
+def gray_mean(image):
+    """The constant that Contrast blends with: the mean gray value, rounded. Returns int64."""
     return mean_after(image, np.empty((1, 3), np.float32), 0)
 
 
 @kernel
 def adjust_saturation(image, factor):
-    """ImageEnhance.Color: blend every pixel with its grey value."""
+    """ImageEnhance.Color: blend every pixel with its gray value."""
     program = np.empty((1, 3), np.float32)
     set_step(program, 0, 1, 0, factor)
     blend_pixels(image, program, 1)
@@ -124,7 +124,7 @@ def adjust_saturation(image, factor):
 
 @kernel
 def to_grayscale(image):
-    """convert('L') and back: all three channels become the grey value."""
+    """convert('L') and back: all three channels become the gray value."""
     adjust_saturation(image, np.float32(0.0))
 
 
@@ -132,14 +132,14 @@ def to_grayscale(image):
 
 
 @kernel
-def grey_mean_through(image, lut):
-    """`grey_mean` of the image as apply_lut(image, lut) would make it."""
+def gray_mean_through(image, lut):
+    """`gray_mean` of the image as the table would make it."""
     height, width, _ = image.shape
     total = 0
     for y in range(height):
         for x in range(width):
             red, green = lut[0, image[y, x, 0]], lut[1, image[y, x, 1]]
-            total += grey(red, green, lut[2, image[y, x, 2]])
+            total += gray(red, green, lut[2, image[y, x, 2]])
     return np.int64(total / (height * width) + 0.5)
 
 
@@ -152,24 +152,16 @@ def identity_lut(lut):
 
 
 @kernel
-def brightness_lut(lut, factor):
-    """ImageEnhance.Brightness."""
+def blend_lut(lut, level, factor):
+    """ImageEnhance.Brightness with level 0; Contrast with the mean, see `gray_mean_through`."""
     for c in range(3):
         for i in range(256):
-            lut[c, i] = blend(0, lut[c, i], factor)
-
-
-@kernel
-def contrast_lut(lut, mean, factor):
-    """ImageEnhance.Contrast; mean: `grey_mean_through` of the image and the table so far."""
-    for c in range(3):
-        for i in range(256):
-            lut[c, i] = blend(mean, lut[c, i], factor)
+            lut[c, i] = blend(level, lut[c, i], factor)
 
 
 @kernel
 def solarize_lut(lut, threshold):
-    """ImageOps.solarize: values at or above the threshold (integer or not) are inverted."""
+    """ImageOps.solarize: values from the threshold on are inverted; with 0 ImageOps.invert."""
     for c in range(3):
         for i in range(256):
             value = lut[c, i]
@@ -195,25 +187,6 @@ def posterize_lut(lut, bits):
 
 
 @kernel
-def invert_lut(lut):
-    """ImageOps.invert."""
-    for c in range(3):
-        for i in range(256):
-            lut[c, i] = 255 - lut[c, i]
-
-
-@kernel
-def apply_lut(image, lut):
-    """Replace every value of channel c by lut[c, value]; the table holds 0 to 255."""
-    height, width, _ = image.shape
-    for y in range(height):
-        for x in range(width):
-            image[y, x, 0] = np.uint8(lut[0, image[y, x, 0]])
-            image[y, x, 1] = np.uint8(lut[1, image[y, x, 1]])
-            image[y, x, 2] = np.uint8(lut[2, image[y, x, 2]])
-
-
-@kernel
 def solarize(image, threshold):
     """ImageOps.solarize without a table: values at or above the threshold are inverted."""
     height, width, _ = image.shape
@@ -231,7 +204,7 @@ def solarize(image, threshold):
 @kernel(inline="always")
 def _hue(red, green, blue, top, spread):
     """H of Pillow's HSV, int32, 0 to 255; its mixture of C's float and double is kept."""
-    distance = max(np.float32(spread), np.float32(1.0))  # grey pixels: any hue will do
+    distance = max(np.float32(spread), np.float32(1.0))  # gray pixels: any hue will do
     from_red = np.float32(np.int32(top - red)) / distance
     from_green = np.float32(np.int32(top - green)) / distance
     from_blue = np.float32(np.int32(top - blue)) / distance

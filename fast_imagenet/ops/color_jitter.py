@@ -1,41 +1,29 @@
 """ColorJitter: brightness, contrast, saturation and hue by random factors, in random order."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 
 from .. import rng
 from .color import adjust_hue, blend_pixels, blend_with_mean, mean_after, set_step
 from .kernel import kernel
-from .operation import KeyedOperation
+from .operation import KeyedOperation, check_probability
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ABSENT = -1
-MOST = 1000  # largest factor; any above 255 gives the same few colours
+Strength = float | tuple[float, float]  # of a factor: its range around 1, or (low, high)
+MOST = 1000  # largest factor; any above 255 gives the same few colors
 ORDERS = np.array(list(itertools.permutations(range(4))), np.int64)
-
-
-def draw_jitter(seed, epoch, samples, ranges, p):
-    """Order and factors of every image.
-
-    Args: samples: int64 [b]. ranges: four of (low, high) or None, in the order brightness,
-        contrast, saturation, hue. p: probability that an image is changed at all.
-    Returns: order int64 [b, 4], what to do first, second, ... (ABSENT: nothing); factors float64
-        [b, 4], by operation.
-    """
-    samples = np.asarray(samples, np.int64)
-    enabled = np.array([limits is not None for limits in ranges])
-    low, high = np.array([limits or (0, 0) for limits in ranges], np.float64).T
-    key = (seed, epoch, samples[:, None])
-    factors = low + (high - low) * rng.uniform_array(*key, rng.STREAM_JITTER, np.arange(4))
-    applied = rng.uniform_array(*key, rng.STREAM_JITTER, 4) < p
-    order = ORDERS[rng.integer_array(0, 24, seed, epoch, samples, rng.STREAM_JITTER_ORDER)]
-    return np.where(applied & enabled[order], order, ABSENT), factors
 
 
 @kernel
 def jitter_image(image, order, factors, program):
-    """Change one image. Arguments: one row of `draw_jitter`; program: float32 [4, 3], scratch.
+    """Change one image.
+
+    Args: order: int64 [4], what to do first, second, ... (ABSENT: nothing). factors: float64 [4],
+        by operation. program: float32 [4, 3], scratch.
+
 
     Blends gather in `program` until something needs their result: a hue shift needs the pixels,
     contrast their mean. A single brightness is cheaper done twice than written in between.
@@ -67,26 +55,25 @@ def jitter_image(image, order, factors, program):
 
 @kernel
 def apply_jitter(first, step, images_bhwc, order, factors):
-    """Change images first, first + step, ... of a batch. Choices: of `draw_jitter`."""
+    """Change images first, first + step, ... of a batch. order, factors: [b, 4], one per image."""
     program = np.empty((4, 3), np.float32)
     for b in range(first, len(images_bhwc), step):
         jitter_image(images_bhwc[b], order[b], factors[b], program)
 
 
-Strength = float | tuple[float, float]  # as in torchvision: around the identity, or the range
-
-
-def _limits(name, value, center, low, high):
+def _limits(
+    name: str, value: Any, center: float, low: float, high: float
+) -> tuple[float, float] | None:
     """(low, high) of a factor, or None where it cannot change anything."""
     if np.ndim(value) == 0:
         if not 0 <= value <= high:
             raise ValueError(f"{name} is {value}; give a number from 0 to {high}, or (low, high)")
-        limits = (max(low, center - value), center + value)
+        least, most = max(low, center - value), center + value
     else:
-        limits = tuple(float(limit) for limit in value)
-        if len(limits) != 2 or not low <= limits[0] <= limits[1] <= high:
+        if len(value) != 2 or not low <= value[0] <= value[1] <= high:
             raise ValueError(f"{name} is {value}; give {low} <= low <= high <= {high}")
-    return None if limits == (center, center) else limits
+        least, most = map(float, value)
+    return None if least == most == center else (least, most)
 
 
 class ColorJitter(KeyedOperation):
@@ -103,6 +90,8 @@ class ColorJitter(KeyedOperation):
     Source: torchvision ColorJitter on PIL images; equal to it for equal order and factors.
     """
 
+    apply = staticmethod(apply_jitter)
+
     def __init__(
         self,
         brightness: Strength = 0,
@@ -114,14 +103,16 @@ class ColorJitter(KeyedOperation):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p}; give a probability, 0 to 1")
         strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
         self.ranges = [_limits(name, x, 1, 0, MOST) for name, x in strengths.items()]
         self.ranges.append(_limits("hue", hue, 0, -0.5, 0.5))
-        self.p = float(p)
+        self.p = check_probability(p)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
-        return draw_jitter(self.seed, self._epoch, samples, self.ranges, self.p)
-
-    apply = staticmethod(apply_jitter)
+        enabled = np.array([limits is not None for limits in self.ranges])
+        low, high = np.array([limits or (0, 0) for limits in self.ranges], np.float64).T
+        key = self.key(samples[:, None])
+        factors = low + (high - low) * rng.uniform_array(*key, rng.STREAM_JITTER, np.arange(4))
+        applied = rng.uniform_array(*key, rng.STREAM_JITTER, 4) < self.p
+        order = ORDERS[rng.integer_array(0, 24, *self.key(samples), rng.STREAM_JITTER_ORDER)]
+        return np.where(applied & enabled[order], order, ABSENT), factors

@@ -1,4 +1,4 @@
-"""Vector code of the colour kernels: Pillow's blend on 16 pixels at a time.
+"""Vector code of the color kernels: Pillow's blend on 16 pixels at a time.
 
 The compiler does not find it in scalar loops over interleaved channels. LLVM translates it for
 whatever processor it compiles for. Every float32 operation here is one that Pillow does too (none
@@ -10,24 +10,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .vectors import BYTE, FLOAT, INT32, constant, load, offset, shuffle, splat, store, vector
+
 PIXELS = 16  # of one block
-_BYTES = ir.VectorType(ir.IntType(8), PIXELS)
-_INTEGERS = ir.VectorType(ir.IntType(32), PIXELS)
-_FLOATS = ir.VectorType(ir.FloatType(), PIXELS)
+_BYTES, _INTEGERS, _FLOATS = (vector(kind, PIXELS) for kind in (BYTE, INT32, FLOAT))
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # exact in float32, and so is every sum
-
-
-def _constant(value):
-    return ir.Constant(_FLOATS, [value] * PIXELS)
-
-
-def _place(builder, address, offset, kind):
-    return builder.inttoptr(builder.add(address, address.type(offset)), kind.as_pointer())
-
-
-def _shuffle(builder, first, second, order):
-    kind = ir.VectorType(ir.IntType(32), len(order))
-    return builder.shuffle_vector(first, second, ir.Constant(kind, list(order)))
 
 
 def _load_colors(builder, address):
@@ -37,9 +24,9 @@ def _load_colors(builder, address):
     read with the four bytes before it, not with those behind, which may not be readable.
     """
     places, begins = (0, 12, 24, 32), (0, 0, 0, 4)
-    quarters = [builder.load(_place(builder, address, at, _BYTES), align=1) for at in places]
-    halves = [_shuffle(builder, *quarters[k : k + 2], range(32)) for k in (0, 2)]
-    whole = _shuffle(builder, *halves, range(64))
+    quarters = [load(builder, offset(builder, address, at), _BYTES) for at in places]
+    halves = [shuffle(builder, quarters[k], quarters[k + 1], range(32)) for k in (0, 2)]
+    whole = shuffle(builder, halves[0], halves[1], range(64))
     zeros, zero = ir.Constant(whole.type, [0] * 64), 64
     colors = []
     for c in range(3):
@@ -47,7 +34,7 @@ def _load_colors(builder, address):
         for quarter, begin in enumerate(begins):
             for pixel in range(4):
                 order += [16 * quarter + begin + 3 * pixel + c, zero, zero, zero]
-        channel = builder.bitcast(_shuffle(builder, whole, zeros, order), _INTEGERS)
+        channel = builder.bitcast(shuffle(builder, whole, zeros, order), _INTEGERS)
         colors.append(builder.sitofp(channel, _FLOATS))
     return colors
 
@@ -57,16 +44,16 @@ def _store_colors(builder, colors, address):
     word = None
     for c, color in enumerate(colors):
         channel = builder.fptosi(color, _INTEGERS)
-        shifted = builder.shl(channel, ir.Constant(_INTEGERS, [8 * c] * PIXELS))
+        shifted = builder.shl(channel, constant(_INTEGERS, 8 * c))
         word = shifted if word is None else builder.or_(word, shifted)
-    word = builder.bitcast(word, ir.VectorType(ir.IntType(8), 64))
+    word = builder.bitcast(word, vector(BYTE, 64))
     inside = [4 * pixel + c for pixel in range(4) for c in range(3)]
     order = [16 * quarter + k for quarter in range(4) for k in (*inside, *inside[:4])]
-    whole = _shuffle(builder, word, word, order)
+    whole = shuffle(builder, word, word, order)
     # The four bytes behind a quarter are overwritten by the next; behind the last are none.
     for at, begin, end in ((0, 0, 16), (12, 16, 32), (24, 32, 48), (36, 48, 56), (44, 56, 60)):
-        part = _shuffle(builder, whole, whole, range(begin, end))
-        builder.store(part, _place(builder, address, at, part.type), align=1)
+        part = shuffle(builder, whole, whole, range(begin, end))
+        store(builder, part, offset(builder, address, at))
 
 
 def _call(builder, name, result, value):
@@ -79,49 +66,43 @@ def _whole(builder, value):
     return _call(builder, "llvm.trunc.v16f32", _FLOATS, value)
 
 
-def _grey(builder, colors):
-    total = _constant(0.5)
+def _gray(builder, colors):
+    total = constant(_FLOATS, 0.5)
     for color, weight in zip(colors, _LUMA, strict=True):
-        total = builder.fadd(total, builder.fmul(color, _constant(weight)))
+        total = builder.fadd(total, builder.fmul(color, constant(_FLOATS, weight)))
     return _whole(builder, total)
 
 
 def _clip(builder, value):
     # The flags make each one instruction (no value is NaN, the sign of zero does not matter).
-    for limit, sign in ((_constant(0.0), ">"), (_constant(255.0), "<")):
+    for limit, sign in ((constant(_FLOATS, 0.0), ">"), (constant(_FLOATS, 255.0), "<")):
         inside = builder.fcmp_ordered(sign, value, limit, flags=("nnan", "nsz"))
         value = builder.select(inside, value, limit, flags=("nnan", "nsz"))
     return value
 
 
-def _splat(builder, scalar):
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, ir.IntType(32)(0))
-    zeros = ir.Constant(_INTEGERS, [0] * PIXELS)
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), zeros)
-
-
 def _run_steps(builder, colors, program, steps):
-    """Blend the colours `steps` times, see `blend_block`. Returns the new ones."""
+    """Blend the colors `steps` times, see `blend_block`. Returns the new ones."""
     slots = [cgutils.alloca_once_value(builder, color) for color in colors]
     ground = cgutils.alloca_once(builder, _FLOATS)
-    zero, one = ir.FloatType()(0.0), ir.FloatType()(1.0)
+    zero, one = FLOAT(0.0), FLOAT(1.0)
     with cgutils.for_range(builder, steps) as loop:
         row = builder.add(program, builder.mul(loop.index, loop.index.type(12)))
-        use_grey, constant, factor = [
-            builder.load(_place(builder, row, 4 * k, ir.FloatType())) for k in range(3)
-        ]
-        use_grey = builder.fcmp_ordered("!=", use_grey, zero)
-        black = builder.and_(builder.not_(use_grey), builder.fcmp_ordered("==", constant, zero))
-        factors = _splat(builder, factor)
+        use_gray, level, factor = (
+            load(builder, offset(builder, row, 4 * k), FLOAT, 4) for k in range(3)
+        )
+        use_gray = builder.fcmp_ordered("!=", use_gray, zero)
+        black = builder.and_(builder.not_(use_gray), builder.fcmp_ordered("==", level, zero))
+        factors = splat(builder, factor, PIXELS)
         with builder.if_else(black) as (scale, mix):
             with scale:
                 _change(builder, slots, lambda color: builder.fmul(color, factors))
             with mix:
-                builder.store(_splat(builder, constant), ground)
-                with builder.if_then(use_grey):
-                    builder.store(_grey(builder, [builder.load(slot) for slot in slots]), ground)
-                level = builder.load(ground)
-                _change(builder, slots, lambda color: _mix(builder, level, color, factors))
+                builder.store(splat(builder, level, PIXELS), ground)
+                with builder.if_then(use_gray):
+                    builder.store(_gray(builder, [builder.load(slot) for slot in slots]), ground)
+                base = builder.load(ground)
+                _change(builder, slots, lambda color: _mix(builder, base, color, factors))
         with builder.if_then(builder.fcmp_ordered(">", factor, one)):
             _change(builder, slots, lambda color: _clip(builder, color))
         _change(builder, slots, lambda color: _whole(builder, color))
@@ -147,9 +128,9 @@ def _make_block(store, total):
             if store:
                 _store_colors(builder, colors, pixels)
             if not total:
-                return ir.IntType(32)(0)
-            levels = builder.fptosi(_grey(builder, colors), _INTEGERS)
-            return _call(builder, "llvm.vector.reduce.add.v16i32", ir.IntType(32), levels)
+                return INT32(0)
+            levels = builder.fptosi(_gray(builder, colors), _INTEGERS)
+            return _call(builder, "llvm.vector.reduce.add.v16i32", INT32, levels)
 
         return types.int32(types.uintp, types.uintp, types.int64), generate
 
@@ -157,8 +138,8 @@ def _make_block(store, total):
 
 
 # (address of 16 pixels, address of the program, steps) -> int32.
-# The program is float32 [steps, 3]: whether to blend with the pixel's grey value (not 0) or with
+# The program is float32 [steps, 3]: whether to blend with the pixel's gray value (not 0) or with
 # the constant that follows, and the factor.
 blend_block = _make_block(store=True, total=False)
-blend_and_sum_block = _make_block(store=True, total=True)  # returns the sum of the new greys
+blend_and_sum_block = _make_block(store=True, total=True)  # returns the sum of the new grays
 sum_block = _make_block(store=False, total=True)  # returns that sum, changes nothing

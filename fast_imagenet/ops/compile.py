@@ -13,6 +13,8 @@ import numpy as np
 
 from .. import ops
 from ..beton import jpeg
+from .operation import KeyedOperation
+from .rand_augment import MODES
 
 SIDE = 48  # pixels of the image that is tried: three MCUs, so that markers are written
 
@@ -20,13 +22,9 @@ SIDE = 48  # pixels of the image that is tried: three MCUs, so that markers are 
 def try_decoders() -> None:
     """Both decoders and both resize methods on a marked JPEG, one without markers, raw pixels."""
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    kinds: list[tuple[Any, int]] = [
-        (jpeg.encode_jpeg(image), 0),
-        (jpeg.encode_jpeg(image, interval=0), 0),
-        (image, 1),
-    ]
-    stored = [(np.frombuffer(bytes(data), np.uint8), mode) for data, mode in kinds]
-    rows = [(data.ctypes.data, data.size, mode, SIDE, SIDE) for data, mode in stored]
+    jpegs = [jpeg.encode_jpeg(image), jpeg.encode_jpeg(image, interval=0)]
+    stored = [*(np.frombuffer(data, np.uint8) for data in jpegs), image]
+    rows = [(data.ctypes.data, data.size, data is image, SIDE, SIDE) for data in stored]
     samples = np.array(rows, np.int64)
     images = np.empty((len(rows), 16, 16, 3), np.uint8)
     for decoder in (ops.CropDecode(16), ops.CenterCropDecode(16, 0.5)):
@@ -36,19 +34,13 @@ def try_decoders() -> None:
             assert not decoder.apply(samples, crops, images).any()
 
 
-def changes() -> list:
-    """Every operation after the decoder, so that each kernel is called once."""
-    return [
-        *(ops.RandAugment(mode=mode, mstd=0.5) for mode in ("lite", "full", "timm")),
-        ops.TrivialAugmentWide(),
-        ops.AutoAugment(),
-        ops.ThreeAugment(),
-        ops.ColorJitter(0.4, 0.4, 0.4, 0.1),
-        ops.RandomGrayscale(),
-        ops.RandomSolarize(),
-        ops.GaussianBlur(),
-        ops.RandomErasing(),
+def changes() -> list[KeyedOperation]:
+    """Every operation after the decoder, RandAugment in each mode: all kernels are called."""
+    kinds = [getattr(ops, name) for name in ops.__all__]
+    plain = [
+        kind() for kind in kinds if isinstance(kind, type) and issubclass(kind, KeyedOperation)
     ]
+    return [*plain, *(ops.RandAugment(mode=mode, mstd=0.5) for mode in MODES)]
 
 
 def try_changes() -> None:

@@ -15,24 +15,26 @@ import dataclasses
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numba
 import numpy as np
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.state import State
 
 from .. import rng
 from . import native
 from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
 from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
 from .kernel import kernel
-from .operation import EpochCounter, whole_seed
-from .precompiled import enable_precompiled, run_threads
+from .operation import EpochCounter, check_probability, whole_seed
+from .precompiled import enable_precompiled, run_threads, thread_count
 from .resize import METHODS, resize_box
+from .vectors import store_byte
 
+Size = int | tuple[int, int]  # (height, width), or one number for both
 RAW_MODE = 1  # FFCV's number for a sample stored as pixels; 0 is JPEG
 CROP_TRIES = 10
 MAX_OUTPUT = 16_384  # pixels a side: an image of 0.8 GB
@@ -58,8 +60,8 @@ class DecodeError(RuntimeError):
 def draw_random_crop(seed, epoch, sample, height, width, scale, ratio):
     """One box of torchvision's RandomResizedCrop, from keyed numbers.
 
-    Args: scale: (low, high) share of the area. ratio: (low, high) width / height, drawn uniformly
-        in its logarithm. Integers and floats; sides >= 1.
+    Args: scale: (low, high) fraction of the area. ratio: (low, high) width / height, drawn
+        uniformly in its logarithm. Integers and floats; sides >= 1.
     Returns: (top, left, height, width), int64, inside the image.
     Source: torchvision RandomResizedCrop.get_params (10 tries, then the largest central box).
     """
@@ -222,16 +224,16 @@ def apply_crops(first, step, samples, crops, out, out_size, options, workspace, 
             )
         if status[b] > WARNED:
             for k in range(out_size[0] * out_size[1] * 3):
-                native.store_byte(target + np.uintp(k), np.uint8(0))
+                store_byte(target + np.uintp(k), np.uint8(0))
 
 
 @dataclasses.dataclass
 class _Workspace:
     """Decoder and buffers of one thread."""
 
-    sizes: tuple[int, int, int]  # bytes of the largest JPEG, of its pixels, of its planes
+    sizes: tuple[int, ...]  # bytes of the largest JPEG, of its pixels, of its planes
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         room = (OVERREAD + SLACK, SLACK, SLACK)
         sizes = [size + more for size, more in zip(self.sizes, room, strict=True)]
         sizes.append(TABLE_BYTES)
@@ -279,12 +281,7 @@ class _CropOperation(SimpleRGBImageDecoder):
     """
 
     def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        *,
-        method: str,
-        reduced_decode: bool,
-        on_error: str,
+        self, output_size: Size, *, method: str, reduced_decode: bool, on_error: str
     ) -> None:
         super().__init__()
         enable_precompiled()
@@ -297,7 +294,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
         self._own_decoder = True  # tests compare the two
         # called with the indices of a batch before it is read
-        self.before_batch: Callable[[np.ndarray], None] | None = None
+        self.before_batch: Callable[[np.ndarray], Any] | None = None
         self.error_count = 0
         self.errors: list[tuple[int, str]] = []
         self._workspaces: list[_Workspace] = []
@@ -308,7 +305,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         return self._output_size
 
     @output_size.setter
-    def output_size(self, size):
+    def output_size(self, size: Size) -> None:
         sides = (size, size) if isinstance(size, int | np.integer) else size
         whole = isinstance(sides, tuple | list) and all(
             isinstance(side, int | np.integer) and 1 <= side <= MAX_OUTPUT for side in sides
@@ -318,14 +315,14 @@ class _CropOperation(SimpleRGBImageDecoder):
                 f"output_size is {size!r}; give a height and a width, whole numbers from 1 to "
                 f"{MAX_OUTPUT}, or one for both"
             )
-        self._output_size = tuple(map(int, sides))
+        self._output_size = (int(sides[0]), int(sides[1]))
 
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         shape, pixel_type = (*self.output_size, 3), np.dtype("<u1")
         state = dataclasses.replace(previous_state, jit_mode=True, shape=shape, dtype=pixel_type)
         return state, AllocationQuery(shape, pixel_type)
 
-    def generate_code(self):
+    def generate_code(self) -> Callable:
         def decode(batch_indices, images_bhwc, metadata, storage_state):
             if self.before_batch is not None:
                 self.before_batch(batch_indices)
@@ -338,7 +335,7 @@ class _CropOperation(SimpleRGBImageDecoder):
                 self._report(indices, status, storage_state[0])
             return images_bhwc
 
-        decode.precompiled = True
+        decode.precompiled = True  # type: ignore[attr-defined]
         return decode
 
     def draw(
@@ -349,7 +346,7 @@ class _CropOperation(SimpleRGBImageDecoder):
 
     def apply(self, samples: np.ndarray, crops: np.ndarray, images_bhwc: np.ndarray) -> np.ndarray:
         """Fill uint8 images_bhwc [b, h, w, 3] (contiguous). Returns int64 [b], one status each."""
-        threads = min(numba.get_num_threads(), max(1, len(samples)))
+        threads = thread_count(len(samples))
         status = np.zeros(len(samples), np.int64)
         options = (METHODS[self.method], bool(self.reduced_decode), bool(self._own_decoder))
         out, size = np.uintp(images_bhwc.ctypes.data), images_bhwc.shape[1:3]
@@ -363,7 +360,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         return status
 
     @contextmanager
-    def _borrowed(self, threads, samples):
+    def _borrowed(self, threads: int, samples: np.ndarray) -> Iterator[list[_Workspace]]:
         """`threads` workspaces for one call, each large enough for the largest of its samples.
 
         Nobody else uses them meanwhile: two loaders, or an epoch that was left early and the next,
@@ -401,12 +398,12 @@ class _CropOperation(SimpleRGBImageDecoder):
                 f"{file}: sample {index}: {reason}{more}; write the file again from its source"
             )
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_workspaces": [], "before_batch": None}
         del state["_lock"]
         return state  # handles and locks belong to one process
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
@@ -415,7 +412,7 @@ class CropDecode(EpochCounter, _CropOperation):
 
     Args:
         output_size: (height, width) in pixels, or one integer for both.
-        scale: (low, high) share of the image's area, 0 < low <= high <= 1.
+        scale: (low, high) fraction of the image's area, 0 < low <= high <= 1.
         ratio: (low, high) width / height of the box.
         flip: probability of a mirror image.
         seed: of this run; with the epoch and the sample index it decides every draw.
@@ -431,7 +428,7 @@ class CropDecode(EpochCounter, _CropOperation):
 
     def __init__(
         self,
-        output_size: int | tuple[int, int],
+        output_size: Size,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (0.75, 4 / 3),
         *,
@@ -448,12 +445,10 @@ class CropDecode(EpochCounter, _CropOperation):
             raise ValueError(f"scale is {scale}; give 0 < low <= high <= 1")
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio is {ratio}; give 0 < low <= high")
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip is {flip}; give a probability, 0 to 1")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
-        self.flip, self.seed = float(flip), whole_seed(seed)
+        self.flip, self.seed = check_probability(flip, "flip"), whole_seed(seed)
 
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         self.count_epoch()
         return super().declare_state_and_memory(previous_state)
 
@@ -472,7 +467,7 @@ class CenterCropDecode(_CropOperation):
 
     Args:
         output_size: (height, width) in pixels, or one integer for both.
-        ratio: side of the box as a share of the largest box that fits, 0 < ratio <= 1 (224 / 256
+        ratio: side of the box as a fraction of the largest box that fits, 0 < ratio <= 1 (224 / 256
             for the usual protocol).
         method, reduced_decode, on_error: as `CropDecode`.
     Shape: uint8 [b, height, width, 3], RGB.
@@ -482,7 +477,7 @@ class CenterCropDecode(_CropOperation):
 
     def __init__(
         self,
-        output_size: int | tuple[int, int],
+        output_size: Size,
         ratio: float,
         *,
         method: str = "bilinear",
@@ -493,7 +488,7 @@ class CenterCropDecode(_CropOperation):
             output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
         )
         if not 0 < ratio <= 1:
-            raise ValueError(f"ratio is {ratio}; give a share, 0 < ratio <= 1")
+            raise ValueError(f"ratio is {ratio}; give a fraction, 0 < ratio <= 1")
         self.ratio = float(ratio)
 
     def draw(

@@ -1,8 +1,8 @@
 """Affine maps of an image, equal to Pillow: nearest in 16.16 fixed point, bilinear in float64.
 
-A map is given as Pillow gives it, by its inverse (a, b, c, d, e, f): the output pixel with centre
+A map is given as Pillow gives it, by its inverse (a, b, c, d, e, f): the output pixel with center
 (x + 0.5, y + 0.5) reads the source at (a x + b y + c, d x + e y + f). Where that lies outside the
-source the output takes the fill colour. Pillow's special cases (plain copies for 0, 90, 180 and
+source the output takes the fill color. Pillow's special cases (plain copies for 0, 90, 180 and
 270 degrees, another path for shifts) need no code here: the general formula gives the same pixels.
 Only for a map that scales without turning may a pixel differ (Pillow adds up its positions in
 floating point there); no operation here makes one.
@@ -18,34 +18,22 @@ from numba import types
 from numba.extending import intrinsic
 
 from .kernel import kernel
-from .native import load_byte, memcpy, store_byte
+from .native import memcpy
+from .vectors import (
+    BYTE,
+    INT32,
+    load,
+    load_byte,
+    load_pixel,
+    splat,
+    store_byte,
+    store_pixel,
+    vector,
+)
 
 SLACK = 4  # bytes that must be readable behind a source: pixels are read four bytes at a time
 _ONE = 1 << 16
 _SPLITTER = 2.0**27 + 1.0
-
-
-@intrinsic
-def load_pixel(typing_context, address):
-    """Four bytes at any address (uintp) as a uint32: one RGB pixel, and a byte of the next."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        return builder.load(place, align=1)
-
-    return types.uint32(types.uintp), generate
-
-
-@intrinsic
-def store_pixel(typing_context, address, value):
-    """Write a uint32 to any address (uintp): one RGB pixel, and a byte of the next."""
-
-    def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
-        builder.store(arguments[1], place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.uint32), generate
 
 
 # ==== Maps ========================================================================================
@@ -90,7 +78,7 @@ def _round_15(value):
 
 @kernel
 def rotation_map(degrees, height, width):
-    """Turn the content counter-clockwise about the centre, as Pillow's Image.rotate."""
+    """Turn the content counter-clockwise about the center, as Pillow's Image.rotate."""
     angle = -math.radians(degrees % 360.0)
     cosine, sine = _round_15(math.cos(angle)), _round_15(math.sin(angle))
     x, y = width / 2.0, height / 2.0
@@ -194,54 +182,45 @@ def resample_nearest(source, inverse, fill, image_hwc):
 # ==== Bilinear ====================================================================================
 
 
-_DOUBLES = ir.VectorType(ir.DoubleType(), 4)
+_DOUBLES = vector(ir.DoubleType(), 4)
 
 
 def _load_doubles(builder, address):
     """One pixel, and a byte of the next, as four float64."""
-    stored, whole = ir.VectorType(ir.IntType(8), 4), ir.VectorType(ir.IntType(32), 4)
-    value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=1)
-    return builder.sitofp(builder.zext(value, whole), _DOUBLES)
-
-
-def _splat(builder, scalar):
-    value = ir.Constant(_DOUBLES, ir.Undefined)
-    for lane in range(4):
-        value = builder.insert_element(value, scalar, ir.IntType(32)(lane))
-    return value
+    levels = load(builder, address, vector(BYTE, 4))
+    return builder.sitofp(builder.zext(levels, vector(INT32, 4)), _DOUBLES)
 
 
 @intrinsic
-def blend_pixels(typing_context, left, right, lower_left, lower_right, share_x, share_y):
+def blend_pixels(typing_context, left, right, lower_left, lower_right, part_x, part_y):
     """Bilinear mean of four pixels: uint32 as `load_pixel` gives it, truncated, not rounded.
 
-    Args: addresses of the pixels, four bytes readable at each. share_x, share_y: float64 in [0, 1),
+    Args: addresses of the pixels, four bytes readable at each. part_x, part_y: float64 in [0, 1),
         weight of the right and of the lower ones. No product is fused with a sum: Pillow's are not.
     """
 
     def generate(context, builder, signature, arguments):
         corners = [_load_doubles(builder, address) for address in arguments[:4]]
-        shares = [_splat(builder, share) for share in arguments[4:]]
+        parts = [splat(builder, part, 4) for part in arguments[4:]]
 
-        def blend(a, b, share):
-            return builder.fadd(a, builder.fmul(builder.fsub(b, a), share))
+        def blend(a, b, part):
+            return builder.fadd(a, builder.fmul(builder.fsub(b, a), part))
 
-        upper, lower = (blend(*corners[k : k + 2], shares[0]) for k in (0, 2))
-        mean = builder.fptosi(blend(upper, lower, shares[1]), ir.VectorType(ir.IntType(32), 4))
-        narrow = builder.trunc(mean, ir.VectorType(ir.IntType(8), 4))
-        return builder.bitcast(narrow, ir.IntType(32))
+        upper, lower = (blend(corners[k], corners[k + 1], parts[0]) for k in (0, 2))
+        mean = builder.fptosi(blend(upper, lower, parts[1]), vector(INT32, 4))
+        return builder.bitcast(builder.trunc(mean, vector(BYTE, 4)), INT32)
 
     return types.uint32(*[types.uintp] * 4, types.float64, types.float64), generate
 
 
 @kernel(inline="always")
 def _bilinear_pixel(source, at_x, at_y, height, width):
-    """The pixel at a position inside the source; neighbours outside repeat the edge."""
+    """The pixel at a position inside the source; neighbors outside repeat the edge."""
     at_x -= 0.5
     at_y -= 0.5
     left, top = np.int64(math.floor(at_x)), np.int64(math.floor(at_y))
     upper, lower = 3 * width * max(top, 0), 3 * width * min(top + 1, height - 1)
-    near, far = 3 * max(left, 0), 3 * min(left + 1, width - 1)
+    near, far = 3 * max(left, 0), 3 * min(left + 1, width - 1)  # type: ignore[operator]
     return blend_pixels(
         *(source + np.uintp(upper + near), source + np.uintp(upper + far)),
         *(source + np.uintp(lower + near), source + np.uintp(lower + far)),

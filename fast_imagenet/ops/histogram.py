@@ -20,7 +20,7 @@ def count_levels(image_hwc, counts):
 
     Args: image_hwc: uint8 [h, w, 3]. counts: int32 [3, 256], overwritten: pixels of each level.
     """
-    # Two in turn: neighbouring pixels are often equal, and one count would wait for the other.
+    # Two in turn: neighboring pixels are often equal, and one count would wait for the other.
     odd = np.zeros((3, 256), np.int32)
     counts[:] = 0
     height, width = image_hwc.shape[:2]

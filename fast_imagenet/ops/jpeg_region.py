@@ -15,9 +15,10 @@ Source: ITU-T T.81, sections B.2 (markers), A.2 (MCUs), E.1.4 (restart intervals
 import numpy as np
 
 from .kernel import kernel
-from .native import load_byte, memchr, memcpy, store_byte
+from .native import memchr, memcpy
+from .vectors import load_byte, store_byte
 
-# Chroma at half resolution is interpolated from the neighbouring chroma sample: two pixels away.
+# Chroma at half resolution is interpolated from the neighboring chroma sample: two pixels away.
 CONTEXT = 2
 # An image of up to 4 columns gets its chroma repeated, not interpolated: never cut one so narrow.
 NARROW = 4

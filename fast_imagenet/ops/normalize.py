@@ -1,25 +1,26 @@
-"""Normalize: uint8 images to float32, float16 or bfloat16 on the CPU, one look-up a value.
+"""Normalize: uint8 images to float32, float16 or bfloat16 on the CPU, one look-up per value.
 
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25), ToTensor(), ToTorchImage()]
 
-Where a GPU trains, leave the images uint8 and let it normalise: a quarter of the bytes cross the
+Where a GPU trains, leave the images uint8 and let it normalize: a quarter of the bytes cross the
 bus, and Mixup is fused with it (fast_imagenet/data/device_transforms.py).
 
 Axes: b batch, h height, w width, c channel (RGB).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
 
 from .kernel import kernel
 from .operation import check_batch, check_place
-from .precompiled import enable_precompiled, run_threads
+from .precompiled import enable_precompiled, run_threads, thread_count
 
 # numpy has no bfloat16: its 16 bits travel as uint16.
 UINT8 = (np.dtype("u1"),)  # what it takes
@@ -27,13 +28,13 @@ TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 def normalize_table(mean: Sequence[float], std: Sequence[float], dtype: str) -> np.ndarray:
-    """The normalised value of every level, [3, 256], calculated by torch in float32 and rounded.
+    """The normalized value of every level, [3, 256], calculated by torch in float32 and rounded.
 
     Args: mean, std: three numbers each, of pixels in 0..1. dtype: a key of TYPES.
     """
     levels = torch.arange(256, dtype=torch.uint8) / 255
-    means, stds = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
-    table = ((levels - means) / stds).to(getattr(torch, dtype))
+    shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (mean, std))
+    table = ((levels - shift) / scale).to(getattr(torch, dtype))
     bits = table if dtype == "float32" else table.view(torch.int16)
     return bits.numpy().view(TYPES[dtype])
 
@@ -65,7 +66,7 @@ class Normalize(Operation):
     Raises: ValueError for settings out of range.
     """
 
-    def __init__(self, mean, std, dtype="float32"):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: Any = "float32") -> None:
         super().__init__()
         enable_precompiled()
         name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
@@ -82,7 +83,7 @@ class Normalize(Operation):
         self._table = normalize_table(self.mean, self.std, self.dtype)
 
     def transform(self, images_bhwc: np.ndarray, out_bhwc: np.ndarray | None = None) -> np.ndarray:
-        """Normalise a batch, outside FFCV as well.
+        """Normalize a batch, outside FFCV as well.
 
         Args: images_bhwc: uint8 [b, h, w, 3]. out_bhwc: where to, contiguous; None: a new array.
         Returns: out_bhwc.
@@ -90,22 +91,21 @@ class Normalize(Operation):
         check_batch(images_bhwc, len(images_bhwc), UINT8, "Normalize")
         if out_bhwc is None:
             out_bhwc = np.empty(images_bhwc.shape, TYPES[self.dtype])
-        threads = min(numba.get_num_threads(), max(1, len(images_bhwc)))
-        table, out = self._table, out_bhwc
+        table, out, threads = self._table, out_bhwc, thread_count(len(images_bhwc))
         if self.dtype == "float16":  # numba has no float16 on a CPU: copy the bits
             table, out = table.view(np.uint16), out.view(np.uint16)
         run_threads(lambda first: apply_normalize(first, threads, images_bhwc, table, out), threads)
         return out_bhwc
 
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         check_place(previous_state, UINT8, "Normalize")
         dtype = np.dtype(TYPES[self.dtype])
         state = dataclasses.replace(previous_state, dtype=dtype)
         return state, AllocationQuery(state.shape, dtype)
 
-    def generate_code(self):
+    def generate_code(self) -> Callable:
         def normalize(images_bhwc, out_bhwc):
             return self.transform(images_bhwc, out_bhwc[: len(images_bhwc)])
 
-        normalize.precompiled = True
+        normalize.precompiled = True  # type: ignore[attr-defined]
         return normalize

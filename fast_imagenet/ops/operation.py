@@ -6,14 +6,14 @@ An operation is three things: `draw`, all its choices for a batch, from keyed ra
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
 
-from .precompiled import enable_precompiled, run_threads
+from .precompiled import enable_precompiled, run_threads, thread_count
 
 
 def whole_seed(seed: int) -> int:
@@ -26,6 +26,20 @@ def whole_seed(seed: int) -> int:
     except TypeError:
         raise ValueError(f"seed is {seed!r}; give a whole number") from None
     return low - (1 << 64) if low >> 63 else low
+
+
+def check_probability(p: float, name: str = "p") -> float:
+    """Raises: ValueError: not from 0 to 1."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name} is {p}; give a probability, 0 to 1")
+    return float(p)
+
+
+def check_count(value: float, least: int, name: str) -> int:
+    """Raises: ValueError: not a whole number from `least` to 1000."""
+    if not least <= value <= 1000 or value != int(value):
+        raise ValueError(f"{name} is {value}; give a whole number of at least {least}, to 1000")
+    return int(value)
 
 
 def check_batch(images_bhwc: np.ndarray, count: int, dtypes: Sequence[np.dtype], name: str) -> None:
@@ -46,7 +60,7 @@ def check_batch(images_bhwc: np.ndarray, count: int, dtypes: Sequence[np.dtype],
         raise ValueError(f"{name} was given {len(images_bhwc)} images and {count} indices")
 
 
-def check_place(state: Any, dtypes: Sequence[np.dtype], name: str) -> None:
+def check_place(state: State, dtypes: Sequence[np.dtype], name: str) -> None:
     """Refuse a place in a pipeline. Args: state: FFCV's, before the operation; as `check_batch`.
 
     Raises: ValueError: behind ToTensor, or the images there have another shape or type.
@@ -83,24 +97,30 @@ class KeyedOperation(EpochCounter, Operation):
     Args: seed: of the run; with epoch and sample index it decides every draw.
 
     A subclass gives
-        draw(samples, size) -> tuple of arrays, one entry of each a sample (all choices of a batch;
-            samples: int64 [b], size: (height, width)), and
-        apply(first, step, images_bhwc, *choices): the kernel, for samples first, first + step, ...
+        draw(samples, size) -> tuple of arrays, one entry of each per sample (all choices of a
+            batch; samples: int64 [b], contiguous; size: (height, width)), and
+        apply(first, step, images_bhwc, *choices, *options): the kernel, for samples first,
+            first + step, ...; float16 images reach it as their bits (uint16).
     """
 
     dtypes: tuple[np.dtype, ...] = (np.dtype("u1"),)  # of the images it takes
+    apply: Callable[..., None]
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         enable_precompiled()
         self.seed = whole_seed(seed)
 
+    def key(self, samples: np.ndarray) -> tuple[int, int, np.ndarray]:
+        """What every draw of a batch begins with."""
+        return self.seed, self._epoch, samples
+
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         raise NotImplementedError
 
-    @staticmethod
-    def apply(*arguments: Any) -> None:
-        raise NotImplementedError
+    def options(self, dtype: np.dtype) -> tuple:
+        """What the kernel takes behind the choices, for images of a type."""
+        return ()
 
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Change a batch in place, outside FFCV as well.
@@ -109,21 +129,24 @@ class KeyedOperation(EpochCounter, Operation):
         Returns: images_bhwc.
         Raises: ValueError: another shape or type, a view, or another number of indices.
         """
-        samples = np.asarray(samples, np.int64)
+        samples = np.ascontiguousarray(samples, np.int64)
         check_batch(images_bhwc, len(samples), self.dtypes, type(self).__name__)
-        choices = self.draw(samples, images_bhwc.shape[1:3])
-        threads = min(numba.get_num_threads(), max(1, len(samples)))
-        run_threads(lambda first: self.apply(first, threads, images_bhwc, *choices), threads)
+        options = self.options(images_bhwc.dtype)
+        height, width = images_bhwc.shape[1:3]
+        choices, threads = self.draw(samples, (height, width)), thread_count(len(samples))
+        is_half = images_bhwc.dtype == np.float16  # numba has none on a CPU
+        images = images_bhwc.view(np.uint16) if is_half else images_bhwc
+        run_threads(lambda first: self.apply(first, threads, images, *choices, *options), threads)
         return images_bhwc
 
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         check_place(previous_state, self.dtypes, type(self).__name__)
         self.count_epoch()
         return dataclasses.replace(previous_state, jit_mode=True), None
 
-    def generate_code(self):
-        def change(images_bhwc, _, batch_indices):
+    def generate_code(self) -> Callable:
+        def change(images_bhwc: np.ndarray, _: Any, batch_indices: np.ndarray) -> np.ndarray:
             return self.transform(images_bhwc, batch_indices)
 
-        change.precompiled = change.with_indices = True
+        change.precompiled = change.with_indices = True  # type: ignore[attr-defined]
         return change

@@ -18,40 +18,17 @@ Axes: b batch, h height, w width, c channel (RGB), n operations of one image.
 Source: torchvision, transforms/autoaugment.py, on Pillow images.
 """
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import rng
-from .color import (
-    adjust_saturation,
-    adjust_sharpness,
-    brightness_lut,
-    contrast_lut,
-    grey_mean,
-    grey_mean_through,
-    identity_lut,
-    invert_lut,
-    posterize_lut,
-    solarize_add_lut,
-    solarize_lut,
-)
-from .geometry import (
-    compose_maps,
-    is_identity,
-    load_pixel,
-    resample_bilinear,
-    resample_nearest,
-    rotation_map,
-    shear_map,
-    shift_map,
-    store_pixel,
-)
+from . import color, geometry
 from .histogram import autocontrast_lut, count_levels, equalize_lut, level_range, stretch_lut
 from .kernel import kernel
 from .native import memcpy
+from .vectors import load_pixel, store_pixel
 
 NAMES = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
@@ -72,8 +49,7 @@ UNIFORM_MSTD = 100.0
 # ==== Magnitudes ==================================================================================
 
 
-@dataclasses.dataclass(frozen=True)
-class Space:
+class Space(NamedTuple):
     """The operations a policy draws from, and the magnitude of each at every bin.
 
     codes: int64 [k]. values: float64 [k, bins], magnitudes as torchvision writes them: those of the
@@ -97,7 +73,7 @@ def _ramp(end: float, bins: int) -> np.ndarray:
 
 
 def augmentation_space(
-    names: Sequence[str],
+    names: tuple[str, ...],
     bins: int,
     *,
     shear: float,
@@ -134,19 +110,11 @@ def augmentation_space(
 
 
 @functools.lru_cache(maxsize=64)
-def rand_augment_space(names: tuple, bins: int, height: int, width: int) -> Space:
+def rand_augment_space(names: tuple[str, ...], bins: int, height: int, width: int) -> Space:
     """The magnitudes of torchvision's RandAugment and AutoAugment for images of one size."""
     reach = 150.0 / 331.0
-    return augmentation_space(
-        names,
-        bins,
-        shear=0.3,
-        right=reach * width,
-        down=reach * height,
-        degrees=30.0,
-        factor=0.9,
-        bits=4,
-    )
+    size = dict(right=reach * width, down=reach * height)
+    return augmentation_space(names, bins, shear=0.3, degrees=30.0, factor=0.9, bits=4, **size)
 
 
 @kernel
@@ -173,7 +141,7 @@ def draw_magnitude(seed, epoch, sample, counter, magnitude, mstd, top):
 
 @kernel
 def magnitude_between(values, bin_):
-    """Value at a bin that need not be whole: linear between its neighbours. values: [bins]."""
+    """Value at a bin that need not be whole: linear between its neighbors. values: [bins]."""
     low = int(bin_)
     if low == bin_:
         return values[low]
@@ -187,14 +155,14 @@ def magnitude_between(values, bin_):
 def operation_map(code, argument, height, width):
     """The affine map of a geometric operation, see geometry.py."""
     if code == SHEAR_X:
-        return shear_map(argument, 0.0)
+        return geometry.shear_map(argument, 0.0)
     if code == SHEAR_Y:
-        return shear_map(0.0, argument)
+        return geometry.shear_map(0.0, argument)
     if code == TRANSLATE_X:
-        return shift_map(argument, 0.0)
+        return geometry.shift_map(argument, 0.0)
     if code == TRANSLATE_Y:
-        return shift_map(0.0, argument)
-    return rotation_map(argument, height, width)
+        return geometry.shift_map(0.0, argument)
+    return geometry.rotation_map(argument, height, width)
 
 
 @kernel
@@ -221,20 +189,20 @@ def point_operation(code, argument, image_hwc, plain, levels, counts):
     Returns: whether the table is still the identity.
     """
     if plain:
-        identity_lut(levels)
+        color.identity_lut(levels)
     if code == BRIGHTNESS and argument != 1.0:
-        brightness_lut(levels, np.float32(argument))
+        color.blend_lut(levels, 0, np.float32(argument))
     elif code == CONTRAST and argument != 1.0:
-        mean = grey_mean(image_hwc) if plain else grey_mean_through(image_hwc, levels)
-        contrast_lut(levels, mean, np.float32(argument))
+        mean = color.gray_mean(image_hwc) if plain else color.gray_mean_through(image_hwc, levels)
+        color.blend_lut(levels, mean, np.float32(argument))
     elif code == POSTERIZE and argument < 8.0:
-        posterize_lut(levels, np.int64(argument))
+        color.posterize_lut(levels, np.int64(argument))
     elif code == SOLARIZE and argument < 256.0:
-        solarize_lut(levels, argument)
+        color.solarize_lut(levels, argument)
     elif code == SOLARIZE_ADD and argument > 0.0:
-        solarize_add_lut(levels, np.int64(argument), 128.0)
+        color.solarize_add_lut(levels, np.int64(argument), 128.0)
     elif code == INVERT:
-        invert_lut(levels)
+        color.solarize_lut(levels, 0.0)
     elif code in (AUTO_CONTRAST, EQUALIZE):
         _histogram_lut(code, image_hwc, plain, levels, counts)
     else:
@@ -265,7 +233,7 @@ def copy_through(image_hwc, levels, scratch):
 
 @kernel
 def change_levels(image_hwc, levels, scratch):
-    """color.apply_lut by way of a copy: a third faster, in four-byte loads and stores."""
+    """Change an image through a table: by way of a copy, in four-byte loads and stores."""
     copy_through(image_hwc, levels, scratch)
     size = np.uint64(image_hwc.size)
     memcpy(np.uintp(image_hwc.ctypes.data), np.uintp(scratch.ctypes.data), size)
@@ -280,9 +248,9 @@ def resample(image_hwc, inverse, fill, bilinear, plain, levels, scratch):
     else:
         copy_through(image_hwc, levels, scratch)
     if bilinear:
-        resample_bilinear(np.uintp(scratch.ctypes.data), inverse, fill, image_hwc)
+        geometry.resample_bilinear(np.uintp(scratch.ctypes.data), inverse, fill, image_hwc)
     else:
-        resample_nearest(np.uintp(scratch.ctypes.data), inverse, fill, image_hwc)
+        geometry.resample_nearest(np.uintp(scratch.ctypes.data), inverse, fill, image_hwc)
 
 
 # ==== One image, one batch ======================================================================
@@ -311,12 +279,12 @@ def _change_in_order(image_hwc, operations, arguments, fill, bilinear, workspace
                 change_levels(image_hwc, levels, scratch)
                 plain = True
             if code == COLOR:
-                adjust_saturation(image_hwc, np.float32(argument))
+                color.adjust_saturation(image_hwc, np.float32(argument))
             else:
-                adjust_sharpness(image_hwc, np.float32(argument))
+                color.adjust_sharpness(image_hwc, np.float32(argument))
         elif SHEAR_X <= code <= ROTATE:
             inverse = operation_map(code, argument, height, width)
-            if not is_identity(inverse):
+            if not geometry.is_identity(inverse):
                 resample(image_hwc, inverse, fill, bilinear, plain, levels, scratch)
                 plain = True
     if not plain:
@@ -338,7 +306,7 @@ def apply_policy(first, step, images_bhwc, operations, arguments):
 
 @kernel
 def apply_policy_bilinear(first, step, images_bhwc, operations, arguments, fills):
-    """As `apply_policy` with bilinear resampling; fills: int64 [b, 3], the colour outside."""
+    """As `apply_policy` with bilinear resampling; fills: int64 [b, 3], the color outside."""
     workspace = _workspace(images_bhwc)
     for b in range(first, len(images_bhwc), step):
         fill = (fills[b, 0], fills[b, 1], fills[b, 2])
@@ -356,14 +324,16 @@ def apply_policy_lite(first, step, images_bhwc, operations, arguments):
     _, height, width, _ = images_bhwc.shape
     for b in range(first, len(images_bhwc), step):
         image_hwc = images_bhwc[b]
-        plain, inverse = True, shift_map(0.0, 0.0)
+        plain, inverse = True, geometry.shift_map(0.0, 0.0)
         for k in range(operations.shape[1]):
             code, argument = operations[b, k], arguments[b, k]
             if code >= BRIGHTNESS:
                 plain = point_operation(code, argument, image_hwc, plain, levels, counts)
             elif SHEAR_X <= code <= ROTATE:
-                inverse = compose_maps(inverse, operation_map(code, argument, height, width))
-        if not is_identity(inverse):
+                inverse = geometry.compose_maps(
+                    inverse, operation_map(code, argument, height, width)
+                )
+        if not geometry.is_identity(inverse):
             resample(image_hwc, inverse, BLACK, False, plain, levels, scratch)
         elif not plain:
             change_levels(image_hwc, levels, scratch)

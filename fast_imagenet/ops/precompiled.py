@@ -48,7 +48,12 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="fast_imagenet")
 
 
-def run_threads(function: Callable[[int], object], threads: int) -> None:
+def thread_count(samples: int) -> int:
+    """Threads for a batch: as many as numba may use, at most one per sample."""
+    return min(numba.get_num_threads(), max(1, samples))
+
+
+def run_threads(function: Callable[[int], Any], threads: int) -> None:
     """Call function(thread) for thread in range(threads), concurrently; the caller is thread 0.
 
     Raises: whatever a call raises, after all have ended.

@@ -1,4 +1,4 @@
-"""RandAugment: a few operations an image, drawn uniformly, all of the same magnitude.
+"""RandAugment: a few operations per image, drawn uniformly, all of the same magnitude.
 
 Three modes. 'lite', the default, is made to be cheap: torchvision's operations that fold into one
 table of levels and one affine map. 'full' is torchvision's RandAugment, 'timm' is timm's
@@ -16,7 +16,7 @@ import numpy as np
 from .. import rng
 from . import policy
 from .kernel import kernel
-from .operation import KeyedOperation
+from .operation import KeyedOperation, check_count
 from .policy import apply_policy, apply_policy_bilinear, apply_policy_lite
 
 FULL_NAMES = (
@@ -31,8 +31,9 @@ TIMM_NAMES = (
 )
 MODES = ("lite", "full", "timm")
 TIMM_TOP = 10.0  # timm's strongest magnitude
-TIMM_SHARE = 0.5  # of the drawn operations that timm applies
-TIMM_FILL = (124, 116, 104)  # mean colour of ImageNet
+TIMM_FRACTION = 0.5  # of the drawn operations that timm applies
+TIMM_FILL = (124, 116, 104)  # mean color of ImageNet
+ANY_BIN = -1.0  # in place of a standard deviation: every bin is equally likely
 
 
 @kernel
@@ -40,7 +41,8 @@ def draw_rand_augment(seed, epoch, samples, num_ops, codes, values, signed, magn
     """Operations and arguments of every sample, for 'lite' and 'full'.
 
     Args: samples: int64 [b]. num_ops: n. codes, values, signed: a `policy.Space`. magnitude: bin,
-        need not be whole. mstd: its standard deviation in bins, each operation drawn anew.
+        need not be whole. mstd: its standard deviation in bins, each operation drawn anew; or
+        ANY_BIN.
     Returns: operations int64 [b, n], arguments float64 [b, n].
     """
     operations = np.empty((len(samples), num_ops), np.int64)
@@ -50,7 +52,10 @@ def draw_rand_augment(seed, epoch, samples, num_ops, codes, values, signed, magn
         for k in range(num_ops):
             key = (seed, epoch, samples[b])
             row = rng.integer(0, len(codes), *key, rng.STREAM_POLICY, k)
-            strength = policy.draw_magnitude(*key, k, magnitude, mstd, top)
+            if mstd == ANY_BIN:
+                strength = float(rng.integer(0, values.shape[1], *key, rng.STREAM_MAGNITUDE, k))
+            else:
+                strength = policy.draw_magnitude(*key, k, magnitude, mstd, top)
             value = policy.magnitude_between(values[row], strength)
             if signed[row] and rng.integer(0, 2, *key, rng.STREAM_SIGN, k):
                 value = -value
@@ -65,22 +70,22 @@ def timm_argument(code, level, sign, height, width):
 
     Args: level: 0 to 10. sign: 1.0 or -1.0. height, width: of the image.
     """
-    share = level / TIMM_TOP
+    part = level / TIMM_TOP
     if code == policy.ROTATE:
-        return sign * (share * 30.0)
+        return sign * (part * 30.0)
     if code == policy.SHEAR_X or code == policy.SHEAR_Y:
-        return sign * (share * 0.3)
+        return sign * (part * 0.3)
     if code == policy.TRANSLATE_X:  # timm states where the source lies, not where content goes
-        return -(sign * (share * 0.45) * width)
+        return -(sign * (part * 0.45) * width)
     if code == policy.TRANSLATE_Y:
-        return -(sign * (share * 0.45) * height)
+        return -(sign * (part * 0.45) * height)
     if code == policy.POSTERIZE:
-        return 4.0 - int(share * 4.0)
+        return 4.0 - int(part * 4.0)
     if code == policy.SOLARIZE:
-        return 256.0 - min(256, int(share * 256.0))
+        return 256.0 - min(256, int(part * 256.0))
     if code == policy.SOLARIZE_ADD:
-        return float(min(128, int(share * 110.0)))
-    return max(0.1, 1.0 + sign * (share * 0.9))
+        return float(min(128, int(part * 110.0)))
+    return max(0.1, 1.0 + sign * (part * 0.9))
 
 
 @kernel
@@ -95,7 +100,7 @@ def draw_rand_augment_timm(seed, epoch, samples, num_ops, codes, magnitude, mstd
             level = policy.draw_magnitude(*key, k, magnitude, mstd, TIMM_TOP)
             sign = 1.0 - 2.0 * rng.integer(0, 2, *key, rng.STREAM_SIGN, k)
             arguments[b, k] = timm_argument(code, level, sign, height, width)
-            if rng.uniform(*key, rng.STREAM_POLICY, 2 * k + 1) >= TIMM_SHARE:
+            if rng.uniform(*key, rng.STREAM_POLICY, 2 * k + 1) >= TIMM_FRACTION:
                 code = policy.IDENTITY
             operations[b, k] = code
     return operations, arguments
@@ -105,7 +110,7 @@ class RandAugment(KeyedOperation):
     """Change every image by `num_ops` operations drawn with replacement.
 
     Args:
-        num_ops: operations an image, at least 1.
+        num_ops: operations per image, at least 1.
         magnitude: strength of all of them: a bin, 0 to num_magnitude_bins - 1, or 0 to 10 in mode
             'timm'. It need not be whole: between two bins the value is interpolated.
         mode: 'lite': the twelve of torchvision's fourteen operations without Color and Sharpness.
@@ -126,36 +131,35 @@ class RandAugment(KeyedOperation):
     """
 
     def __init__(
-        self, num_ops=2, magnitude=9.0, *, mode="lite", mstd=0.0, num_magnitude_bins=31, seed=0
-    ):
+        self,
+        num_ops: int = 2,
+        magnitude: float = 9.0,
+        *,
+        mode: str = "lite",
+        mstd: float = 0.0,
+        num_magnitude_bins: int = 31,
+        seed: int = 0,
+    ) -> None:
         super().__init__(seed)
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}; give one of {', '.join(MODES)}")
-        if not 1 <= num_ops <= 1000 or num_ops != int(num_ops):
-            raise ValueError(f"num_ops is {num_ops}; give a whole number of at least 1, to 1000")
-        if not 2 <= num_magnitude_bins <= 1000 or num_magnitude_bins != int(num_magnitude_bins):
-            raise ValueError(
-                f"num_magnitude_bins is {num_magnitude_bins}; give a whole number of at least 2, "
-                f"to 1000"
-            )
-        top = TIMM_TOP if mode == "timm" else num_magnitude_bins - 1
+        self.num_ops = check_count(num_ops, 1, "num_ops")
+        self.bins = check_count(num_magnitude_bins, 2, "num_magnitude_bins")
+        top = TIMM_TOP if mode == "timm" else self.bins - 1
         if not 0 <= magnitude <= top:
             raise ValueError(f"magnitude is {magnitude}; in mode {mode!r} give 0 to {top:g}")
         if math.isnan(mstd) or mstd < 0:
             raise ValueError(f"mstd is {mstd}; give 0 (no noise) or more")
-        self.num_ops, self.magnitude, self.mode = int(num_ops), float(magnitude), mode
-        self.mstd, self.bins = float(mstd), int(num_magnitude_bins)
+        self.magnitude, self.mode, self.mstd = float(magnitude), mode, float(mstd)
         kernels = {"lite": apply_policy_lite, "full": apply_policy, "timm": apply_policy_bilinear}
         self.apply = kernels[mode]
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
-        height, width = map(int, size)
-        key = (self.seed, self._epoch, np.ascontiguousarray(samples, np.int64), self.num_ops)
+        key, strength = (*self.key(samples), self.num_ops), (self.magnitude, self.mstd)
         if self.mode == "timm":
             codes = np.array([policy.NAMES.index(name) for name in TIMM_NAMES], np.int64)
-            choices = draw_rand_augment_timm(*key, codes, self.magnitude, self.mstd, height, width)
+            choices = draw_rand_augment_timm(*key, codes, *strength, *size)
             return *choices, np.tile(np.array(TIMM_FILL, np.int64), (len(samples), 1))
         names = LITE_NAMES if self.mode == "lite" else FULL_NAMES
-        space = policy.rand_augment_space(names, self.bins, height, width)
-        tables = (space.codes, space.values, space.signed)
-        return draw_rand_augment(*key, *tables, self.magnitude, self.mstd)
+        tables = policy.rand_augment_space(names, self.bins, *size)
+        return draw_rand_augment(*key, *tables, *strength)

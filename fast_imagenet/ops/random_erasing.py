@@ -1,4 +1,4 @@
-"""RandomErasing: fill random boxes of an image, on normalised or on uint8 images.
+"""RandomErasing: fill random boxes of an image, on normalized or on uint8 images.
 
     [CropDecode(...), Normalize(MEAN, STD), RandomErasing(0.25, mode="pixel"), ToTensor(), ...]
 
@@ -8,28 +8,17 @@ same images, within float rounding of the noise.
 Axes: b batch, h height, w width, c channel (RGB).
 """
 
-import numba
 import numpy as np
+from ffcv.pipeline.state import State
 
 from .. import rng
-from ..erasing import (
-    ERASING_AREA,
-    ERASING_ASPECT,
-    ERASING_MODES,
-    check_erasing,
-    draw_erasing,
-)
+from ..erasing import ERASING_AREA, ERASING_ASPECT, ERASING_MODES, check_erasing, draw_erasing
 from .kernel import kernel
-from .operation import KeyedOperation, check_batch
-from .precompiled import run_threads
+from .operation import KeyedOperation
 
 # How a float32 is stored; numba has no half types on a CPU, so these are written as bits.
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-FORMATS: dict[np.dtype, int] = {
-    np.dtype("f4"): FLOAT32,
-    np.dtype("f2"): FLOAT16,
-    np.dtype("u2"): BFLOAT16,
-}
+FORMATS = {np.dtype(name): form for form, name in enumerate(("f4", "f2", "u2"))}
 
 
 @kernel
@@ -105,17 +94,17 @@ def _noise(key, sample, counter, form):
 
 
 class RandomErasing(KeyedOperation):
-    """Random boxes lose their content, as timm's RandomErasing after normalisation.
+    """Random boxes lose their content, as timm's RandomErasing after normalization.
 
     Args:
         p: probability that an image is erased.
-        mode: 'const', 'rand' (one normal number a box and channel) or 'pixel' (one a pixel and
-            channel). The noise needs normalised images.
-        count: most boxes an image; their number is uniform in 1..count.
-        area: least and greatest share of the image that its boxes cover together.
+        mode: 'const', 'rand' (one normal number per box and channel) or 'pixel' (one per
+            pixel and channel). The noise needs normalized images.
+        count: most boxes per image; their number is uniform in 1..count.
+        area: least and greatest fraction of the image that its boxes cover together.
         aspect: least and greatest height / width of a box.
         fill: for 'const' on uint8 images, three levels; the default is ImageNet's mean. In
-            normalised images the mean is 0 and 0 is the fill.
+            normalized images the mean is 0 and 0 is the fill.
         seed: of the run.
     Shape: [b, h, w, 3]; uint8, or what Normalize gives: float32, float16, bfloat16 as uint16.
     Raises: ValueError for settings out of range; noise on uint8 images.
@@ -144,34 +133,26 @@ class RandomErasing(KeyedOperation):
         if len(fill) != 3 or not all(0 <= level <= 255 for level in fill):
             raise ValueError(f"fill is {fill}; give three levels, 0 to 255")
         self.p, self.mode, self.count = float(p), mode, int(count)
-        self.area, self.aspect = (area[0], area[1]), (aspect[0], aspect[1])
-        self.fill = tuple(fill)
+        self.area, self.aspect, self.fill = (area[0], area[1]), (aspect[0], aspect[1]), tuple(fill)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         """(boxes int64 [b, count, 4], samples)."""
-        key = (self.seed, self._epoch, samples)
-        return draw_erasing(*key, size, self.p, self.count, self.area, self.aspect), samples
+        fractions = (self.area, self.aspect)
+        boxes = draw_erasing(*self.key(samples), size, self.p, self.count, *fractions)
+        return boxes, samples
 
-    def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """As KeyedOperation.transform; also for float32, float16 and uint16 (bfloat16's bits)."""
-        samples = np.asarray(samples, np.int64)
-        check_batch(images_bhwc, len(samples), self.dtypes, "RandomErasing")
-        self._check(images_bhwc.dtype)
-        threads = min(numba.get_num_threads(), max(1, len(samples)))
-        form = FORMATS.get(images_bhwc.dtype, FLOAT32)
-        images = images_bhwc.view(np.uint16) if form == FLOAT16 else images_bhwc
-        levels = self.fill if images.dtype == np.uint8 else (0, 0, 0)
+    def options(self, dtype: np.dtype) -> tuple:
+        self._check(dtype)
+        form, is_bytes = FORMATS.get(dtype, FLOAT32), dtype == np.uint8
+        stored = np.dtype("u2") if form == FLOAT16 else dtype
         # 2-d: with a Loader in the process numba cannot write to uint8 arrays of one dimension
-        fill = np.array([levels], images.dtype)
+        fill = np.array([self.fill if is_bytes else (0, 0, 0)], stored)
         key = (np.int64(self.seed), np.int64(self._epoch))
-        options = (ERASING_MODES.index(self.mode), form, key, fill)
-        choices = self.draw(samples, images.shape[1:3])
-        run_threads(lambda first: self.apply(first, threads, images, *choices, *options), threads)
-        return images_bhwc
+        return ERASING_MODES.index(self.mode), form, key, fill
 
     apply = staticmethod(apply_erasing)
 
-    def declare_state_and_memory(self, previous_state):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         if previous_state.jit_mode:
             self._check(previous_state.dtype)
         return super().declare_state_and_memory(previous_state)

@@ -19,7 +19,7 @@ import numpy as np
 from numba import carray
 
 from .kernel import kernel
-from .native import as_pointer, store_byte, weigh_2, weigh_4, weigh_6, weigh_any
+from .vectors import as_pointer, store_byte, weigh_2, weigh_4, weigh_6, weigh_any
 
 BILINEAR = 0
 BICUBIC = 1

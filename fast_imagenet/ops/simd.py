@@ -1,19 +1,22 @@
-"""Vector kernels of the JPEG decoder, written as LLVM vectors: inverse transform and colour.
+"""Vector kernels of the JPEG decoder, written as LLVM vectors: inverse transform and color.
 
 The compiler does not find these in scalar loops. Nothing here is tied to one processor: LLVM
 translates the vectors for whatever it compiles for. Results are bit-identical to libjpeg's accurate
-integer transform (jidctint), its "fancy" chroma interpolation and its colour conversion.
+integer transform (jidctint), its "fancy" chroma interpolation and its color conversion.
 
 Source: libjpeg-turbo, jidctint.c, jdsample.c (h2v2_fancy_upsample), jdcolor.c; the transform is
 Loeffler, Ligtenberg and Moschytz, ICASSP 1989.
 """
 
 import functools
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from .vectors import BYTE, INT32, INT64, constant, load, offset, procedure, shuffle, store, vector
 
 
 class Lanes:
@@ -22,29 +25,20 @@ class Lanes:
     def __init__(self, builder, value):
         self.builder, self.value = builder, value
 
-    def _other(self, other):
-        if isinstance(other, Lanes):
-            return other.value
-        return ir.Constant(self.value.type, [other] * self.value.type.count)
+    def _binary(self, instruction, other):
+        if not isinstance(other, Lanes):
+            other = Lanes(self.builder, constant(self.value.type, other))
+        return Lanes(self.builder, getattr(self.builder, instruction)(self.value, other.value))
 
-    def __add__(self, other):
-        return Lanes(self.builder, self.builder.add(self.value, self._other(other)))
-
-    def __sub__(self, other):
-        return Lanes(self.builder, self.builder.sub(self.value, self._other(other)))
-
-    def __mul__(self, other):
-        return Lanes(self.builder, self.builder.mul(self.value, self._other(other)))
-
-    def __lshift__(self, count):
-        return Lanes(self.builder, self.builder.shl(self.value, self._other(count)))
-
-    def __rshift__(self, count):
-        return Lanes(self.builder, self.builder.ashr(self.value, self._other(count)))
+    __add__ = functools.partialmethod(_binary, "add")
+    __sub__ = functools.partialmethod(_binary, "sub")
+    __mul__ = functools.partialmethod(_binary, "mul")
+    __lshift__ = functools.partialmethod(_binary, "shl")
+    __rshift__ = functools.partialmethod(_binary, "ashr")
 
     def widen(self):
         """int16 lanes as int32."""
-        wide = ir.VectorType(ir.IntType(32), self.value.type.count)
+        wide = vector(INT32, self.value.type.count)
         return Lanes(self.builder, self.builder.sext(self.value, wide))
 
     def narrow(self):
@@ -58,12 +52,11 @@ class Lanes:
 
     def shuffle(self, other, order):
         """Lanes of self and other, numbered one after the other, in the order given."""
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
-        return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, mask))
+        return Lanes(self.builder, shuffle(self.builder, self.value, other.value, order))
 
     def cast(self, bits, count):
         """The same memory as `count` lanes of `bits` bits."""
-        kind = ir.VectorType(ir.IntType(bits), count)
+        kind = vector(ir.IntType(bits), count)
         return Lanes(self.builder, self.builder.bitcast(self.value, kind))
 
     def low(self, other, order):
@@ -74,14 +67,14 @@ class Lanes:
 
     def to_bytes(self):
         """Clipped to 0..255, as uint8 lanes."""
-        narrow = ir.VectorType(ir.IntType(8), self.value.type.count)
+        narrow = vector(BYTE, self.value.type.count)
         return Lanes(self.builder, self.builder.trunc(self.clip().value, narrow))
 
     def clip(self):
         """Clipped to 0..255."""
         value, builder = self.value, self.builder
         for limit, sign in ((0, "<"), (255, ">")):
-            bound = ir.Constant(value.type, [limit] * value.type.count)
+            bound = constant(value.type, limit)
             value = builder.select(builder.icmp_signed(sign, value, bound), bound, value)
         return Lanes(builder, value)
 
@@ -99,20 +92,11 @@ class Twins:
             results.append(getattr(lanes, name)(*own))
         return Twins(*results)
 
-    def __add__(self, other):
-        return self._each("__add__", other)
-
-    def __sub__(self, other):
-        return self._each("__sub__", other)
-
-    def __mul__(self, other):
-        return self._each("__mul__", other)
-
-    def __lshift__(self, count):
-        return self._each("__lshift__", count)
-
-    def __rshift__(self, count):
-        return self._each("__rshift__", count)
+    __add__ = functools.partialmethod(_each, "__add__")
+    __sub__ = functools.partialmethod(_each, "__sub__")
+    __mul__ = functools.partialmethod(_each, "__mul__")
+    __lshift__ = functools.partialmethod(_each, "__lshift__")
+    __rshift__ = functools.partialmethod(_each, "__rshift__")
 
     def __getattr__(self, name):
         return functools.partial(self._each, name)
@@ -120,21 +104,15 @@ class Twins:
 
 def load_lanes(builder, address, count, bits, lane_bits=32):
     """`count` unsigned integers of `bits` bits (32: signed) at any address, as wider lanes."""
-    stored = ir.VectorType(ir.IntType(bits), count)
-    value = builder.load(builder.inttoptr(address, stored.as_pointer()), align=bits // 8)
+    value = load(builder, address, vector(ir.IntType(bits), count), bits // 8)
     if bits < lane_bits:
-        value = builder.zext(value, ir.VectorType(ir.IntType(lane_bits), count))
+        value = builder.zext(value, vector(ir.IntType(lane_bits), count))
     return Lanes(builder, value)
 
 
 def store_lanes(lanes, address):
     """Write the lanes to any address."""
-    builder = lanes.builder
-    builder.store(lanes.value, builder.inttoptr(address, lanes.value.type.as_pointer()), align=1)
-
-
-def _offset(builder, address, amount):
-    return builder.add(address, address.type(amount))
+    store(lanes.builder, lanes.value, address)
 
 
 # ==== Inverse transform ===========================================================================
@@ -192,16 +170,15 @@ def transform_block(typing_context, block, pixels, pitch):
         of the first of eight rows of eight uint8, `pitch` bytes apart.
     """
 
-    def generate(context, builder, signature, arguments):
+    def generate(builder, arguments):
         block, pixels, pitch = arguments
-        rows = [load_lanes(builder, _offset(builder, block, 32 * k), 8, 32) for k in range(8)]
+        rows = [load_lanes(builder, offset(builder, block, 32 * k), 8, 32) for k in range(8)]
         columns = _transpose(_transform(rows, 11))
         for row in _transpose(_transform(columns, 18, 128)):
             store_lanes(row.to_bytes(), pixels)
             pixels = builder.add(pixels, pitch)
-        return context.get_dummy_value()
 
-    return types.void(types.uintp, types.uintp, types.uintp), generate
+    return procedure(generate, *[types.uintp] * 3)
 
 
 # The lanes of two vectors in the order in which x86 packs them: quarters in turn.
@@ -242,13 +219,13 @@ def sum_sizes(typing_context, block):
     """Sum of the absolute values of an int32 [64] at an address, as int32."""
 
     def generate(context, builder, signature, arguments):
-        total = None
+        total: Any = None
         for k in range(8):
-            row = load_lanes(builder, _offset(builder, arguments[0], 32 * k), 8, 32)
+            row = load_lanes(builder, offset(builder, arguments[0], 32 * k), 8, 32)
             sign = row >> 31
             size = Lanes(builder, builder.xor(row.value, sign.value)) - sign
             total = size if total is None else total + size
-        kind = ir.FunctionType(ir.IntType(32), [total.value.type])
+        kind = ir.FunctionType(INT32, [total.value.type])
         add = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.add.v8i32")
         return builder.call(add, [total.value])
 
@@ -268,58 +245,53 @@ def transform_small_blocks(typing_context, block, other, pixels, other_pixels, p
     wait for their own results.
     """
 
-    def generate(context, builder, signature, arguments):
+    def generate(builder, arguments):
         block, other, pixels, other_pixels, pitch = arguments
         rows = []
         for k in range(8):
-            places = (_offset(builder, address, 32 * k) for address in (block, other))
+            places = (offset(builder, address, 32 * k) for address in (block, other))
             rows.append(Twins(*(load_lanes(builder, place, 8, 32) for place in places)))
         columns = _transpose_small(_transform(rows, 11, small=True))
         for row in _columns_to_bytes(_transform(columns, 18, 128, small=True)):
             for lanes, place in zip(row.both, (pixels, other_pixels), strict=True):
                 store_lanes(lanes, place)
             pixels, other_pixels = builder.add(pixels, pitch), builder.add(other_pixels, pitch)
-        return context.get_dummy_value()
 
-    return types.void(*[types.uintp] * 5), generate
+    return procedure(generate, *[types.uintp] * 5)
 
 
 @intrinsic
 def fill_block(typing_context, value, pixels, pitch):
     """Set one 8 x 8 block to a uint8 value. Arguments as `transform_block`."""
 
-    def generate(context, builder, signature, arguments):
+    def generate(builder, arguments):
         value, pixels, pitch = arguments
-        word = builder.mul(builder.zext(value, ir.IntType(64)), ir.IntType(64)(0x0101010101010101))
+        word = builder.mul(builder.zext(value, INT64), INT64(0x0101010101010101))
         for _ in range(8):
-            builder.store(word, builder.inttoptr(pixels, word.type.as_pointer()), align=1)
+            store(builder, word, pixels)
             pixels = builder.add(pixels, pitch)
-        return context.get_dummy_value()
 
-    return types.void(types.uint8, types.uintp, types.uintp), generate
+    return procedure(generate, types.uint8, types.uintp, types.uintp)
 
 
 @intrinsic
 def clear_block(typing_context, block):
     """Set int32 [64] at an address to zero."""
 
-    def generate(context, builder, signature, arguments):
-        zeros = ir.VectorType(ir.IntType(32), 64)
-        place = builder.inttoptr(arguments[0], zeros.as_pointer())
-        builder.store(ir.Constant(zeros, [0] * 64), place, align=4)
-        return context.get_dummy_value()
+    def generate(builder, arguments):
+        store(builder, constant(vector(INT32, 64), 0), arguments[0], 4)
 
-    return types.void(types.uintp), generate
+    return procedure(generate, types.uintp)
 
 
-# ==== Colour ======================================================================================
+# ==== Color ======================================================================================
 
 
 def _interpolate(builder, near, far):
     """16 chroma values (int16, -128..127) from 8 at half resolution: weights 3/4 and 1/4."""
     sums = [
-        load_lanes(builder, _offset(builder, near, k), 8, 8, 16) * 3
-        + load_lanes(builder, _offset(builder, far, k), 8, 8, 16)
+        load_lanes(builder, offset(builder, near, k), 8, 8, 16) * 3
+        + load_lanes(builder, offset(builder, far, k), 8, 8, 16)
         for k in (-1, 0, 1)
     ]
     even = (sums[1] * 3 + sums[0] + 8) >> 4
@@ -339,7 +311,7 @@ def _store_pixels(red, green, blue, pixels):
         halves = four.shuffle(four, order)
         parts.append([halves.shuffle(halves, range(16 * k, 16 * k + 16)) for k in range(2)])
     for k in range(4):
-        store_lanes(parts[k % 2][k // 2], _offset(builder, pixels, 12 * k))
+        store_lanes(parts[k % 2][k // 2], offset(builder, pixels, 12 * k))
 
 
 @intrinsic
@@ -352,7 +324,7 @@ def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
         pixels: address of 48 bytes, and four more that are overwritten.
     """
 
-    def generate(context, builder, signature, arguments):
+    def generate(builder, arguments):
         y, blue, blue_far, red, red_far, pixels = arguments
         luma = load_lanes(builder, y, 16, 8, 16)
         cb, cr = _interpolate(builder, blue, blue_far), _interpolate(builder, red, red_far)
@@ -363,6 +335,5 @@ def color_pixels(typing_context, y, blue, blue_far, red, red_far, pixels):
         green = Lanes(builder, builder.trunc(green.value, cr.value.type))
         g = (luma - cr + green).clip()
         _store_pixels(r, g, b, pixels)
-        return context.get_dummy_value()
 
-    return types.void(*[types.uintp] * 6), generate
+    return procedure(generate, *[types.uintp] * 6)

@@ -5,23 +5,14 @@ import numpy as np
 from .. import rng
 from .color import solarize
 from .kernel import kernel
-from .operation import KeyedOperation
+from .operation import KeyedOperation, check_probability
 
 NEVER = 256.0  # a threshold above every value
 
 
-def draw_solarize(seed, epoch, samples, threshold, p):
-    """Threshold of every image: float64 [b], NEVER where nothing changes.
-
-    Args: samples: int64 [b]. threshold: where chosen. p: probability.
-    """
-    chosen = rng.uniform_array(seed, epoch, samples, rng.STREAM_SOLARIZE) < p
-    return np.where(chosen, float(threshold), NEVER)
-
-
 @kernel
 def apply_solarize(first, step, images_bhwc, thresholds):
-    """Change images first, first + step, ... of a batch. thresholds: of `draw_solarize`."""
+    """Change images first, first + step, ... of a batch. thresholds: float64 [b], or NEVER."""
     for b in range(first, len(images_bhwc), step):
         if thresholds[b] < NEVER:
             solarize(images_bhwc[b], thresholds[b])
@@ -39,16 +30,14 @@ class RandomSolarize(KeyedOperation):
     Source: Pillow's ImageOps.solarize; torchvision RandomSolarize.
     """
 
-    def __init__(self, threshold: float = 128, p: float = 0.5, *, seed: int = 0):
+    apply = staticmethod(apply_solarize)
+
+    def __init__(self, threshold: float = 128, p: float = 0.5, *, seed: int = 0) -> None:
         super().__init__(seed)
         if not 0 <= threshold <= 256:
             raise ValueError(f"threshold is {threshold}; give a value from 0 to 256")
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p}; give a probability, 0 to 1")
-        self.threshold, self.p = float(threshold), float(p)
+        self.threshold, self.p = float(threshold), check_probability(p)
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
-        samples = np.asarray(samples, np.int64)
-        return (draw_solarize(self.seed, self._epoch, samples, self.threshold, self.p),)
-
-    apply = staticmethod(apply_solarize)
+        chosen = rng.uniform_array(*self.key(samples), rng.STREAM_SOLARIZE) < self.p
+        return (np.where(chosen, self.threshold, NEVER),)

@@ -1,4 +1,4 @@
-"""Normalising, erasing and mixing on the device: against torch, timm and slow references."""
+"""Normalizing, erasing and mixing on the device: against torch, timm and slow references."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from fast_imagenet.data.device_transforms import (
     erase,
     mix,
     mix_targets,
-    neighbours,
+    neighbors,
     normal_noise,
     normalize,
     normalize_and_mix,
@@ -33,7 +33,7 @@ def device(request):
     return request.param
 
 
-def pictures(b=6, height=20, width=24, seed=0):
+def made_images(b=6, height=20, width=24, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (b, height, width, 3), dtype=torch.uint8, generator=generator)
 
@@ -57,13 +57,13 @@ def batch_transforms(dtype=torch.float32, seed=3, **settings):
 
 
 # ------------------------------------------------------------------------------------------------
-# Normalise
+# Normalize
 # ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(6, 20, 24), (1, 1, 1), (2, 1, 33), (3, 7, 1)])
 def test_normalize(device, shape):
-    images_bhwc = pictures(*shape).to(device)
+    images_bhwc = made_images(*shape).to(device)
     before = images_bhwc.clone()
     images_bchw = normalize(images_bhwc, MEAN, STD)
     assert images_bchw.shape == (shape[0], 3, *shape[1:])
@@ -82,7 +82,7 @@ def test_normalize_every_level_and_other_types():
 
 
 def test_normalize_takes_strided_images():
-    images_bhwc = pictures(4, 16, 12).permute(0, 2, 1, 3)[:, ::2]
+    images_bhwc = made_images(4, 16, 12).permute(0, 2, 1, 3)[:, ::2]
     assert close(normalize(images_bhwc, MEAN, STD), slow_normalize(images_bhwc))
 
 
@@ -201,7 +201,7 @@ def slow_erase(images_bchw, boxes, mode, seed, epoch, samples):
 @pytest.mark.parametrize("count", [1, 3])
 def test_erase(device, mode, count):
     """Against a loop over pixels; the boxes of a count of 3 overlap in some images."""
-    images_bchw = normalize(pictures(8, 21, 17), MEAN, STD)
+    images_bchw = normalize(made_images(8, 21, 17), MEAN, STD)
     samples = np.array([5, 900, 2, 2**40, 4, 77, 6, 1])
     boxes = draw_erasing(3, 1, samples, (21, 17), 0.8, count)
     if count == 3:
@@ -215,7 +215,7 @@ def test_erase(device, mode, count):
 
 
 def test_nothing_to_erase():
-    images_bchw = normalize(pictures(), MEAN, STD)
+    images_bchw = normalize(made_images(), MEAN, STD)
     boxes = np.zeros((6, 1, 4), np.int64)
     assert torch.equal(erase(images_bchw.clone(), boxes, "pixel", 0, 0, np.arange(6)), images_bchw)
 
@@ -228,7 +228,7 @@ def test_nothing_to_erase():
 def timm_mix(images_bchw, labels_b, seed, step, mixup, cutmix):
     """timm's result, its global generator seeded with the key.
 
-    timm mixes with the reverse of a batch: neighbours are put where they are each other's reverse.
+    timm mixes with the reverse of a batch: neighbors are put where they are each other's reverse.
     """
     state, places = np.random.get_state(), np.arange(len(labels_b))
     order = np.concatenate([places[::2], places[1::2][::-1]])
@@ -245,7 +245,7 @@ def timm_mix(images_bchw, labels_b, seed, step, mixup, cutmix):
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_the_batch_is_timms(device, mixup, cutmix):
     transforms = batch_transforms(mixup=mixup, cutmix=cutmix)
-    images_bhwc, labels_b, kinds = pictures(), labels(), set()
+    images_bhwc, labels_b, kinds = made_images(), labels(), set()
     for step in range(24):
         drawn = draw_mix(3, step, (20, 24), mixup, cutmix)
         kinds.add(drawn.box is not None)
@@ -263,7 +263,7 @@ def test_the_batch_is_timms(device, mixup, cutmix):
 def test_erased_images_are_mixed(device, mixup, cutmix):
     """Erasing comes before mixing, as in timm's loader."""
     transforms = batch_transforms(mixup=mixup, cutmix=cutmix, erasing=0.6, erasing_mode="pixel")
-    images_bhwc, labels_b, samples = pictures(), labels(), np.arange(6) * 11
+    images_bhwc, labels_b, samples = made_images(), labels(), np.arange(6) * 11
     boxes = draw_erasing(3, 2, samples, (20, 24), 0.6)
     erased = slow_erase(slow_normalize(images_bhwc), boxes, "pixel", 3, 2, samples)
     wanted, _ = timm_mix(erased, labels_b, 3, 8, mixup, cutmix)
@@ -274,7 +274,7 @@ def test_erased_images_are_mixed(device, mixup, cutmix):
 @pytest.mark.parametrize("b", [1, 5])
 def test_odd_batches(b):
     """The last image meets itself: it and its label stay; the others are mixed."""
-    images_bhwc, labels_b = pictures(b), labels(b)
+    images_bhwc, labels_b = made_images(b), labels(b)
     partner = [1, 0, 3, 2, 4][-b:] if b > 1 else [0]
     for step in range(12):
         ours, targets = batch_transforms(mixup=0.8, cutmix=1.0)(
@@ -295,7 +295,7 @@ def test_odd_batches(b):
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_batch_cut_into_ranks_is_the_whole_batch(device, ranks):
     """Bit for bit what the network sees, and the targets, with everything on."""
-    images, labels_b, samples = pictures(16).to(device), labels(16).to(device), np.arange(16) * 7
+    images, labels_b, samples = made_images(16).to(device), labels(16).to(device), np.arange(16) * 7
     transforms = batch_transforms(mixup=0.8, cutmix=1.0, erasing=0.6, erasing_mode="pixel")
     for step in range(8):
         whole = transforms(images, labels_b, samples, 2, step)
@@ -312,7 +312,7 @@ def test_smoothed_targets_give_torchs_smoothed_loss():
     targets = mix_targets(labels(), mixing, CLASSES, 0.1)
     assert torch.allclose(targets.sum(1), torch.ones(6))
     loss, entropy = 0, torch.nn.functional.cross_entropy
-    for share, truth in [(mixing.lam, labels()), (1 - mixing.lam, neighbours(labels()))]:
+    for share, truth in [(mixing.lam, labels()), (1 - mixing.lam, neighbors(labels()))]:
         loss += share * entropy(logits, truth, label_smoothing=0.1)
     assert float(entropy(logits, targets)) == pytest.approx(float(loss), abs=1e-6)
 
@@ -345,8 +345,8 @@ def test_cut_boxes_lie_inside_and_set_the_share(size):
 STRONG = {"erasing": 0.5, "erasing_mode": "pixel", "erasing_count": 2, "mixup": 0.2, "cutmix": 1.0}
 
 
-def test_without_settings_only_normalised(device):
-    images_bhwc, labels_b = pictures().to(device), labels().to(device)
+def test_without_settings_only_normalized(device):
+    images_bhwc, labels_b = made_images().to(device), labels().to(device)
     ours, targets = batch_transforms()(images_bhwc, labels_b, None, 0, 0)
     assert targets is labels_b
     assert close(ours, slow_normalize(images_bhwc.cpu()))
@@ -355,7 +355,7 @@ def test_without_settings_only_normalised(device):
 @pytest.mark.parametrize("settings", [{}, {"mixup": 0.2}, {"cutmix": 1.0}, STRONG])
 def test_the_key_alone_decides(device, settings):
     """The same again for the same key; the input and every global generator left alone."""
-    images_bhwc, labels_b, samples = pictures(), labels(), np.arange(6)
+    images_bhwc, labels_b, samples = made_images(), labels(), np.arange(6)
     before, states = images_bhwc.clone(), (torch.get_rng_state(), np.random.get_state()[1].copy())
     on_device = images_bhwc.to(device), labels_b.to(device)
     one = batch_transforms(**settings)(*on_device, samples, 4, 100)
@@ -373,7 +373,7 @@ def test_the_key_alone_decides(device, settings):
 
 def test_epoch_and_sample_decide_the_boxes():
     transforms = batch_transforms(erasing=1.0)
-    images_bhwc, labels_b = pictures(), labels()
+    images_bhwc, labels_b = made_images(), labels()
     samples = np.array([4, 9, 1, 30, 2, 8])
     images, targets = transforms(images_bhwc, labels_b, samples, 4, 0)
     assert targets is labels_b
@@ -384,9 +384,9 @@ def test_epoch_and_sample_decide_the_boxes():
 
 
 def test_output_type():
-    wanted, _ = batch_transforms(**STRONG)(pictures(), labels(), np.arange(6), 0, 0)
+    wanted, _ = batch_transforms(**STRONG)(made_images(), labels(), np.arange(6), 0, 0)
     ours, targets = batch_transforms(torch.float16, **STRONG)(
-        pictures(), labels(), np.arange(6), 0, 0
+        made_images(), labels(), np.arange(6), 0, 0
     )
     assert torch.equal(ours, wanted.half())
     assert targets.dtype == torch.float32
@@ -394,7 +394,7 @@ def test_output_type():
 
 def test_no_value_is_read_back_from_the_device():
     """Tensors on 'meta' have no values: whatever asks for one raises, as a GPU would wait."""
-    images_bhwc, labels_b = pictures().to("meta"), labels().to("meta")
+    images_bhwc, labels_b = made_images().to("meta"), labels().to("meta")
     for step in range(6):
         for mode in ("const", "rand", "pixel"):
             transforms = batch_transforms(**{**STRONG, "erasing_mode": mode})
@@ -408,7 +408,7 @@ def test_no_value_is_read_back_from_the_device():
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_waits_for_the_gpu():
     transforms = batch_transforms(**STRONG)
-    images_bhwc, labels_b = pictures().cuda(), labels().cuda()
+    images_bhwc, labels_b = made_images().cuda(), labels().cuda()
     transforms(images_bhwc, labels_b, np.arange(6), 0, 0)  # constants are copied once
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -420,8 +420,9 @@ def test_no_step_waits_for_the_gpu():
 
 def test_torch_compile_takes_the_operations():
     """The whole of each as one graph; values as without."""
-    images_bhwc, labels_b = pictures(), labels()
+    images_bhwc, labels_b = made_images(), labels()
     normalize(images_bhwc, MEAN, STD)
+    normalize(images_bhwc, np.float32(MEAN), np.float32(STD))  # no other caller is in the way
     for step, alphas in [(0, (0.2, 0.0)), (0, (0.0, 1.0))]:
         mixing = draw_mix(3, step, (20, 24), *alphas)
 
@@ -455,7 +456,7 @@ def test_settings_out_of_range(settings, words):
 
 def test_erasing_needs_the_samples():
     with pytest.raises(ValueError, match="needs samples_b"):
-        batch_transforms(erasing=0.1)(pictures(), labels(), None, 0, 0)
+        batch_transforms(erasing=0.1)(made_images(), labels(), None, 0, 0)
 
 
 def test_boxes_of_mixing_differ_from_timms_as_documented():

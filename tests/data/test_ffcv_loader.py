@@ -28,7 +28,7 @@ COUNT = 45
 
 
 class Numbered(Source):
-    """Images whose label is their number and whose colour is twice that."""
+    """Images whose label is their number and whose color is twice that."""
 
     kind = "test"
     makes_pixels = True
@@ -76,8 +76,8 @@ def test_order_is_the_shared_one_and_images_belong_to_labels(one_rank, labels):
         seen = []
         for images_bhwc, labels_b, samples_b in one_rank.epoch(epoch, 32):
             assert images_bhwc.shape == (8, 32, 32, 3) and images_bhwc.dtype == torch.uint8
-            colour = images_bhwc.float().mean((1, 2, 3))
-            assert (colour - 2 * labels_b).abs().max() < 2
+            color = images_bhwc.float().mean((1, 2, 3))
+            assert (color - 2 * labels_b).abs().max() < 2
             assert labels_b.tolist() == labels[samples_b].tolist()
             seen.append(labels_b.tolist())
         assert seen == expected.tolist()
@@ -177,7 +177,7 @@ def test_every_validation_image_comes_once_whatever_the_ranks(path):
         assert sorted(seen) == list(range(COUNT))
 
 
-def test_centre_crop_keeps_its_share_of_the_shorter_side(tmp_path):
+def test_center_crop_keeps_its_share_of_the_shorter_side(tmp_path):
     class Framed(Numbered):
         def pixels(self, index):
             image = np.zeros((80, 120, 3), np.uint8)

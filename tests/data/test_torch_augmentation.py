@@ -1,4 +1,4 @@
-"""Policies and colour changes of the torchvision backend: torchvision's and timm's own results."""
+"""Policies and color changes of the torchvision backend: torchvision's and timm's own results."""
 
 import pickle
 import random
@@ -29,7 +29,7 @@ EVERYTHING = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
 EVERYTHING |= {"grayscale": 0.3, "solarize": 0.3, "blur": 0.3}
 
 
-def pictures(n=12):
+def made_images(n=12):
     return [torch.from_numpy(make_image(30 + i, 41, seed=i)) for i in range(n)]
 
 
@@ -74,7 +74,7 @@ def equal(some, others):
     ],
 )
 def test_results_are_torchvisions(settings, transform):
-    images = pictures()
+    images = made_images()
     ours = changed(images, **settings)
     assert equal(ours, wanted(images, transform))
     assert not equal(ours, images)
@@ -82,7 +82,7 @@ def test_results_are_torchvisions(settings, transform):
 
 
 def test_order_of_the_stages():
-    images, jitter = pictures(), v2.ColorJitter(0.4, 0.3, 0.2, 0.1)
+    images, jitter = made_images(), v2.ColorJitter(0.4, 0.3, 0.2, 0.1)
     others = [v2.RandomGrayscale(0.3), v2.RandomSolarize(128, 0.3)]
     others += [v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.3)]
     transform = v2.Compose([v2.RandAugment(), jitter, *others])
@@ -90,7 +90,7 @@ def test_order_of_the_stages():
 
 
 def test_no_settings_no_stages():
-    image = pictures(1)[0]
+    image = made_images(1)[0]
     assert build_stages(Augment(), "cpu") == []
     assert KeyedTransforms(Augment(), 0, "cpu")(image, 0, 0) is image
 
@@ -121,7 +121,7 @@ def timms(images, name):
     ],
 )
 def test_results_are_timms(name, settings):
-    images = pictures(40)
+    images = made_images(40)
     ours = changed(images, policy="rand_augment_timm", **settings)
     assert equal(ours, timms(images, name))
     assert not equal(ours, images)
@@ -138,7 +138,7 @@ def test_posterize_to_no_bits_is_black():
 
 
 def test_three_augment_does_exactly_one_of_three():
-    images, counts = pictures(150), np.zeros(3, int)
+    images, counts = made_images(150), np.zeros(3, int)
     for image, ours in zip(images, changed(images, policy="three_augment"), strict=True):
         pil = Image.fromarray(image.numpy())
         gray = np.repeat(np.asarray(pil.convert("L"))[:, :, None], 3, axis=2)
@@ -220,7 +220,7 @@ def test_noise_stays_in_range(applied, magnitude):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_key_alone_decides(policy):
     """And not the process's generators, which stay as they are; also in another process."""
-    images, settings = pictures(), {"policy": policy, **EVERYTHING}
+    images, settings = made_images(), {"policy": policy, **EVERYTHING}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     ours = changed(images, **settings)
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -238,7 +238,7 @@ def test_the_key_alone_decides(policy):
 @pytest.mark.parametrize("policy", [p for p in POLICIES if p != "rand_augment_timm"])
 def test_on_tensors_as_on_a_gpu(policy):
     """The same draws; torchvision's tensor versions differ a little from Pillow's."""
-    images, settings = pictures(), {"policy": policy, "brightness": 0.4, "contrast": 0.3}
+    images, settings = made_images(), {"policy": policy, "brightness": 0.4, "contrast": 0.3}
     ours = changed(images, "gpu", **settings)
     assert all(image.dtype == torch.uint8 and image.is_contiguous() for image in ours)
     assert [image.shape for image in ours] == [image.shape for image in images]

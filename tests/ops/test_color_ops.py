@@ -1,4 +1,4 @@
-"""Colour operations against Pillow and torchvision, exactly; and the statistics of their draws."""
+"""Color operations against Pillow and torchvision, exactly; and the statistics of their draws."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from fast_imagenet.ops import color
+from fast_imagenet.ops import color, policy
 from fast_imagenet.ops.color_jitter import ColorJitter
 from fast_imagenet.ops.gaussian_blur import GaussianBlur
 from fast_imagenet.ops.grayscale import RandomGrayscale
@@ -19,11 +19,11 @@ FACTORS = [0.0, 1e-3, 0.3, 0.6, 0.999, 1.0, 1.0001, 1.4, 1.9, 25.0]
 
 
 def noise(height, width, seed=0):
-    """Values with many at the ends of the range, and some grey pixels."""
+    """Values with many at the ends of the range, and some gray pixels."""
     rng = np.random.default_rng(seed)
     image = np.clip(rng.normal(128, 90, (height, width, 3)), 0, 255).astype(np.uint8)
-    grey = rng.random((height, width)) < 0.1
-    image[grey] = image[grey][:, :1]
+    gray = rng.random((height, width)) < 0.1
+    image[gray] = image[gray][:, :1]
     return image
 
 
@@ -45,7 +45,13 @@ def through_lut(image, *steps):
     color.identity_lut(lut)
     for maker, *arguments in steps:
         maker(lut, *arguments)
-    return changed(color.apply_lut, image, lut)
+    return looked_up(image, lut)
+
+
+def looked_up(image, lut):
+    """The image through a table, as the policies apply it."""
+    height, width, _ = image.shape
+    return changed(policy.change_levels, image, lut, np.empty((height + 2, width, 3), np.uint8))
 
 
 def equal(result, expected):
@@ -57,10 +63,10 @@ def equal(result, expected):
 def test_enhancers_equal_pillow(side, factor):
     image = noise(*side)
     pil, factor = Image.fromarray(image), np.float32(factor)
-    mean = color.grey_mean(image)
+    mean = color.gray_mean(image)
     kernels = {
-        ImageEnhance.Brightness: through_lut(image, (color.brightness_lut, factor)),
-        ImageEnhance.Contrast: through_lut(image, (color.contrast_lut, mean, factor)),
+        ImageEnhance.Brightness: through_lut(image, (color.blend_lut, 0, factor)),
+        ImageEnhance.Contrast: through_lut(image, (color.blend_lut, mean, factor)),
         ImageEnhance.Color: changed(color.adjust_saturation, image, factor),
         ImageEnhance.Sharpness: changed(color.adjust_sharpness, image, factor),
     }
@@ -103,7 +109,7 @@ def test_grayscale_and_point_operations_equal_pillow(side):
     image = noise(*side)
     pil = Image.fromarray(image)
     equal(changed(color.to_grayscale, image), pil.convert("L").convert("RGB"))
-    equal(through_lut(image, (color.invert_lut,)), ImageOps.invert(pil))
+    equal(through_lut(image, (color.solarize_lut, 0)), ImageOps.invert(pil))
     equal(through_lut(image), image)
     for threshold in (0, 26, 128, 178.5, 255, 256):
         result = through_lut(image, (color.solarize_lut, threshold))
@@ -127,22 +133,22 @@ def test_point_operations_compose_in_the_order_given():
     pil, lut = Image.fromarray(image), np.empty((3, 256), np.int32)
     color.identity_lut(lut)
     color.posterize_lut(lut, 5)
-    color.brightness_lut(lut, np.float32(1.3))
-    mean = color.grey_mean_through(image, lut)
-    color.contrast_lut(lut, mean, np.float32(0.6))
+    color.blend_lut(lut, 0, np.float32(1.3))
+    mean = color.gray_mean_through(image, lut)
+    color.blend_lut(lut, mean, np.float32(0.6))
     color.solarize_lut(lut, 100)
     pil = ImageEnhance.Brightness(ImageOps.posterize(pil, 5)).enhance(1.3)
     pil = ImageOps.solarize(ImageEnhance.Contrast(pil).enhance(0.6), 100)
-    equal(changed(color.apply_lut, image, lut), pil)
+    equal(looked_up(image, lut), pil)
 
 
 def test_each_channel_has_its_own_table():
     lut = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.int32)
     image = noise(37, 41)
     expected = np.stack([lut[c][image[..., c]] for c in range(3)], -1)
-    equal(changed(color.apply_lut, image, lut), expected)
+    equal(looked_up(image, lut), expected)
     level = np.asarray(Image.fromarray(expected.astype(np.uint8)).convert("L"))
-    assert color.grey_mean_through(image, lut) == int(level.mean() + 0.5)
+    assert color.gray_mean_through(image, lut) == int(level.mean() + 0.5)
 
 
 # ==== Operations ==================================================================================
@@ -213,10 +219,10 @@ def test_grayscale_takes_its_share():
     operation = RandomGrayscale(0.5)
     (chosen,) = operation.draw(np.arange(40), (19, 23))
     assert 0 < chosen.sum() < 40
-    for image, result, grey in zip(
+    for image, result, gray in zip(
         images, operation.transform(images.copy(), np.arange(40)), chosen, strict=True
     ):
-        equal(result, v2.functional.rgb_to_grayscale(Image.fromarray(image), 3) if grey else image)
+        equal(result, v2.functional.rgb_to_grayscale(Image.fromarray(image), 3) if gray else image)
 
 
 def test_solarize_takes_its_share():

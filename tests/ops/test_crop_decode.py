@@ -376,8 +376,8 @@ def test_boxes_lie_inside_and_follow_the_distribution():
     assert (left >= 0).all()
     assert (left + width <= 500).all()
     torchvision = pytest.importorskip("torchvision.transforms").RandomResizedCrop.get_params
-    picture = Image.new("RGB", (500, 375))
-    theirs = np.array([torchvision(picture, (0.08, 1), (0.75, 4 / 3)) for _ in range(8000)])
+    image = Image.new("RGB", (500, 375))
+    theirs = np.array([torchvision(image, (0.08, 1), (0.75, 4 / 3)) for _ in range(8000)])
     ours = crops[:, :4]
     error = theirs.std(0) / np.sqrt(8000) * np.sqrt(1.2)
     assert (np.abs(theirs.mean(0) - ours.mean(0)) < 5 * error).all()
@@ -393,8 +393,8 @@ def test_draws_depend_on_seed_epoch_and_sample_only():
         assert (other[:, :4] != base[:, :4]).any(1).mean() > 0.95
         correlation = np.corrcoef(base[:, 2] * base[:, 3], other[:, 2] * other[:, 3])[0, 1]
         assert abs(correlation) < 0.2
-    neighbours = np.corrcoef(base[1:, 1], base[:-1, 1])[0, 1]
-    assert abs(neighbours) < 0.2
+    neighbors = np.corrcoef(base[1:, 1], base[:-1, 1])[0, 1]
+    assert abs(neighbors) < 0.2
 
 
 def test_flip_probability_and_its_independence_of_the_box():

@@ -31,7 +31,7 @@ def one_thread():
     numba.set_num_threads(1)
 
 
-def pictures(b=6, height=20, width=24, seed=0):
+def made_images(b=6, height=20, width=24, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (b, height, width, 3), np.uint8)
 
 
@@ -64,7 +64,7 @@ def tensor(kind, images):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_normalize_is_torchs_to_the_last_bit(dtype, shape, threads):
     numba.set_num_threads(threads)
-    images_bhwc = pictures(*shape)
+    images_bhwc = made_images(*shape)
     before = images_bhwc.copy()
     out = Normalize(MEAN, STD, dtype).transform(images_bhwc)
     assert out.dtype == TYPES[dtype]
@@ -121,12 +121,12 @@ def test_half_types_are_rounded_as_torch_rounds(form, numpys):
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_erasing_is_the_devices(kind, mode, threads):
-    """Equal to erasing on the device after normalisation; overlapping boxes in some images."""
+    """Equal to erasing on the device after normalization; overlapping boxes in some images."""
     numba.set_num_threads(threads)
     samples = np.array([3, 2**40, 8, 1, 0, 77])
     operation = RandomErasing(0.8, mode, 3, seed=5)
     operation.set_epoch(2)
-    source = pictures(6, 31, 17)
+    source = made_images(6, 31, 17)
     images = given(kind, source)
     out = operation.transform(images, samples)
     assert out is images
@@ -155,7 +155,7 @@ def test_erasing_is_the_devices(kind, mode, threads):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fill_is_the_mean(kind):
     operation = RandomErasing(1.0)
-    out = tensor(kind, operation.transform(given(kind, pictures(4, 40, 40)), np.arange(4)))
+    out = tensor(kind, operation.transform(given(kind, made_images(4, 40, 40)), np.arange(4)))
     for b, ((top, left, h, w),) in enumerate(operation.draw(np.arange(4), (40, 40))[0].tolist()):
         inside = out[b, top : top + h, left : left + w]
         wanted = np.rint(255 * np.array(MEAN)) if kind == "uint8" else np.zeros(3)
@@ -190,7 +190,7 @@ def test_noise_is_standard_normal(mode):
 @pytest.mark.parametrize("mode", ["const", "pixel"])
 def test_a_image_depends_on_its_key_alone(mode):
     """Not on the batch, its order or the number of threads."""
-    source, samples = Normalize(MEAN, STD).transform(pictures(9)), np.arange(9) * 5
+    source, samples = Normalize(MEAN, STD).transform(made_images(9)), np.arange(9) * 5
     operation = RandomErasing(0.7, mode, 2, seed=3)
     whole = operation.transform(source.copy(), samples)
     order = np.array([4, 8, 0, 4])
@@ -202,7 +202,7 @@ def test_a_image_depends_on_its_key_alone(mode):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (2, 2), (3, 100)])
 def test_tiny_images(size):
-    images = Normalize(MEAN, STD).transform(pictures(50, *size))
+    images = Normalize(MEAN, STD).transform(made_images(50, *size))
     before = images.copy()
     RandomErasing(1.0, "pixel", 2).transform(images, np.arange(50))
     assert (images != before).any() == (min(size) > 1)
@@ -211,7 +211,7 @@ def test_tiny_images(size):
 
 
 def test_probability_zero():
-    images = pictures()
+    images = made_images()
     assert np.array_equal(RandomErasing(0.0).transform(images.copy(), np.arange(6)), images)
 
 
@@ -232,9 +232,9 @@ def test_erasing_settings_out_of_range(settings, words):
         RandomErasing(**settings)
 
 
-def test_noise_needs_normalised_images():
+def test_noise_needs_normalized_images():
     with pytest.raises(ValueError, match="put Normalize before"):
-        RandomErasing(1.0, "pixel").transform(pictures(), np.arange(6))
+        RandomErasing(1.0, "pixel").transform(made_images(), np.arange(6))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def load(path, *operations, size=(32, 28), num_workers=1):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_in_a_loader(file, dtype):
-    """Normalised, erased, as torch wants it; the last batch is not full."""
+    """Normalized, erased, as torch wants it; the last batch is not full."""
     erasing = RandomErasing(0.6, "pixel", 2, seed=4)
     erasing.set_epoch(3)
     operations = [Normalize(MEAN, STD, dtype), erasing, ToTensor()]

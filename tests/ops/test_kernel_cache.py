@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tools.doctor import KERNEL_PROBE
 
 USE = """
 import numpy as np
@@ -26,7 +27,6 @@ def start(tmp_path):
     package = tmp_path / "there" / "fast_imagenet"
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "fast_imagenet", package, ignore=skip)
-    shutil.copytree(ROOT / "tools", package.parent / "tools", ignore=skip)
     for folder in (package, package / "ops"):  # where no folder can be made, not even by root
         (folder / "__pycache__").write_text("")
     (tmp_path / "tmp").mkdir()
@@ -35,11 +35,11 @@ def start(tmp_path):
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "PYTHONPATH"):
         environment.pop(name, None)
 
-    def run(code=USE, said="fine"):
+    def run(code=USE, printed="fine"):
         command = [sys.executable, "-c", code]
         options = dict(capture_output=True, text=True, timeout=300, env=environment)
         done = subprocess.run(command, cwd=package.parent, **options)
-        assert done.returncode == 0 and said in done.stdout, done.stderr[-2000:]
+        assert done.returncode == 0 and printed in done.stdout, done.stderr[-2000:]
         return done.stderr
 
     return run
@@ -49,17 +49,16 @@ def folder_of(tmp_path):
     return tmp_path / "tmp" / f"fast_imagenet_kernels_{os.getuid()}"
 
 
-def test_a_private_folder_is_taken_said_once_and_used_again(start, tmp_path):
-    told = start()
+def test_a_private_folder_is_taken_noted_once_and_used_again(start, tmp_path):
+    notes = start()
     folder = folder_of(tmp_path)
-    assert told.count("note:") == 1 and f"compiled kernels are kept in {folder}" in told
+    assert notes.count("note:") == 1 and f"compiled kernels are kept in {folder}" in notes
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_grayscale*.nbc")}
     assert kept
     start()
     assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_grayscale*.nbc")}
-    doctor = "from tools import doctor as d; print(*d.check_kernels())"
-    start(doctor, said=f"found='{folder}")
+    start(KERNEL_PROBE, printed=f'"folder": "{folder}')
 
 
 @pytest.mark.parametrize("kind", ["open to others", "link", "file"])
@@ -73,11 +72,10 @@ def test_a_folder_that_is_not_private_is_not_used(start, tmp_path, kind):
         folder.symlink_to(elsewhere)
     else:
         folder.write_text("")
-    told = start()
-    assert told.count("note:") == 1 and f"{folder}" in told and "every start compiles" in told
+    notes = start()
+    assert notes.count("note:") == 1 and f"{folder}" in notes and "every start compiles" in notes
     assert not list(elsewhere.iterdir()) and not (folder.is_dir() and list(folder.iterdir()))
-    doctor = "from tools import doctor as d; print(*d.check_kernels())"
-    start(doctor, said="nowhere: every start compiles")
+    start(KERNEL_PROBE, printed='"folder": null')
 
 
 def test_a_damaged_cache_costs_time_only(start, tmp_path):

@@ -219,7 +219,7 @@ def test_an_operation_does_something_and_goes_by_seed_and_epoch(stored, name):
     if name.startswith("CropDecode"):
         plain = bare(stored, cases()["CenterCropDecode_0"](SEED), 0)
     changed = (first != plain).any((1, 2, 3))
-    assert changed.mean() > 0.3  # images of a few colours may stay as they are
+    assert changed.mean() > 0.3  # images of a few colors may stay as they are
     if name.partition("_")[0] in FIXED - {"Normalize"}:
         np.testing.assert_array_equal(first, later)
         np.testing.assert_array_equal(first, other)
@@ -251,7 +251,7 @@ def train_loader(path, augment=ALL, **options):
     return TrainLoader(path, augment=augment, **options)
 
 
-def pictures(batches):
+def collected(batches):
     """(by sample, uint8 [COUNT, SIDE, SIDE, 3]; which samples came, in order)."""
     by_sample, order = np.zeros((COUNT, SIDE, SIDE, 3), np.uint8), []
     for images_bhwc, _, samples_b in batches:
@@ -275,7 +275,7 @@ def bare_recipe(stored, augment, epoch):
 def test_train_loader_gives_the_bytes_of_the_bare_operations(path, stored, policy):
     augment = replace(ALL, policy=policy)
     expected = bare_recipe(stored, augment, 4)
-    seen, order = pictures(train_loader(path, augment).epoch(4, SIDE))
+    seen, order = collected(train_loader(path, augment).epoch(4, SIDE))
     assert len(order) == COUNT // 8 * 8
     np.testing.assert_array_equal(seen[order], expected[order])
 
@@ -285,19 +285,19 @@ def test_train_loader_does_not_care_how_it_is_cut(path, stored, options):
     if options.get("num_workers", 1) > len(os.sched_getaffinity(0)):
         pytest.skip("one core")
     expected = bare_recipe(stored, ALL, 2)
-    seen, order = pictures(train_loader(path, **options).epoch(2, SIDE))
+    seen, order = collected(train_loader(path, **options).epoch(2, SIDE))
     np.testing.assert_array_equal(seen[order], expected[order])
 
 
 def test_ranks_and_a_resumed_epoch_see_the_images_of_one_whole_run(path):
     loader = train_loader(path)
     list(loader.epoch(0, SIDE))
-    whole, order = pictures(loader.epoch(1, SIDE))
-    resumed, rest = pictures(train_loader(path).epoch(1, SIDE, start_step=2))
+    whole, order = collected(loader.epoch(1, SIDE))
+    resumed, rest = collected(train_loader(path).epoch(1, SIDE, start_step=2))
     assert rest == order[16:]
     np.testing.assert_array_equal(resumed[rest], whole[rest])
     for rank in (0, 1):
-        part, mine = pictures(train_loader(path, rank=rank, world_size=2).epoch(1, SIDE))
+        part, mine = collected(train_loader(path, rank=rank, world_size=2).epoch(1, SIDE))
         assert len(mine) == len(order) // 2
         np.testing.assert_array_equal(part[mine], whole[mine])
 
@@ -365,7 +365,7 @@ def table_excess(x, y):
 LARGEST = 7.5  # deviations; of thousands of tables of independent numbers none comes near
 
 
-def test_neighbouring_samples_epochs_and_seeds_draw_independently():
+def test_neighboring_samples_epochs_and_seeds_draw_independently():
     now, later, other = drawn(SEED, 3), drawn(SEED, 4), drawn(SEED + 1, 3)
     assert {name.partition("_")[0] for name, _ in now} == (DECODERS.keys() | CHANGES.keys()) - FIXED
     for key, column in now.items():

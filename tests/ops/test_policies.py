@@ -36,7 +36,7 @@ def one_thread():
     numba.set_num_threads(1)
 
 
-def pictures(height, width):
+def made_images(height, width):
     """A smooth one, noise, four levels only, one level only, a dark one. uint8 [5, h, w, 3]."""
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     smooth = ops_data.image(height, width, seed=height + width)
@@ -150,7 +150,7 @@ def resampled(image_hwc, inverse, fill=(0, 0, 0), bilinear=False):
 def test_rotation_equals_pillow(size, bilinear):
     method = Image.BILINEAR if bilinear else Image.NEAREST
     special = [0, 90, 180, 270, -90, 360, 45, -45, 30, 60, 135, 720.5]
-    image = pictures(*size)[1]
+    image = made_images(*size)[1]
     for angle in [*special, *np.random.default_rng(0).uniform(-400, 400, 20)]:
         inverse = geometry.rotation_map(float(angle), *size)
         expected = Image.fromarray(image).rotate(angle, method, fillcolor=(124, 116, 104))
@@ -163,7 +163,7 @@ def test_rotation_equals_pillow(size, bilinear):
 def test_any_affine_map_equals_pillow(size, bilinear):
     method = Image.BILINEAR if bilinear else Image.NEAREST
     generator = np.random.default_rng(0)
-    image = pictures(*size)[1]
+    image = made_images(*size)[1]
     for _ in range(40):
         inverse = np.array([1, 0, 0, 0, 1, 0]) + generator.normal(0, 0.5, 6) * [1, 1, 40, 1, 1, 40]
         expected = Image.fromarray(image).transform(
@@ -182,7 +182,7 @@ def test_cosines_are_rounded_like_python():
 @pytest.mark.parametrize("size", SIZES)
 def test_histogram_and_range(size):
     counts, low, high = np.empty((3, 256), np.int32), np.empty(3, np.int32), np.empty(3, np.int32)
-    for image in pictures(*size):
+    for image in made_images(*size):
         histogram.count_levels(image, counts)
         histogram.level_range(image, low, high)
         np.testing.assert_array_equal(counts.ravel(), Image.fromarray(image).histogram())
@@ -198,7 +198,7 @@ def test_histogram_and_range(size):
 def test_each_operation_equals_torchvision(name, size):
     """At every bin of RandAugment and TrivialAugmentWide, with both signs, on every image."""
     apply_op = autoaugment._apply_op
-    images, code = pictures(*size), policy.NAMES.index(name)
+    images, code = made_images(*size), policy.NAMES.index(name)
     for space in (
         policy.rand_augment_space(FULL_NAMES, 31, *size),
         trivial.trivial_augment_space(31),
@@ -218,7 +218,7 @@ def test_each_operation_equals_torchvision(name, size):
 @pytest.mark.parametrize("pair", range(25))
 def test_each_pair_of_auto_augment_equals_torchvision(pair):
     codes, _, values, signed = auto_augment.auto_augment_tables(64, 64)
-    images = pictures(64, 64)
+    images = made_images(64, 64)
     for sign in (1, -1):
         arguments = [
             policy.resolve_argument(code, sign * value if is_signed else value)
@@ -241,7 +241,7 @@ def test_many_operations_in_a_row_equal_torchvision():
 
 
 def check_drawn(operation, apply, size, expected):
-    images = np.concatenate([pictures(*size)] * 30)
+    images = np.concatenate([made_images(*size)] * 30)
     operations, arguments, *more = operation.draw(np.arange(len(images)), size)
     result = run(apply, images, operations, arguments, *more)
     for b, image in enumerate(images):
@@ -270,7 +270,7 @@ def timm_operation(image, name, argument):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", TIMM_NAMES)
 def test_each_operation_equals_timm(name, size):
-    images, code = pictures(*size), policy.NAMES.index(name)
+    images, code = made_images(*size), policy.NAMES.index(name)
     fills = np.tile(np.array([124, 116, 104]), (len(images), 1))
     for level in (0.0, 3.3, 9.0, 10.0):
         for sign in (1.0, -1.0):
@@ -337,7 +337,7 @@ def test_lite_equals_its_definition(num_ops, size):
 
 def test_lite_with_one_operation_equals_full():
     operations, arguments = RandAugment(1, seed=4).draw(np.arange(100), (64, 64))
-    images = np.concatenate([pictures(64, 64)] * 20)
+    images = np.concatenate([made_images(64, 64)] * 20)
     lite = run(policy.apply_policy_lite, images, operations, arguments)
     np.testing.assert_array_equal(lite, run(policy.apply_policy, images, operations, arguments))
 
@@ -355,7 +355,7 @@ def test_magnitude_0_changes_nothing(mode):
     still = names[mode] - {"AutoContrast", "Equalize"}
     rows = np.isin(operations, [0, *map(policy.NAMES.index, still)]).all(1)
     assert rows.sum() > 200
-    images = np.minimum(np.repeat(pictures(64, 64)[:1], rows.sum(), 0), 254)
+    images = np.minimum(np.repeat(made_images(64, 64)[:1], rows.sum(), 0), 254)
     more = [extra[rows] for extra in more]
     result = run(operation.apply, images, operations[rows], arguments[rows], *more)
     np.testing.assert_array_equal(result, images)
@@ -363,7 +363,7 @@ def test_magnitude_0_changes_nothing(mode):
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
 def test_a_image_depends_on_its_key_alone(operation):
-    images = np.concatenate([pictures(33, 47)] * 4)
+    images = np.concatenate([made_images(33, 47)] * 4)
     samples = np.arange(len(images)) * 7
     whole = operation.transform(images.copy(), samples)
     alone = [operation.transform(images[b : b + 1].copy(), samples[b : b + 1]) for b in range(20)]
@@ -376,7 +376,7 @@ def test_a_image_depends_on_its_key_alone(operation):
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
 def test_only_its_own_images_are_written(operation):
-    images = np.concatenate([pictures(9, 5)] * 20)
+    images = np.concatenate([made_images(9, 5)] * 20)
     changed = images.copy()
     choices = operation.draw(np.arange(100), (9, 5))
     operation.apply(1, 2, changed, *choices)
@@ -388,7 +388,7 @@ def test_only_its_own_images_are_written(operation):
 def test_nothing_is_compiled_again_for_another_size():
     for operation in OPERATIONS:
         for size in [(32, 32), (1, 1), (40, 20)]:
-            operation.transform(pictures(*size), np.arange(5))
+            operation.transform(made_images(*size), np.arange(5))
         assert len(operation.apply.signatures) == 1
 
 
