@@ -16,11 +16,7 @@ BOX_TRIES = 10
 
 
 def check_erasing(p: float, mode: str, count: int) -> None:
-    """Check the settings of random erasing.
-
-    Raises:
-        ValueError: the probability is outside [0, 1], the mode unknown or the count below 1.
-    """
+    """Raises: ValueError: a probability outside 0 to 1, another mode, a count outside 1 to 1000."""
     if not 0 <= p <= 1:
         raise ValueError(f"random erasing has probability {p}; give 0 to 1")
     if mode not in ERASING_MODES:
@@ -48,9 +44,8 @@ def draw_erasing(
         count: most boxes per image; the number is uniform in 1..count.
         area: least and greatest fraction of the image that its boxes cover together.
         aspect: least and greatest height / width of a box, uniform in its logarithm.
-    Returns:
-        int64 [b, count, 4]: top, left, height, width; height 0 where there is no box. Boxes lie
-        inside the image and are smaller than it in both directions.
+    Returns: int64 [b, count, 4]: top, left, height, width; height 0 where there is no box. Boxes
+        lie inside the image and are smaller than it in both directions.
     Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics, min_count 1).
     """
     samples = np.asarray(samples, np.int64)

@@ -48,8 +48,7 @@ def _dispatcher(function: Callable, options: dict[str, Any]) -> Any:
 def use_private_cache() -> bool:
     """Let numba cache in a private temporary folder from now on, child processes too, and print it.
 
-    Returns:
-        Whether there is one.
+    Returns: whether there is one.
     """
     try:
         folder = private_folder()
@@ -70,8 +69,7 @@ def private_folder() -> Path:
 
     What is in it will be executed, so a folder that somebody else could have filled is refused.
 
-    Raises:
-        OSError: there is none, and none can be made.
+    Raises: OSError: there is none, and none can be made.
     """
     folder = Path(tempfile.gettempdir(), f"fast_imagenet_kernels_{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)

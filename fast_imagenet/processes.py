@@ -19,11 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *HANG_UP)
 
 
 def end_with_parent() -> None:
-    """Let the system kill this process when the thread that started it ends.
-
-    Raises:
-        OSError: the system refuses.
-    """
+    """Let the system kill this process when the thread that started it ends. Raises: OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -32,8 +28,7 @@ def end_with_parent() -> None:
 def start_resource_tracker() -> None:
     """Start multiprocessing's helper so that a hang-up of the terminal does not end it.
 
-    It outlives SIGINT and SIGTERM by itself. Ended, it is started anew and reports leaks that are
-    none.
+    It outlives SIGINT and SIGTERM by itself. Ended, it is started anew and reports false leaks.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited
     try:
@@ -45,10 +40,8 @@ def start_resource_tracker() -> None:
 def start_server(blocked: Iterable[int]) -> None:
     """Start multiprocessing's fork server from a thread that lives as long as this process.
 
-    Args:
-        blocked: numbers of the signals that the server and all its children do not answer.
-    Raises:
-        OSError: it cannot be started.
+    Args: blocked: numbers of the signals that the server and all its children do not answer.
+    Raises: OSError: it cannot be started.
     """
     started: Future[None] = Future()
     threading.Thread(target=_serve, args=(blocked, started), daemon=True).start()

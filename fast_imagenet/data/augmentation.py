@@ -53,9 +53,7 @@ class Augment:
 CROP_AND_FLIP = Augment()
 
 
-# ------------------------------------------------------------------------------------------------
-# Policies: one row per value of augment.policy
-# ------------------------------------------------------------------------------------------------
+# ==== Policies: one row per value of augment.policy ===============================================
 
 
 class Policy(NamedTuple):
@@ -131,9 +129,7 @@ def policy_of(augment: Augment) -> Policy:
     return policy
 
 
-# ------------------------------------------------------------------------------------------------
-# Stages: everything between the crop and the normalization
-# ------------------------------------------------------------------------------------------------
+# ==== Stages: everything between the crop and the normalization ===================================
 
 
 class Stage(NamedTuple):

@@ -3,7 +3,7 @@
 The order depends on (seed, epoch) alone and the global batch is cut into contiguous slices, so one
 rank with 256 images a step and four ranks with 64 each train on the same batches, and a resumed
 epoch needs no state but its number.
-Both backends (loader.py and torch_pipeline.py) use these two functions. NumPy only.
+NumPy only.
 """
 
 import numpy as np
@@ -12,14 +12,9 @@ import numpy as np
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0 .. n-1 that depends on nothing but its three arguments.
 
-    Args:
-        n: number of samples, >= 0.
-        seed: seed of the run, 0 .. 2**64 - 1.
-        epoch: epoch number, 0 .. 2**64 - 1.
-    Returns:
-        int64 [n].
-    Raises:
-        ValueError: an argument is out of range.
+    Args: n: number of samples. seed, epoch: of the run. Each 0 .. 2**64 - 1.
+    Returns: int64 [n].
+    Raises: ValueError: an argument is out of range.
     """
     for name, value in (("n", n), ("seed", seed), ("epoch", epoch)):
         if not 0 <= value < 2**64:
@@ -37,21 +32,16 @@ def rank_batches(order: np.ndarray, global_batch: int, rank: int, world_size: in
     Global batch s is order[s * global_batch : (s + 1) * global_batch]; rank r takes the r-th of
     its world_size contiguous slices.
 
-    Args:
-        order: int64 [n], as from `epoch_order`.
-        global_batch: images per optimizer step over all ranks, >= 1, a multiple of world_size.
-        rank: 0 .. world_size - 1.
-        world_size: number of ranks, >= 1.
-    Returns:
-        int64 [n // global_batch, global_batch // world_size].
-    Raises:
-        ValueError: an argument is out of range, or the batch does not divide evenly over the ranks.
+    Args: order: int64 [n], as from `epoch_order`. global_batch: images per optimizer step over all
+        ranks, a multiple of world_size. rank: 0 .. world_size - 1.
+    Returns: int64 [n // global_batch, global_batch // world_size].
+    Raises: ValueError: an argument is out of range, or the batch does not divide evenly.
     """
     if world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size} does not exist; ranks go from 0 up")
     if global_batch < 1 or global_batch % world_size:
         raise ValueError(
-            f"a global batch of {global_batch} images cannot be shared equally by {world_size} "
+            f"a global batch of {global_batch} images cannot be divided equally among {world_size} "
             f"ranks; make training.batch_size a multiple of {world_size}"
         )
     steps, per_rank = len(order) // global_batch, global_batch // world_size
@@ -65,15 +55,10 @@ def paged_epoch_order(pages: np.ndarray, window: int, seed: int, epoch: int) -> 
     The pages are visited in random order, `window` of them together, and the samples of each window
     are shuffled. So at most 2 * window pages are in use at any moment.
 
-    Args:
-        pages: int64 [n], the page that holds each sample.
-        window: pages that are shuffled together, >= 1.
-        seed: seed of the run, 0 .. 2**64 - 1.
-        epoch: epoch number, 0 .. 2**64 - 1.
-    Returns:
-        int64 [n].
-    Raises:
-        ValueError: an argument is out of range.
+    Args: pages: int64 [n], the page that holds each sample. window: pages that are shuffled
+        together, >= 1. seed, epoch: as `epoch_order`.
+    Returns: int64 [n].
+    Raises: ValueError: an argument is out of range.
     """
     if window < 1:
         raise ValueError(f"window = {window} pages is out of range; give at least 1")

@@ -57,9 +57,7 @@ def open_dataset(path: str | Path, split: str) -> BetonFile | Source:
     return open_source("image_folder", path.parent, path.name)
 
 
-# ------------------------------------------------------------------------------------------------
-# What to cut out of an image: draw
-# ------------------------------------------------------------------------------------------------
+# ==== What to cut out of an image: draw ===========================================================
 
 
 class CropBox(NamedTuple):
@@ -106,9 +104,7 @@ class CenterCrop:
         return CropBox((height - side) // 2, (width - side) // 2, side, side, False)
 
 
-# ------------------------------------------------------------------------------------------------
-# Cut it out: apply
-# ------------------------------------------------------------------------------------------------
+# ==== Cut it out: apply ===========================================================================
 
 
 def crop_and_resize(image_chw: torch.Tensor, box: CropBox, resolution: int) -> torch.Tensor:

@@ -2,16 +2,14 @@
 
     python -m fast_imagenet.native      builds it; `make setup` does so
 
-A JPEG stores whole numbers, the coefficients of 8 x 8 blocks, in a Huffman code. An image that
-fits keeps its coefficients, rounded to the steps of the asked quality where its own are finer:
-what decoding and encoding again would give, without the detour over 8-bit pixels. Chroma stored at
-full size becomes half size (4:2:0), by the mean of 2 x 2 pixels. A larger image is decoded,
-shrunk by the mean over areas and encoded on the planes Y, Cb, Cr. All get restart markers and one
-Huffman code fitted to photographs, so that nothing is counted before it is written.
+An image that fits keeps its coefficients, rounded to the steps of the requested quality where its
+own are finer. Chroma stored at full size becomes half size (4:2:0), by the mean of 2 x 2 pixels. A
+larger image is decoded, shrunk by the mean over areas and encoded on the planes Y, Cb, Cr. All get
+restart markers and one Huffman code fitted to photographs, so that an image is one pass.
 
 Only plain files are taken: baseline, YCbCr, 4:4:4 or 4:2:0, one scan, no restart markers, nothing
-unexpected anywhere. For any other, or where the library is not built, the answer is None, and the
-caller takes the long way over pixels.
+unexpected. For any other, or where the library is not built, the answer is None, and the caller
+decodes and encodes pixels.
 
 Source: ITU-T T.81 (the format; annex K for quality 50).
 """
@@ -37,9 +35,7 @@ FLAGS = "-O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math 
 NO_ROOM = -2  # as in recode.c
 
 
-# ------------------------------------------------------------------------------------------------
-# Build and load
-# ------------------------------------------------------------------------------------------------
+# ==== Build and load ==============================================================================
 
 
 def _processor() -> str:
@@ -110,9 +106,7 @@ def ensure() -> str:
     return ""
 
 
-# ------------------------------------------------------------------------------------------------
-# Use
-# ------------------------------------------------------------------------------------------------
+# ==== Use =========================================================================================
 
 
 class Header(ctypes.Structure):

