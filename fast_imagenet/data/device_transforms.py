@@ -31,12 +31,9 @@ class BatchTransforms:
     Args:
         augment: its fields erasing, erasing_mode, erasing_count, mixup and cutmix are used.
         mean, std: three numbers each, of pixels in 0..1.
-        num_classes: for soft targets.
-        label_smoothing: fraction given to all classes, 0 to 1; only soft targets are smoothed here.
-        seed: of the run.
-        dtype: of the images that come out.
-    Raises:
-        ValueError: a setting is out of range.
+        num_classes, label_smoothing: of soft targets; the fraction given to all classes, 0 to 1.
+        seed: of the run. dtype: of the images that come out.
+    Raises: ValueError: a setting is out of range.
     """
 
     def __init__(
@@ -77,11 +74,9 @@ class BatchTransforms:
             labels_b: int64 [b], on the same device.
             samples_b: numpy int64 [b]; None is enough when nothing is erased.
             epoch, step: of the run, >= 0.
-        Returns:
-            (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
+        Returns: (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
             [b, num_classes], smoothed.
-        Raises:
-            ValueError: images are to be erased and samples_b is None.
+        Raises: ValueError: images are to be erased and samples_b is None.
         """
         a, size = self.augment, (images_bhwc.shape[1], images_bhwc.shape[2])
         mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix) if self.mixes else None
@@ -170,14 +165,10 @@ def erase(
 ) -> torch.Tensor:
     """Fill boxes of normalized images, in place.
 
-    Args:
-        images_bchw: float [b, 3, h, w], channels last (as `normalize` gives them).
-        boxes: of `draw_erasing`.
-        mode: 'const' (0, the mean color), 'rand' (N(0, 1), one number per box and channel) or
-            'pixel' (N(0, 1), one per pixel and channel).
-        seed, epoch, samples: key of the noise.
-    Returns:
-        images_bchw. Where two boxes overlap, the later one is seen.
+    Args: images_bchw: float [b, 3, h, w], channels last. boxes: of `draw_erasing`. mode: 'const'
+        (0, the mean color), 'rand' (N(0, 1), one number per box and channel) or 'pixel' (N(0, 1),
+        one per pixel and channel). seed, epoch, samples: key of the noise.
+    Returns: images_bchw. Where two boxes overlap, the later one is seen.
     """
     device, (height, width) = images_bchw.device, images_bchw.shape[2:]
     pixels_nc = images_bchw.permute(0, 2, 3, 1).view(-1, 3)
@@ -192,9 +183,8 @@ def erase(
         if mode == "const":
             pixels_nc.index_fill_(0, index, 0.0)
             continue
-        images, of_line = np.unique(b, return_inverse=True)
-        erased = np.asarray(samples, np.int64)[images, None]
-        key = (seed, epoch, erased, rng.STREAM_ERASING_NOISE)
+        erased, of_line = np.unique(b, return_inverse=True)
+        key = (seed, epoch, np.asarray(samples, np.int64)[erased, None], rng.STREAM_ERASING_NOISE)
         if mode == "rand":
             color = rng.normal_array(*key, 3 * k + np.arange(3))
             values = _send(color[of_line], device)[line]

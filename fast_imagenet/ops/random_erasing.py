@@ -46,22 +46,25 @@ def apply_erasing(first, step, images_bhwc, boxes, samples, mode, form, key, fil
             channel.
         form: FLOAT32, FLOAT16 or BFLOAT16. key: (seed, epoch), int64.
     """
-    width = images_bhwc.shape[2]
-    color = np.empty_like(fill)
     for b in range(first, len(images_bhwc), step):
         for k in range(boxes.shape[1]):
-            top, left = boxes[b, k, 0], boxes[b, k, 1]
-            bottom, right = top + boxes[b, k, 2], left + boxes[b, k, 3]
-            if bottom == top:
-                continue
-            if mode == 2:
-                _fill_noise(images_bhwc[b], top, bottom, left, right, form, key, samples[b], width)
-                continue
-            for c in range(3):
-                color[0, c] = fill[0, c]
-                if mode == 1:
-                    color[0, c] = _noise(key, samples[b], 3 * k + c, form)
-            _fill_color(images_bhwc[b], top, bottom, left, right, color)
+            if boxes[b, k, 2] > 0:
+                _erase_box(images_bhwc[b], boxes[b, k], k, samples[b], mode, form, key, fill)
+
+
+@kernel
+def _erase_box(image_hwc, box, k, sample, mode, form, key, fill):
+    """Fill box number k of an image. Arguments as `apply_erasing`."""
+    top, left = box[0], box[1]
+    bottom, right = top + box[2], left + box[3]
+    if mode == 2:
+        _fill_noise(image_hwc, top, bottom, left, right, form, key, sample)
+        return
+    color = fill.copy()
+    if mode == 1:
+        for c in range(3):
+            color[0, c] = _noise(key, sample, 3 * k + c, form)
+    _fill_color(image_hwc, top, bottom, left, right, color)
 
 
 @kernel
@@ -76,7 +79,8 @@ def _fill_color(image_hwc, top, bottom, left, right, color):
 
 
 @kernel
-def _fill_noise(image_hwc, top, bottom, left, right, form, key, sample, width):
+def _fill_noise(image_hwc, top, bottom, left, right, form, key, sample):
+    width = image_hwc.shape[1]
     for y in range(top, bottom):
         row = image_hwc[y]
         for x in range(left, right):

@@ -43,9 +43,8 @@ def _filter(x, method):
 def filter_taps(start, length, out, low, high, method):
     """Where each output position reads, and with which weights.
 
-    Args: start, length: the box along one axis in source pixels (float64; fractional after a
-        scaled decode). out: output positions. low, high: source pixels that may be read, [low,
-        high). method: BILINEAR, BICUBIC or AREA.
+    Args: start, length: the box along one axis in source pixels (float64). out: output positions.
+        low, high: source pixels that may be read, [low, high). method: BILINEAR, BICUBIC or AREA.
     Returns: first (int64 [out], in [low, high)), counts (int64 [out], >= 1), weights (float32
         [out, most taps, made even], each row sums to 1 and is zero beyond its count).
     """
