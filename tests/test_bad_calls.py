@@ -19,7 +19,7 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
 
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize(
-    ("images", "count", "said"),
+    ("images", "count", "message"),
     [
         (GOOD, 2, "4 images and 2 indices"),
         (GOOD[..., :1], 4, r"shape \(4, 8, 8, 1\); give \[b, h, w, 3\]"),
@@ -30,8 +30,8 @@ GOOD = np.zeros((4, 8, 8, 3), np.uint8)
         ([1, 2], 2, "shape None"),
     ],
 )
-def test_a_wrong_batch_is_refused(kind, images, count, said):
-    with pytest.raises(ValueError, match=f"{kind.__name__} was given.*{said}"):
+def test_a_wrong_batch_is_refused(kind, images, count, message):
+    with pytest.raises(ValueError, match=f"{kind.__name__} was given.*{message}"):
         kind().transform(images, np.arange(count))
 
 
@@ -48,7 +48,7 @@ def test_any_whole_seed_works_and_counts_modulo_two_to_the_64(kind):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ops.CropDecode("64"), "output_size is '64'"),
         (lambda: ops.CropDecode(224.5), "output_size is 224.5"),
@@ -69,8 +69,8 @@ def test_any_whole_seed_works_and_counts_modulo_two_to_the_64(kind):
         (lambda: ops.Normalize((0, 0, 0), (1, np.nan, 1)), "mean is"),
     ],
 )
-def test_settings_out_of_range_are_refused_at_once(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_out_of_range_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 

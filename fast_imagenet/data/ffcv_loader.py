@@ -68,7 +68,7 @@ def thread_count(asked: int) -> int:
     if asked > usable:
         raise ValueError(
             f"data.num_workers={asked} but this process may use {usable} cores; "
-            f"lower it, or use 0 for a fair share of what there is"
+            f"lower it, or use 0 for an equal part of them"
         )
     return asked or usable
 
@@ -76,8 +76,8 @@ def thread_count(asked: int) -> int:
 def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     """What happens to a training image between the file and its uint8 batch, in this order.
 
-    The list itself is STAGES in fast_imagenet/data/augmentation.py. Erasing and mixing come after
-    normalization, on the device: fast_imagenet/data/device_transforms.py.
+    The list itself is STAGES in data/augmentation.py; erasing and mixing come after normalization,
+    on the device: data/device_transforms.py.
     """
     crop = ops.CropDecode(
         resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
@@ -219,10 +219,11 @@ def _make_loader(
     device: torch.device | str,
     in_memory: bool,
 ) -> Loader:
-    to_device = [ToTensor()]
-    if torch.device(device).type != "cpu":
-        to_device.append(ToDevice(torch.device(device), non_blocking=True))
-    fields = file.fields
+    fields, place = file.fields, torch.device(device)
+
+    def to_device() -> list:  # an FFCV operation belongs to one pipeline: each gets its own
+        return [ToTensor(), *[ToDevice(place, non_blocking=True)] * (place.type != "cpu")]
+
     loader = Loader(
         str(file.path),
         batch_size=batch_size,
@@ -232,8 +233,8 @@ def _make_loader(
         drop_last=False,
         seed=0,
         pipelines={
-            fields.image: [*image_operations, *to_device],
-            fields.label: [IntDecoder(), *(type(op)(*_arguments(op)) for op in to_device)],
+            fields.image: [*image_operations, *to_device()],
+            fields.label: [IntDecoder(), *to_device()],
             **dict.fromkeys(fields.unused),
         },
     )
@@ -242,11 +243,6 @@ def _make_loader(
     places.ptrs, places.sizes = places.ptrs[filled], places.sizes[filled]
     loader.label_first = fields.label_first
     return loader
-
-
-def _arguments(operation: Any) -> tuple:
-    # an FFCV operation belongs to one pipeline: the label's needs objects of its own
-    return (operation.device, operation.non_blocking) if isinstance(operation, ToDevice) else ()
 
 
 def _batches(loader: Loader, order: np.ndarray) -> Generator:

@@ -159,11 +159,7 @@ def _full(need: int) -> str:
 
 
 def _exit_codes(iterator: Any, wait: float) -> list[int]:
-    """Exit codes of workers that ended by themselves; negative: the number of a signal.
-
-    Args:
-        wait: seconds that the news of an end may take.
-    """
+    """Exit codes of workers that ended by themselves, within `wait` seconds; negative: a signal."""
     workers = getattr(iterator, "_workers", ())
     connection.wait([worker.sentinel for worker in workers], wait)
     return [worker.exitcode for worker in workers if not worker.is_alive() and worker.exitcode]

@@ -1,6 +1,6 @@
 """AutoContrast and Equalize as tables of levels, equal to Pillow.
 
-Both read an image's histogram and become a table of 256 levels a channel. `levels` int32 [3, 256]
+Both read an image's histogram and become a table of 256 levels per channel. `levels` int32 [3, 256]
 is the table so far (what earlier operations do to a level): the histogram that counts is the one
 of the image as that table makes it, and the new table is composed onto it.
 

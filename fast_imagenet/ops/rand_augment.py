@@ -119,7 +119,7 @@ class RandAugment(KeyedOperation):
             affine map with one nearest resample, black outside the source.
             'full': torchvision's fourteen, in the order drawn, nearest, black.
             'timm': fifteen operations, each applied with probability 0.5, bilinear (timm draws
-            bilinear or bicubic unless told; here it is always bilinear), outside (124, 116, 104).
+            bilinear or bicubic by default; here it is always bilinear), outside (124, 116, 104).
         mstd: standard deviation of the magnitude, drawn for each operation, clipped to its range;
             above 100, as in timm, the magnitude is uniform from 0 to `magnitude` instead.
         num_magnitude_bins: at least 2; not used by 'timm'.

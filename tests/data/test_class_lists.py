@@ -59,8 +59,8 @@ def test_a_part_that_was_never_merged_is_told(quick_run, tmp_path, backend, caps
     write_beton(part, source, EncodeSettings(mode="raw", max_side=40), shard=(1, 2))
     flags = ["--model.arch=timm/test_resnet", "--training.max_steps=1"]
     quick_run(*flags, f"--data.backend={backend}", f"--data.val_dataset={part}")
-    said = capsys.readouterr().out
-    assert f"note: {part}: one of the 2 parts of a dataset; `python -m fast_imagenet.b" in said
+    printed = capsys.readouterr().out
+    assert f"note: {part}: one of the 2 parts of a dataset; `python -m fast_imagenet.b" in printed
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])

@@ -148,8 +148,8 @@ def test_number_of_boxes_and_probability():
     boxes = draw_erasing(4, 0, np.arange(6000), (160, 160), 0.25, 3)
     numbers = (boxes[:, :, 2] > 0).sum(1)
     assert abs((numbers > 0).mean() - 0.25) < 4.5 * np.sqrt(0.25 * 0.75 / 6000)
-    shares = np.bincount(numbers, minlength=4)[1:] / (numbers > 0).sum()
-    assert np.abs(shares - 1 / 3).max() < 4.5 * np.sqrt(2 / 9 / 1500)
+    fractions = np.bincount(numbers, minlength=4)[1:] / (numbers > 0).sum()
+    assert np.abs(fractions - 1 / 3).max() < 4.5 * np.sqrt(2 / 9 / 1500)
     area = (boxes[:, :, 2] * boxes[:, :, 3]).sum(1) / 160**2  # of all boxes together
     assert area.max() < 1 / 3 + 0.01
     assert not draw_erasing(4, 0, np.arange(500), (160, 160), 0.0).any()
@@ -312,8 +312,8 @@ def test_smoothed_targets_give_torchs_smoothed_loss():
     targets = mix_targets(labels(), mixing, CLASSES, 0.1)
     assert torch.allclose(targets.sum(1), torch.ones(6))
     loss, entropy = 0, torch.nn.functional.cross_entropy
-    for share, truth in [(mixing.lam, labels()), (1 - mixing.lam, neighbors(labels()))]:
-        loss += share * entropy(logits, truth, label_smoothing=0.1)
+    for fraction, truth in [(mixing.lam, labels()), (1 - mixing.lam, neighbors(labels()))]:
+        loss += fraction * entropy(logits, truth, label_smoothing=0.1)
     assert float(entropy(logits, targets)) == pytest.approx(float(loss), abs=1e-6)
 
 

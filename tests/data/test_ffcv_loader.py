@@ -177,7 +177,7 @@ def test_every_validation_image_comes_once_whatever_the_ranks(path):
         assert sorted(seen) == list(range(COUNT))
 
 
-def test_center_crop_keeps_its_share_of_the_shorter_side(tmp_path):
+def test_center_crop_keeps_its_fraction_of_the_shorter_side(tmp_path):
     class Framed(Numbered):
         def pixels(self, index):
             image = np.zeros((80, 120, 3), np.uint8)

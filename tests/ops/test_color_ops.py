@@ -193,8 +193,8 @@ def test_jitter_draws_have_torchvisions_statistics():
     ranges = [(0.6, 1.4), (0.5, 2.0), (0.0, 2.5), (-0.25, 0.25)]
     for values, (low, high) in zip(factors.T, ranges, strict=True):
         assert low <= values.min() and values.max() < high
-        share = np.histogram(values, 10, (low, high))[0] / 2400
-        assert np.abs(share - 1).max() < 0.1  # five standard deviations
+        fraction = np.histogram(values, 10, (low, high))[0] / 2400
+        assert np.abs(fraction - 1).max() < 0.1  # five standard deviations
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24 and np.abs(counts - 1000).max() < 5 * 1000**0.5
     correlations = np.corrcoef(np.c_[factors, orders[:, 0]].T) - np.eye(5)

@@ -277,9 +277,11 @@ def test_our_own_decoder_and_damage():
             continue
         ours, theirs = (decode(data, (64, 64), whole, _own_decoder=own) for own in (True, False))
         assert theirs[1] == module.GOOD
-        share = (ours[0] != theirs[0]).mean()
-        assert share < 0.02  # one block: coefficients that no encoder writes saturate differently
-        different += share > 0
+        fraction = (ours[0] != theirs[0]).mean()
+        assert (
+            fraction < 0.02
+        )  # one block: coefficients that no encoder writes saturate differently
+        different += fraction > 0
     assert 40 < gave_up < 400
     assert different <= 4
 
@@ -615,7 +617,7 @@ def test_second_process_compiles_nothing():
 
 
 def test_cached_kernels_are_stamped_with_every_file_they_are_made_of():
-    """Otherwise an edited resize.py would go on running from crop_decode.py's cached kernels."""
+    """Otherwise an edited resize.py would keep running from crop_decode.py's cached kernels."""
     stamp = source_stamp(Path(module.__file__))
     names = {name for name, *_ in stamp}
     inner = {"resize", "jpeg_region", "native", "crop_decode", "baseline", "simd"}

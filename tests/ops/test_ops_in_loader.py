@@ -392,7 +392,7 @@ def test_operations_draw_independently_of_each_other():
 
 
 def test_chances_are_the_stated_ones():
-    for make, share in (
+    for make, fraction in (
         (lambda: ops.RandomGrayscale(0.1, seed=SEED), 0.1),
         (lambda: ops.RandomSolarize(128, 0.3, seed=SEED), 0.3),
         (lambda: ops.GaussianBlur(p=0.6, seed=SEED), 0.6),
@@ -402,8 +402,8 @@ def test_chances_are_the_stated_ones():
         operation, plain = make(), np.full((DRAWS, 12, 12, 3), 200, np.uint8)
         plain[:, ::2, 1::2] = (90, 30, 60)
         changed = (operation.transform(plain.copy(), np.arange(DRAWS)) != plain).any((1, 2, 3))
-        spread = np.sqrt(share * (1 - share) / DRAWS)
-        assert abs(changed.mean() - share) < 4 * spread, type(operation).__name__
+        spread = np.sqrt(fraction * (1 - fraction) / DRAWS)
+        assert abs(changed.mean() - fraction) < 4 * spread, type(operation).__name__
     crops = ops.CropDecode(SIZE, flip=0.5, seed=SEED).draw(
         np.arange(DRAWS), np.full(DRAWS, 300), np.full(DRAWS, 300), SIZE
     )

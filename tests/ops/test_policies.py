@@ -278,11 +278,11 @@ def test_each_operation_equals_timm(name, size):
             result = run(policy.apply_policy_bilinear, images, [code], [argument], fills)
             for image, changed in zip(images, result, strict=True):
                 if name.startswith("Translate"):  # not through the argument: it would round twice
-                    share = sign * (level / 10) * 0.45
+                    fraction = sign * (level / 10) * 0.45
                     change = timm_augment.NAME_TO_OP[f"{name}Rel"]
                     expected = change(
                         Image.fromarray(image),
-                        share,
+                        fraction,
                         **dict(fillcolor=(124, 116, 104), resample=Image.BILINEAR),
                     )
                 else:
@@ -423,11 +423,11 @@ def test_wrong_bins_of_trivial_augment_are_named():
 LIMIT = 5.0
 
 
-def assert_shares(counts, shares):
-    """Counts agree with the expected shares, each to LIMIT standard deviations."""
-    counts, shares, total = np.asarray(counts), np.asarray(shares, float), np.sum(counts)
-    spread = np.sqrt(total * shares * (1 - shares)) + 1e-9
-    assert (np.abs(counts - total * shares) <= LIMIT * spread).all(), (counts, total * shares)
+def assert_fractions(counts, fractions):
+    """Counts agree with the expected fractions, each to LIMIT standard deviations."""
+    counts, fractions, total = np.asarray(counts), np.asarray(fractions, float), np.sum(counts)
+    spread = np.sqrt(total * fractions * (1 - fractions)) + 1e-9
+    assert (np.abs(counts - total * fractions) <= LIMIT * spread).all(), (counts, total * fractions)
 
 
 def positions(operation, names):
@@ -444,22 +444,22 @@ def test_operations_are_equally_likely_and_independent(mode, names):
     rows, _ = positions(RandAugment(2, mode=mode, seed=8), names)
     assert rows.min() == 0
     even, pairs = [1 / k] * k, [1 / k**2] * k**2
-    assert_shares(np.bincount(rows[:, 0], minlength=k), even)
-    assert_shares(np.bincount(rows[:, 1], minlength=k), even)
-    assert_shares(np.bincount(k * rows[:, 0] + rows[:, 1], minlength=k * k), pairs)
-    assert_shares(np.bincount(k * rows[1:, 0] + rows[:-1, 0], minlength=k * k), pairs)
+    assert_fractions(np.bincount(rows[:, 0], minlength=k), even)
+    assert_fractions(np.bincount(rows[:, 1], minlength=k), even)
+    assert_fractions(np.bincount(k * rows[:, 0] + rows[:, 1], minlength=k * k), pairs)
+    assert_fractions(np.bincount(k * rows[1:, 0] + rows[:-1, 0], minlength=k * k), pairs)
     other = RandAugment(2, mode=mode, seed=8)
     other.set_epoch(1)
     later, _ = positions(other, names)
-    assert_shares(np.bincount(k * rows[:, 0] + later[:, 0], minlength=k * k), pairs)
+    assert_fractions(np.bincount(k * rows[:, 0] + later[:, 0], minlength=k * k), pairs)
 
 
 def test_timm_applies_half_of_fifteen():
     rows, _ = positions(RandAugment(2, mode="timm", seed=8), ("Identity", *TIMM_NAMES))
-    shares = [0.5, *[1 / 30] * 15]
-    assert_shares(np.bincount(rows[:, 0], minlength=16), shares)
-    pairs = np.outer(shares, shares).ravel()
-    assert_shares(np.bincount(16 * rows[:, 0] + rows[:, 1], minlength=256), pairs)
+    fractions = [0.5, *[1 / 30] * 15]
+    assert_fractions(np.bincount(rows[:, 0], minlength=16), fractions)
+    pairs = np.outer(fractions, fractions).ravel()
+    assert_fractions(np.bincount(16 * rows[:, 0] + rows[:, 1], minlength=256), pairs)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS[:4], ids=IDS[:4])
@@ -467,13 +467,13 @@ def test_signs_are_fair_and_independent(operation):
     operations, arguments = operation.draw(MANY, (160, 160))[:2]
     for code in map(policy.NAMES.index, ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")):
         signs = np.sign(arguments[(operations == code) & (arguments != 0)])
-        assert_shares([(signs > 0).sum(), (signs < 0).sum()], [0.5, 0.5])
+        assert_fractions([(signs > 0).sum(), (signs < 0).sum()], [0.5, 0.5])
         together = signs[1:] * signs[:-1]
-        assert_shares([(together > 0).sum(), (together < 0).sum()], [0.5, 0.5])
+        assert_fractions([(together > 0).sum(), (together < 0).sum()], [0.5, 0.5])
     if operations.shape[1] == 2:
         both = (operations >= policy.SHEAR_X) & (operations <= policy.ROTATE)
         signs = np.sign(arguments[both.all(1)]).prod(1)
-        assert_shares([(signs > 0).sum(), (signs < 0).sum()], [0.5, 0.5])
+        assert_fractions([(signs > 0).sum(), (signs < 0).sum()], [0.5, 0.5])
 
 
 @pytest.mark.parametrize(("mode", "scale"), [("lite", 0.01), ("timm", 0.03)])
@@ -494,7 +494,7 @@ def test_magnitudes_stay_in_range_and_may_be_uniform():
     assert shear.max() == 0.3 and shear.min() == 0
     operations, arguments = RandAugment(1, 9, mode="timm", mstd=101).draw(MANY, (160, 160))[:2]
     shear = np.abs(arguments[operations == policy.SHEAR_X]) / 0.27
-    assert_shares(np.histogram(shear, 8, (0, 1))[0], [1 / 8] * 8)
+    assert_fractions(np.histogram(shear, 8, (0, 1))[0], [1 / 8] * 8)
     operations, arguments = RandAugment(1, 29, mstd=3.0).draw(MANY, (160, 160))
     shear = np.abs(arguments[operations == policy.SHEAR_X])
     assert shear.max() == np.float32(0.3)
@@ -511,21 +511,21 @@ def test_without_noise_the_magnitude_is_the_bin():
 
 def test_trivial_augment_draws_evenly():
     rows, arguments = positions(TrivialAugmentWide(seed=1), FULL_NAMES)
-    assert_shares(np.bincount(rows[:, 0], minlength=14), [1 / 14] * 14)
+    assert_fractions(np.bincount(rows[:, 0], minlength=14), [1 / 14] * 14)
     angles = np.abs(arguments[rows == FULL_NAMES.index("Rotate")])
-    assert_shares(np.unique(angles, return_counts=True)[1], [1 / 31] * 31)
+    assert_fractions(np.unique(angles, return_counts=True)[1], [1 / 31] * 31)
 
 
 def test_auto_augment_draws_every_pair_as_often_as_torchvision():
     operations, _ = AutoAugment(seed=1).draw(MANY, (160, 160))
-    shares = np.zeros((16, 16))
+    fractions = np.zeros((16, 16))
     for (first, p, _), (second, q, _) in autoaugment.AutoAugment().policies:
         i, j = policy.NAMES.index(first), policy.NAMES.index(second)
-        for code, share in ((i, p), (0, 1 - p)):
-            shares[code, j] += share * q / 25
-            shares[code, 0] += share * (1 - q) / 25
+        for code, fraction in ((i, p), (0, 1 - p)):
+            fractions[code, j] += fraction * q / 25
+            fractions[code, 0] += fraction * (1 - q) / 25
     counts = np.bincount(16 * operations[:, 0] + operations[:, 1], minlength=256)
-    assert_shares(counts, shares.ravel())
+    assert_fractions(counts, fractions.ravel())
 
 
 def test_pillow_is_called_as_the_reference_expects():
