@@ -282,7 +282,7 @@ class _Epoch(EpochIterator):
             self.error = error
             self._offer_end()
 
-    def run_pipeline(self, number, samples, slot, event):
+    def run_pipeline(self, number: int, samples: np.ndarray, slot: int, event: Any) -> Any:
         # FFCV looks only while the queue is full: it would decode the rest of the epoch
         if self.terminate_event.is_set():
             raise _ClosedError
@@ -300,7 +300,7 @@ class _Epoch(EpochIterator):
             except Full:  # the caller has not fetched a batch yet
                 continue
 
-    def __next__(self):
+    def __next__(self) -> tuple:
         try:
             return super().__next__()
         except StopIteration:
@@ -334,8 +334,8 @@ def _set_numba_threads(cls: Any, count: int) -> None:
     numba.set_num_threads(count)
 
 
-def _compile_reader(self):
-    def read(address, state):
+def _compile_reader(self: OSCacheManager) -> Callable:
+    def read(address: Any, state: Any) -> Any:
         file_bytes, starts, sizes = state
         return file_bytes[address : address + sizes[np.searchsorted(starts, address)]]
 

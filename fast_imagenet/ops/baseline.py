@@ -88,7 +88,7 @@ def _read_huffman(address, length, look, slow):
             return False
         table, total, code = 2 * (kind >> 4) + (kind & 1), 0, 0
         for bits in range(1, 17):
-            total += np.int64(load_byte(address + np.uintp(at + bits)))  # type: ignore[assignment]
+            total += np.int64(load_byte(address + np.uintp(at + bits)))
         if total > 256 or at + 17 + total > length:
             return False
         look[table, :] = 128
@@ -106,7 +106,7 @@ def _read_huffman(address, length, look, slow):
                 if bits <= LOOK:
                     _fill_look_up(table, look, code, bits, symbol, table < 2)
                 code += 1
-            first += count  # type: ignore[assignment]
+            first += count
             slow[table, bits] = code << (16 - bits)
             code <<= 1
         at += 17 + total

@@ -7,7 +7,6 @@ is compiled again until a source file of a kernel, numba or the processor change
 """
 
 import time
-from typing import Any
 
 import numpy as np
 

@@ -220,7 +220,7 @@ def _bilinear_pixel(source, at_x, at_y, height, width):
     at_y -= 0.5
     left, top = np.int64(math.floor(at_x)), np.int64(math.floor(at_y))
     upper, lower = 3 * width * max(top, 0), 3 * width * min(top + 1, height - 1)
-    near, far = 3 * max(left, 0), 3 * min(left + 1, width - 1)  # type: ignore[operator]
+    near, far = 3 * max(left, 0), 3 * min(left + 1, width - 1)
     return blend_pixels(
         *(source + np.uintp(upper + near), source + np.uintp(upper + far)),
         *(source + np.uintp(lower + near), source + np.uintp(lower + far)),

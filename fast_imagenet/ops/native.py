@@ -11,7 +11,6 @@ import ctypes.util
 import glob
 import os
 import sys
-from typing import Any
 
 import llvmlite.binding as llvm
 from numba import types

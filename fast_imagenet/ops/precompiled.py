@@ -28,7 +28,7 @@ def enable_precompiled() -> None:
     NUMBA_THREADING_LAYER is set: the `workqueue` fallback aborts with two loaders.
     """
     if "NUMBA_THREADING_LAYER" not in os.environ:
-        numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
+        numba.config.THREADING_LAYER = "omp"
     if getattr(Compiler.compile, "keeps_precompiled", False):
         return
     compile_original = Compiler.compile

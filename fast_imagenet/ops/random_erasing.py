@@ -115,7 +115,7 @@ class RandomErasing(KeyedOperation):
     Source: Zhong et al., arXiv 1708.04896; timm RandomErasing (semantics).
     """
 
-    dtypes: tuple[np.dtype, ...] = (np.dtype("u1"), *FORMATS)
+    dtypes = (np.dtype("u1"), *FORMATS)
 
     def __init__(
         self,
