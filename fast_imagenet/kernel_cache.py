@@ -59,8 +59,7 @@ def use_private_cache() -> bool:
         f"compiled kernels are kept in {folder}, as neither {_PACKAGE} nor a cache folder of the "
         f"user can be written; set NUMBA_CACHE_DIR to a folder that can"
     )
-    os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = str(folder)
     return True
 
 
