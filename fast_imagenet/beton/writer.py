@@ -36,6 +36,7 @@ __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
+Report = Callable[[str], None]
 Progress = Callable[[int, int], None]  # new samples, and bytes of images written so far
 
 
@@ -52,7 +53,7 @@ def write_beton(
     shard: tuple[int, int] = (0, 1),
     check_space: bool = True,
     later: int = 0,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Write `source` to `path` in an order drawn from `settings.seed`; summary in `<path>.json`.
 
@@ -88,15 +89,9 @@ def write_beton(
         indices = order[shard_slice(len(order), *shard)]
         about = _describe(source, settings, order, shard)
         with closing(encoded(source, indices, settings, workers, check_space)) as chunks:
-            first = list(islice(chunks, PROBE))
-            if check_space:
-                estimate, least = estimate_file(first, len(indices))
-                more = later and estimate / len(indices) * later
-                sentence = check_disk(path, estimate, least, more)
-                if report:
-                    report(sentence)
-            everything = chain(first, chunks)
-            totals = _write_pages(partial, everything, len(indices), about, page_size, progress)
+            space = path, len(indices), later, report
+            checked = _check_space(chunks, *space) if check_space else chunks
+            totals = _write_pages(partial, checked, len(indices), about, page_size, progress)
         seconds = time.perf_counter() - started
         summary = summarize(BetonFile(partial), source, settings, totals, seconds)
         summary["file"] = readable(path.name)
@@ -157,6 +152,22 @@ def _describe(
         "order_crc32": zlib.crc32(source.labels[order].tobytes(), zlib.crc32(order.tobytes())),
         "shard": list(shard),
     }
+
+
+def _check_space(
+    chunks: Iterator[Chunk], path: Path, count: int, later: int, report: Report | None
+) -> Iterator[Chunk]:
+    """The chunks, unless the first of them show that the disk is too small: an OSError.
+
+    Args:
+        count, later: images of this file, and of those after it.
+    """
+    first = list(islice(chunks, PROBE))
+    estimate, least = estimate_file(first, count)
+    sentence = check_disk(path, estimate, least, later and estimate / count * later)
+    if report:
+        report(sentence)
+    return chain(first, chunks)
 
 
 def _write_pages(

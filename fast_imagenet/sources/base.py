@@ -143,9 +143,10 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source
     held_out = choose(source.labels, count, seed)
     rest = np.setdiff1d(np.arange(len(source)), held_out, assume_unique=True)
     words = f"{fraction:.0%} of the training images were held out (--source.holdout)"
+    unused = "these are used instead of the validation images"
     return (
         Subset(source, rest, f"{words}; this is the rest"),
-        Subset(source, held_out, f"{words}; these are they, the validation images are untouched"),
+        Subset(source, held_out, f"{words}; {unused}"),
     )
 
 
