@@ -126,8 +126,9 @@ def test_what_is_committed_is_what_the_records_say(capsys):
 
 def test_spreads_of_the_records_are_those_of_their_logs():
     book = report.open_book(RECORDS)
-    groups = [group for entry in book.entries for group in entry.groups]
-    assert len(groups) >= 3
+    entries = [*book.rows.values(), *book.studies.values()]
+    groups = [group for entry in entries for group in entry.groups]
+    assert len(groups) >= 3 and book.studies
     text = (ROOT / "docs/results.md").read_text()
     for group in groups:
         logs = [group.folder / "log.jsonl", *sorted(group.folder.glob("seed*/log.jsonl"))]
@@ -248,7 +249,7 @@ def test_times_of_a_busy_machine_are_not_shown(place):
 def test_what_a_killed_copy_left_is_no_record(place):
     make_run(place / "records/small/2030-01-01_machine/.seed2.partial", seed=2)
     make_run(place / "records/.small/2030-01-01_machine")
-    (entry,) = report.open_book(place / "records").entries
+    (entry,) = report.open_book(place / "records").rows.values()
     assert [len(group.runs) for group in entry.groups] == [2]
 
 

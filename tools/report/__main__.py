@@ -29,8 +29,10 @@ def open_book(folder: Path) -> Book:
     folder = folder.absolute()
     if not (folder / "reported.yaml").is_file():
         raise RecordError(f"{folder} holds no reported.yaml: run this in the repository's folder")
-    reported = read_reported(folder / "reported.yaml")
-    return Book(folder.parent, folder, read_records(folder), reported)
+    reported, entries = read_reported(folder / "reported.yaml"), read_records(folder)
+    rows = {entry.name: entry for entry in entries if entry.study is None}
+    studies = {entry.name: entry for entry in entries if entry.study}
+    return Book(folder.parent, folder, rows, studies, reported)
 
 
 def stale(book: Book) -> dict[str, Callable[[], bytes] | None]:
@@ -82,9 +84,8 @@ def run_add(args: argparse.Namespace) -> int:
     about = {key: getattr(args, key) for key in flags if getattr(args, key)}
     options = dict(name=args.name, group=args.group, config=args.config, about=about)
     place = add_run(args.run, args.folder, **options)
-    book = open_book(args.folder)
-    entry = next(entry for entry in book.entries if entry.name == place.parents[1].name)
-    print(f"{place}: added\n{render_runs(book, entry)}")
+    book, name = open_book(args.folder), place.parents[1].name
+    print(f"{place}: added\n{render_runs(book, (book.rows | book.studies)[name])}")
     print(f"{interpreter()} -m tools.report writes it into README.md, docs/ and its plots")
     return 0
 

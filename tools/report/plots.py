@@ -41,7 +41,7 @@ Point = tuple[float, float]
 
 def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
-    groups = [group for entry in book.rows for group in entry.groups]
+    groups = book.groups
     rates = [{"title": book.title(group), "rate": rate, "wait": wait} for group in groups
              if (rate := _rounded(group.spread("images_per_second")))
              and (wait := _rounded(group.spread("data_wait"))) and group.timed]  # fmt: skip

@@ -38,29 +38,27 @@ class Book:
 
     root: Path  # folder of README.md, docs/ and the folders of configs
     records: Path
-    entries: list[Entry]
+    rows: dict[str, Entry]  # of configs, by name
+    studies: dict[str, Entry]
     reported: Reported
 
     @property
-    def rows(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.study is None]
-
-    @property
-    def studies(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.study is not None]
+    def groups(self) -> list[Group]:
+        """All groups of the rows."""
+        return [group for entry in self.rows.values() for group in entry.groups]
 
     @property
     def datasets(self) -> list[str]:
         """Those of reported.yaml, then those of the rows."""
-        ours = [self.data(entry.groups[0]) for entry in self.rows]
+        ours = [self.data(entry.groups[0]) for entry in self.rows.values()]
         return list(dict.fromkeys([*self.reported.data, *ours]))
 
     @property
     def readme_rows(self) -> list[tuple[str, Group | None]]:
         """(config, group): the configs that reported.yaml lists, then all others with a record."""
         rows: list[tuple[str, Group | None]] = []
-        for name in dict.fromkeys([*self.reported.readme, *(entry.name for entry in self.rows)]):
-            groups = entry.groups if (entry := self.entry(name)) else ()
+        for name in dict.fromkeys([*self.reported.readme, *self.rows]):
+            groups = entry.groups if (entry := self.rows.get(name)) else ()
             shown = [group for group in groups if group is groups[0] or group.about.get("readme")]
             rows += [(name, group) for group in shown or [None]]
         return rows
@@ -68,12 +66,8 @@ class Book:
     def unreported(self, data: str) -> list[Group]:
         """Groups of a dataset that are not beside a reported number."""
         reported = {x["config"] for x in self.reported.reports if x["data"] == data}
-        groups = [g for entry in self.rows for g in entry.groups[entry.name in reported :]]
-        return [group for group in groups if self.data(group) == data]
-
-    def entry(self, name: str) -> Entry | None:
-        """The row of a config."""
-        return next((entry for entry in self.rows if entry.name == name), None)
+        first = {entry.groups[0].folder for name, entry in self.rows.items() if name in reported}
+        return [g for g in self.groups if self.data(g) == data and g.folder not in first]
 
     def config(self, stem: str) -> Path | None:
         """The shipped config of that name, below the root."""
@@ -88,7 +82,7 @@ class Book:
 
     def title(self, group: Group) -> str:
         """The name of a group's config, and its label where it has one or is one of several."""
-        labeled = "label" in group.about or len(self.entry(group.name).groups) > 1
+        labeled = "label" in group.about or len(self.rows[group.name].groups) > 1
         return f"{group.name}{f', {group.label}' if labeled else ''}"
 
     def link(self, group: Group, up: str, text: str) -> str:
@@ -143,7 +137,7 @@ def render_readme(text: str, book: Book) -> str:
 
 def _inline(match: re.Match[str], book: Book) -> str:
     start, place, key, _, end = match.groups()
-    groups = [group for entry in book.entries for group in entry.groups]
+    groups = [*book.groups, *(group for entry in book.studies.values() for group in entry.groups)]
     found = next((group for group in groups if group.folder == book.records / place), None)
     if found is None or found.spread(key) is None:
         known = ", ".join(found.runs[0].numbers) if found else "no group of records/"
@@ -153,11 +147,10 @@ def _inline(match: re.Match[str], book: Book) -> str:
 
 def _study(match: re.Match[str], book: Book) -> str:
     start, name, _, end = match.groups()
-    studies = {entry.name: entry for entry in book.studies}
-    if name not in studies:
-        known = ", ".join(studies) or "none"
+    if name not in book.studies:
+        known = ", ".join(book.studies) or "none"
         raise RecordError(f"README.md shows the study {name}; those with records: {known}")
-    return f"{start}{_markdown('readme_study', studies[name])}\n{end}"
+    return f"{start}{_markdown('readme_study', book.studies[name])}\n{end}"
 
 
 def render_results(book: Book) -> str:
