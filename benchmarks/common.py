@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,12 @@ def end_process(failure: threading.ExceptHookArgs) -> NoReturn:
     """When a thread fails, end the process: FFCV's loader would wait for its thread for ever."""
     threading.__excepthook__(failure)
     os._exit(1)
+
+
+def children_time() -> float:
+    """Seconds of processor time of the processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def interleave(functions: dict[str, Rate], rounds: int) -> dict[str, dict]:

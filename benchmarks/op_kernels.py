@@ -3,8 +3,8 @@
     python benchmarks/op_kernels.py --images FOLDER --json out.json
 
 One core, batches of crops of photographs at 160 and 224 px, every operation at full probability.
-Operations that work in place get a fresh copy of the batch each time, outside the timing. What is
-timed stands in operations.py.
+Operations that work in place get a fresh copy of the batch each time, outside the timing. The list
+is in operations.py.
 """
 
 import argparse

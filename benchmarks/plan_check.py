@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,16 +34,15 @@ FLAGS = {
 
 def call(command: list[str], clock: str) -> dict[str, float]:
     """Seconds of a command, wall and processor; its output is shown where it fails."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, begin = common.children_time(), time.perf_counter()
     # threads that spin while they wait would count as processor time
     quiet = {"OMP_WAIT_POLICY": "PASSIVE"} if clock == "cpu" else {}
     options = dict(cwd=common.ROOT, env={**os.environ, **quiet}, capture_output=True, text=True)
     done = subprocess.run([sys.executable, *command], check=False, **options)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: status {done.returncode}\n{done.stderr[-3000:]}")
-    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = [after.ru_utime + after.ru_stime, -before.ru_utime - before.ru_stime]
-    return {"wall": round(wall, 2), "cpu": round(sum(used), 2)}
+    wall, used = time.perf_counter() - begin, common.children_time() - before
+    return {"wall": round(wall, 2), "cpu": round(used, 2)}
 
 
 def plan_and_run(arguments: argparse.Namespace, run_settings: list[str]) -> dict:

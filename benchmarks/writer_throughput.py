@@ -11,8 +11,8 @@ the rates of the whole long file, with all that goes before, are published besid
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,6 @@ def write_ours(settings: EncodeSettings, workers: int, source: Source, path: str
     write_beton(path, source, settings, workers=workers, overwrite=True)
 
 
-def processor_time() -> float:
-    """Seconds of processor time of this process and of those that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
 def seconds_of(write: Write, source: Source, path: str, clock: Callable[[], float]) -> float:
     """How long writing one file takes."""
     begin = clock()
@@ -97,7 +91,9 @@ def measure(arguments: argparse.Namespace, writers: dict[str, Write]) -> tuple[d
     """Rates without and with starting up, name -> summary; samples and bytes of the files."""
     from ffcv.reader import Reader
 
-    clock = common.CLOCKS["wall"] if arguments.clock == "wall" else processor_time
+    clock = common.CLOCKS[arguments.clock]
+    if arguments.clock == "cpu":  # of the workers, too
+        clock = lambda: time.process_time() + common.children_time()  # noqa: E731
     steady, whole = ({name: [] for name in writers} for _ in range(2))
     with tempfile.TemporaryDirectory() as links, tempfile.TemporaryDirectory() as folder:
         short, long = link_images(arguments, Path(links))

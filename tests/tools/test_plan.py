@@ -1,4 +1,4 @@
-"""python -m tools.plan: the arithmetic is that of a run; a small one says everything."""
+"""python -m tools.plan: the arithmetic is that of a run; a small one prints all parts."""
 
 import json
 import os
@@ -472,7 +472,6 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
         for line in process.stderr:
             if "round" in line:
                 break
-        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=60)[1]
     assert process.returncode == 130

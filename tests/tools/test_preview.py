@@ -1,4 +1,4 @@
-"""python -m tools.preview: the sheet shows what the run gets, and says so."""
+"""python -m tools.preview: the sheet shows what the run gets, with captions."""
 
 import shutil
 import subprocess

@@ -22,7 +22,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING
 
+import psutil
 from fastargs import Param
 
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config
@@ -30,6 +32,11 @@ from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory, cpu_quota
 from fast_imagenet.program import exit_on_signal, run_program
 from fast_imagenet.validation import unwritable, validate
+from tools.plan import forecast
+from tools.plan.report import Machine, Memory, Plan, render
+
+if TYPE_CHECKING:  # torch is imported when the settings are read
+    from fast_imagenet.engine.distributed import Distributed
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run is under way.
@@ -61,39 +68,41 @@ def _problems(cfg: SimpleNamespace) -> list[str]:
     return problems + (unwritable("--json", cfg.json) if cfg.json else [])
 
 
-def make_plan(cfg: SimpleNamespace, script: ModuleType, distributed, note: Callable[[str], None]):
-    """Measure and predict: a report.Plan. `note` is called with a line about what is done."""
+def make_plan(
+    cfg: SimpleNamespace, script: ModuleType, distributed: Distributed, note: Callable[[str], None]
+) -> Plan:
+    """Measure and predict; `note` is called with a line about what is done."""
     from fast_imagenet.engine.watchdog import Watchdog
-    from tools.plan import forecast, measure, report, storage
+    from tools.plan import measure, storage
 
     begin, clock, room = time.perf_counter(), CLOCKS[cfg.clock], available_memory()
-    start = process_age() if cfg.clock == "wall" else time.process_time()
-    imports, compiled = -clock(), kernels_compiled(cfg)  # imports numba, as the run does
-    imports += clock()
+    compiled = kernels_compiled(cfg)  # imports numba, as the run does
+    age = time.time() - psutil.Process().create_time()
+    start = age if cfg.clock == "wall" else time.process_time()
     note("disk and page cache")  # before the loaders have the file in their memory
     data = storage.measure_storage(cfg, distributed.workers(cfg.data.num_workers))
-    with tempfile.TemporaryDirectory(prefix=".plan-", dir=existing(cfg.logging.folder)) as folder:
+    place = Path(cfg.logging.folder).absolute()  # on the disk that the run will write to
+    place = next(one for one in (place, *place.parents) if one.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=place) as folder:
         run, cold = measured_settings(cfg, folder), (data.resident or 0.0) < 0.999
         watchdog = Watchdog(cfg.data.timeout, on_stall=partial(shutil.rmtree, folder))
         timing = (cfg.seconds, note, cold, clock, room, watchdog.watch)
         session = measure.Session(script, run, distributed, *timing)
-        start += imports + session.build()
-        whole = session.steps
-        steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
-        sizes = [script.resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))]
+        start += session.build()
+        sizes, steps = epochs_of(cfg, script, session.steps)
         asked = session.fitting
         with watchdog:
             times, costs = session.measure(sizes, start, compiled)
     data = replace(data, room=max(0, room - session.own_peak * distributed.ranks_on_node))
     saving = (cfg.training.checkpoint_minutes, cfg.validation.every)
-    return report.Plan(
+    return Plan(
         cfg=cfg,
         augment=script.augment_of(cfg),
-        forecast=forecast.predict(sizes, steps, whole, times, costs, data, *saving),
+        forecast=forecast.predict(sizes, steps, session.steps, times, costs, data, *saving),
         times=times,
         costs=costs,
         storage=data,
-        memory=report.Memory(*session.memory(), session.fitting, asked),
+        memory=Memory(*session.memory(), session.fitting, asked),
         machine=machine_of(cfg, distributed),
         images=session.loader.num_samples,
         measuring_seconds=time.perf_counter() - begin,
@@ -101,10 +110,10 @@ def make_plan(cfg: SimpleNamespace, script: ModuleType, distributed, note: Calla
     )
 
 
-def existing(folder: str) -> Path:
-    """The nearest folder that exists: on the disk that the run will write to."""
-    path = Path(folder).absolute()
-    return next(one for one in (path, *path.parents) if one.is_dir())
+def epochs_of(cfg: SimpleNamespace, script: ModuleType, whole: int) -> tuple[list[int], list[int]]:
+    """Resolution and steps of every epoch; whole: steps of one that is not cut short."""
+    steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
+    return [script.resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))], steps
 
 
 def kernels_compiled(cfg: SimpleNamespace) -> bool:
@@ -127,31 +136,19 @@ def measured_settings(cfg: SimpleNamespace, folder: str) -> SimpleNamespace:
     return run
 
 
-def machine_of(cfg: SimpleNamespace, distributed):
-    """A report.Machine."""
+def machine_of(cfg: SimpleNamespace, distributed: Distributed) -> Machine:
+    """Where the plan is made."""
     from fast_imagenet.engine.logger import environment
-    from tools.plan.report import Machine
 
-    return Machine(
-        device=environment()["device"],
-        is_gpu=distributed.device.type == "cuda",
-        cores=len(os.sched_getaffinity(0)),
-        quota=cpu_quota(Path("/sys/fs/cgroup")),
-        workers=distributed.workers(cfg.data.num_workers),
-        ranks=distributed.world_size,
-    )
-
-
-def process_age() -> float:
-    """Seconds since this process was started."""
-    ticks = int(Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    device, is_gpu = environment()["device"], distributed.device.type == "cuda"
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(Path("/sys/fs/cgroup"))
+    workers = distributed.workers(cfg.data.num_workers)
+    return Machine(device, is_gpu, cores, quota, workers, distributed.world_size)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the settings, measure, print; argv: None takes `sys.argv[1:]`."""
     import train_imagenet as script
-    from tools.plan.report import render
 
     cfg = read_settings(script, argv)
     distributed = script.init_distributed()

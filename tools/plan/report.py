@@ -99,12 +99,8 @@ class Plan:
             "storage": {**asdict(self.storage), "fits": self.storage.fits},
             "advice": [one._asdict() for one in advise(self)],
         }
-        return asdict(replace(self, cfg=None, augment=None)) | derived
-
-
-# ------------------------------------------------------------------------------------------------
-# Advice
-# ------------------------------------------------------------------------------------------------
+        measured = asdict(replace(self, cfg=None, augment=None))
+        return {key: value for key, value in measured.items() if value is not None} | derived
 
 
 def advise(plan: Plan) -> list[Advice]:
@@ -146,8 +142,8 @@ def _loader_advice(plan: Plan) -> Iterator[Advice]:
     loading = (t.together - t.step) / t.together  # what the loader adds
     if loading < 0.15:
         return
-    why, cores = f"loading takes {loading:.0%} of a step at {t.resolution} px", machine.cores
-    cores //= machine.ranks
+    why = f"loading takes {loading:.0%} of a step at {t.resolution} px"
+    cores = machine.cores // machine.ranks
     lighter = filter(None, (stage.lighter(plan.augment) for stage in stages_of(plan.augment)))
     if machine.is_gpu and machine.workers < cores:
         yield Advice(f"data.num_workers={cores}", f"{why}, and {cores} cores are available")
@@ -168,9 +164,7 @@ def _setting_advice(plan: Plan) -> Iterator[Advice]:
         yield Advice("training.precision=auto", "fp32 takes two to four times as long on a GPU")
     fraction, size = plan.forecast.of("evaluation") / plan.forecast.seconds, v.plain_resolution
     if fraction > 0.15 and (v.resolution, v.crop_ratio) != (size, v.plain_crop_ratio):
-        why = (
-            f"evaluation is {fraction:.0%} of the run; standard and config eval would share a pass"
-        )
+        why = f"evaluation is {fraction:.0%} of the run; both evals would share a pass"
         crop = f"validation.crop_ratio={v.plain_crop_ratio:g}"
         yield Advice(f"validation.resolution={size} with {crop}", why)
 
@@ -191,11 +185,6 @@ def _smaller_task(plan: Plan) -> Advice:
     return Advice(f"resolution.min_res={small} with {ramp}", why)
 
 
-# ------------------------------------------------------------------------------------------------
-# Text
-# ------------------------------------------------------------------------------------------------
-
-
 def duration(seconds: float) -> str:
     """'9.1 s', '12.3 min' or '34.2 h'."""
     if seconds < 100:
@@ -209,12 +198,9 @@ def _gb(count: float) -> str:
 
 def render(plan: Plan) -> str:
     """The page, ends in a newline."""
-    found = [
-        ("bottleneck", _bottleneck_text(plan)),
-        ("data", _data_text(plan.storage)),
-        ("disk", _disk_text(plan.storage)),
-        ("batch", _memory_text(plan)),
-    ]
+    s = plan.storage
+    found = [("bottleneck", _bottleneck_text(plan)), ("data", _data_text(s))]
+    found += [("disk", _disk_text(s)), ("batch", _memory_text(plan))]
     advice = [f"{setting}: {why}" if setting else why for setting, why in advise(plan)]
     advice = [("then" if number else "change first", text) for number, text in enumerate(advice)]
     caution, found, advice = (
@@ -228,12 +214,10 @@ def _head(plan: Plan) -> list[str]:
     m, training = plan.machine, plan.cfg.training
     ranks = f", {m.ranks} ranks" if m.ranks > 1 else ""
     clock = ", processor time" if plan.cfg.clock == "cpu" else ""
-    return [
-        f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images, "
-        f"{training.batch_size} per step",
-        f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
-        f"{duration(plan.measuring_seconds)}{clock}",
-    ]
+    run = f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images"
+    machine = f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
+    machine += f"{duration(plan.measuring_seconds)}{clock}"
+    return [f"{run}, {training.batch_size} per step", machine]
 
 
 def _table(plan: Plan) -> Iterator[str]:
