@@ -16,10 +16,10 @@ demo: setup  ## write the built-in synthetic dataset, train a small network on i
 	$(PY) train_imagenet.py --config demo.yaml
 
 test: setup  ## run all tests
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-fast: setup  ## run the tests that are not marked slow: under 3 minutes on two cores
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: setup  ## check style, format and types
 	$(PY) -m ruff check .

@@ -96,7 +96,7 @@ def verdict(target: Target, value: float) -> str:
     if value != target.hold and (value > target.hold) != target.at_least:
         return f"{text}: **not reached**"
     missed = target.aim is not None and value < target.aim
-    return f"{text}: reached{', the aim not' * missed}"
+    return f"{text}: reached{', the aim is not' * missed}"
 
 
 def target_rows(results: dict) -> Lines:
@@ -153,7 +153,7 @@ def elsewhere_line(results: dict) -> str:
 
 
 def loader_section(one: dict, several: dict | None) -> Lines:
-    """Images per second of every contestant, on one core and on all."""
+    """Images per second of every library, on one core and on all."""
     data, more, rows = one["data"], several["rates"] if several else {}, []
     for name in dict.fromkeys([*one["rates"], *more]):
         rate, cells = more.get(name), rate_cells(one["rates"].get(name))
@@ -207,16 +207,16 @@ def startup_section(result: dict) -> Lines:
     """Seconds to the first batch."""
     seconds = result["seconds_to_first_batch"]
     listed = [f"{name.replace('_', ' ')} {s['median']:.2f} s" for name, s in seconds.items()]
-    text = "From building a loader to its first batch, imports left out, in a process that is not "
-    return [f"{text}the first: {', '.join(listed)}.", "", machine_line(result)]
+    text = "From building a loader to its first batch, without imports, with kernels that an "
+    return [f"{text}earlier process has compiled: {', '.join(listed)}.", "", machine_line(result)]
 
 
 def memory_section(result: dict) -> Lines:
-    """Bytes beside the batches."""
+    """Bytes in addition to the batches."""
     data, sizes = result["data"], result["scratch_bytes"].items()
     size = {name: f"{number(count / 2**20)} MiB" for name, count in sizes}
-    text = f"Beside the batches ({size['batches']}), for {data['side']} px images in batches of "
-    text += f"{data['batch_size']} on {data['cores']} core{'s' * (data['cores'] != 1)}: "
+    text = f"In addition to the batches ({size['batches']}), for {data['side']} px images in "
+    text += f"batches of {data['batch_size']} on {data['cores']} core{'s' * (data['cores'] != 1)}: "
     return [f"{text}ours {size['ours']}, stock FFCV {size['ffcv']}."]
 
 
@@ -226,7 +226,7 @@ def writer_section(result: dict) -> Lines:
     for who, rate in result["rates"].items():
         start, size = result["rates_with_start"][who], result["image_bytes"][who]
         rows.append([WHO[who], number(rate["median"]), number(start["median"]), f"{size:,}"])
-    table = markdown(["writer", "images/s", "with starting up", "bytes"], rows)
+    table = markdown(["writer", "images/s", "with start-up", "bytes"], rows)
     return [*table, "", machine_line(result)]
 
 
@@ -238,7 +238,7 @@ def step_section(result: dict) -> Lines:
 
 SECTIONS = {
     "Operations": ("op_kernels", operation_section),
-    "Starting up": ("startup", startup_section),
+    "Start-up": ("startup", startup_section),
     "Memory": ("decoder_memory", memory_section),
     "Writing": ("writer", writer_section),
     "Training step": ("train_step", step_section),
@@ -248,8 +248,8 @@ SECTIONS = {
 def render_page(folder: Path, results: dict) -> str:
     """docs/performance.md."""
     text = f"Written by `benchmarks/table.py` from benchmarks/results/{folder.name}; how it is "
-    text += "measured, and what differs between the contestants: benchmarks/README.md. Again on "
-    text += "your machine: `make bench IMAGES=folder`."
+    text += "measured, and what differs between the libraries: benchmarks/README.md. On your "
+    text += "machine: `make bench IMAGES=folder`."
     lines = ["# Performance", "", text, "", "## Against the targets", "", *target_rows(results)]
     lines += ["", "## Loading", ""]
     lines += loader_section(results[LOADER], results.get("loader_all_cores"))

@@ -128,7 +128,7 @@ def test_unreached_target_is_named(committed):
     results["decoder_memory"]["scratch_vs_ffcv"] = 0.06
     rows = "\n".join(table.target_rows(results))
     assert "2.40x | at least 2.5x, aim 3x: **not reached** |" in rows
-    assert "2.30x | at least 2.2x, aim 2.6x: reached, the aim not |" in rows
+    assert "2.30x | at least 2.2x, aim 2.6x: reached, the aim is not |" in rows
     assert "0.060x | at most 0.05x: **not reached** |" in rows
 
 

@@ -255,7 +255,7 @@ def test_setup_does_nothing_the_second_time():
         ("demo", "python train_imagenet.py --config demo.yaml"),
         ("demo", "python write_dataset.py --source.kind=synthetic --write.folder=data/demo"),
         ("test", "python -m pytest -n 2"),
-        ("test-fast", 'python -m pytest -n 2 -m "not slow"'),
+        ("test-fast", 'python -m pytest -n 2 --dist loadfile -m "not slow"'),
         ("lint", "ruff check ."),
         ("lint", "ruff format --check ."),
         ("lint", "python -m mypy"),
