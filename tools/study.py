@@ -107,7 +107,7 @@ def write_data(study: Study, data: Path, images: str) -> None:
         cfg = read_config(script.SETTINGS, flags, prog="study, write", description="")
         planned = without_free(flat(to_dict(cfg)))
         planned |= {"--images": str(Path(images).absolute())} if images else {}
-        files = [data / path.name for path in script.target_files(cfg).values()]
+        files = [data / path.name for path in script.output_files(cfg).values()]
         for file in files:
             check_file(file, planned)
         if all(file.exists() for file in files):

@@ -246,7 +246,7 @@ def test_times_of_a_busy_machine_are_not_shown(place):
     assert old.name not in results and "No plot of throughput: no row was measured" in results
 
 
-def test_what_a_killed_copy_left_is_no_record(place):
+def test_what_a_killed_copy_left_is_not_a_record(place):
     make_run(place / "records/small/2030-01-01_machine/.seed2.partial", seed=2)
     make_run(place / "records/.small/2030-01-01_machine")
     (entry,) = report.open_book(place / "records").rows.values()
@@ -277,7 +277,7 @@ def test_a_study_compares_its_groups(place):
         render_readme(asked.replace("study parts", "study bits"), book)
 
 
-def test_the_demo_is_no_row_of_imagenette(place):
+def test_the_demo_is_not_a_row_of_imagenette(place):
     (place / "imagenette_configs").mkdir()
     (place / "imagenette_configs/demo.yaml").write_text("")
     make_run(place / "records/demo/2030-01-01_machine", 70.0)
@@ -336,7 +336,7 @@ def test_plots_are_the_same_bytes_and_know_their_numbers(built):
 
 
 def pixels(png: bytes, height: float, color: str) -> int:
-    """How many pixels of the upper part have about this colour."""
+    """How many pixels of the upper part have about this color."""
     with Image.open(io.BytesIO(png)) as image:
         rgb = np.asarray(image.convert("RGB"), int)[: int(image.height * height)]
     return int((abs(rgb - [int(color[i : i + 2], 16) for i in (1, 3, 5)]).sum(2) < 60).sum())
@@ -468,7 +468,9 @@ def test_records_of_other_versions_stay_readable(place, capsys):
         del line["top1"]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(place) == 1
-    assert "line 1 of" in (told := capsys.readouterr().err) and "has no number for top1" in told
+    assert (
+        "line 1 of" in (printed := capsys.readouterr().err) and "has no number for top1" in printed
+    )
 
 
 def test_a_gap_in_the_log_is_seen(place):
@@ -483,14 +485,14 @@ def test_a_run_with_rare_evaluations_is_whole(place):
     lines = (folder / "log.jsonl").read_text().splitlines()
     for kept, words in (
         ([3, 5], ""),
-        ([2, 3, 5], ""),  # it was cut once, and gone on with
+        ([2, 3, 5], ""),  # it was cut once, and resumed
         ([5], "gaps or repeats"),
         ([3, 3, 5], "gaps or repeats"),
         ([3], "has finished 3 of 5"),
     ):
         (folder / "log.jsonl").write_text("".join(lines[n - 1] + "\n" for n in kept))
-        said = read_run(folder).unfinished()
-        assert words in said and bool(words) == bool(said)
+        reason = read_run(folder).unfinished()
+        assert words in reason and bool(words) == bool(reason)
 
 
 def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
@@ -563,7 +565,9 @@ def test_add_puts_seeds_together_and_a_second_group_aside(place):
         (["--group=b", "--main"], {}, None),
     ],
 )
-def test_add_refuses_what_is_no_record_and_leaves_nothing(place, words, settings, sentence, capsys):
+def test_add_refuses_what_is_not_a_record_and_leaves_nothing(
+    place, words, settings, sentence, capsys
+):
     source = make_run(place / "runs/small", **settings)
     before = sorted(place.rglob("*"))
     status = run(place, "add", str(source), *words)
@@ -574,7 +578,7 @@ def test_add_refuses_what_is_no_record_and_leaves_nothing(place, words, settings
     assert sorted(place.rglob("*")) == before
 
 
-def test_add_takes_an_unfinished_run_when_told_and_the_row_says_so(place):
+def test_add_takes_an_unfinished_run_on_request_and_the_row_names_it(place):
     source = make_run(place / "runs/cut", training__epochs=9)
     assert run(place, "add", str(source), "--name=cut", "--unfinished") == 0
     text = render_readme(README, report.open_book(place / "records"))
@@ -681,14 +685,14 @@ def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
     paths["data.val_dataset"] = "/somebody/elsewhere/val.beton"
     (moved / "paths.json").write_text(json.dumps(paths))
     assert call("page", str(moved), f"--out={out}") == 0
-    told, page = capsys.readouterr().out, Reader(out.read_text()).text
+    printed, page = capsys.readouterr().out, Reader(out.read_text()).text
     why = "the validation data, val.beton, is not where the run had it; name it with --val."
-    assert f"the network's mistakes are not shown, they were not computed: {why}" in told
-    assert "the run had it at /somebody/elsewhere/val.beton" in told
+    assert f"the network's mistakes are not shown, they were not computed: {why}" in printed
+    assert "the run had it at /somebody/elsewhere/val.beton" in printed
     assert f"Not shown, the mistakes were not computed: {why}" in page and "/somebody" not in page
 
 
-def test_a_network_without_a_mistake_is_said_to_have_none(trained):
+def test_a_network_without_a_mistake_is_reported_as_such(trained):
     run, perfect = read_run(trained), Mistakes(["a", "b"], np.diag([3, 4]), [], "weights on val")
     assert "No mistake: all 7 are correct." in render_page(run, perfect, "", {})
 
@@ -728,7 +732,7 @@ def test_nothing_of_a_run_becomes_markup(place):
     assert "taken for" in page.text and "top-1 70.00 % of 10. The log has 50.00 %" in page.text
 
 
-def test_a_page_without_weights_says_so_and_a_running_run_has_one(place, capsys):
+def test_a_page_without_weights_gives_the_reason_and_a_running_run_has_one(place, capsys):
     source = make_run(place / "run", training__epochs=9)
     (source / "steps.jsonl").write_text('{"first_step": 0, "losses": [3.0, 2.0, 1.0]}\n')
     out = place / "a.html"

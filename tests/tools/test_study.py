@@ -85,8 +85,8 @@ def test_every_group_gets_the_first_seed_before_any_gets_the_second(tmp_path):
     assert not any(flag.startswith("--lr.lr") for flag in jobs[0].flags)
 
 
-def test_a_misspelt_setting_is_told_before_anything_is_trained(tmp_path, capsys):
-    groups = [*PLAN["groups"], {"name": "odd", "label": "x", "settings": {"lr.rate": 1}}]
+def test_a_misspelt_setting_is_reported_before_anything_is_trained(tmp_path, capsys):
+    groups = [*PLAN["groups"], {"name": "wrong", "label": "x", "settings": {"lr.rate": 1}}]
     with pytest.raises(SystemExit) as end:
         script.main([str(write_plan(tmp_path / "parts", groups=groups))])
     assert end.value.code == 2 and "lr.rate" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_groups_stand_in_the_order_of_the_plan(tmp_path):
 
 def test_wrong_calls(tmp_path, capsys):
     folder = str(write_plan(tmp_path / "parts"))
-    for words, said in (
+    for words, message in (
         (["--lr.lr=1"], "only --training.checkpoint_minutes="),
         (["--pictures=x"], "--pictures is now --images"),
         (["--lanes=0"], "--lanes=0 must be 1 or more"),
@@ -109,16 +109,16 @@ def test_wrong_calls(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             script.main([folder, *words])
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "study.yaml").write_text("title: x\n")
-    for name, said in (
+    for name, message in (
         ("none", "none is not a folder: give one that holds a study.yaml"),
         ("empty", "empty holds no study.yaml: write the plan of the study into it"),
         ("words", "study.yaml is not a plan: it needs groups"),
     ):
-        assert script.main([str(tmp_path / name)]) == 2 and said in capsys.readouterr().err
+        assert script.main([str(tmp_path / name)]) == 2 and message in capsys.readouterr().err
 
 
 def one_group(folder, **changes):
@@ -126,14 +126,14 @@ def one_group(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said"),
+    ("theirs", "message"),
     [
         ({"training__label_smoothing": 0.5}, "training.label_smoothing=0.5, planned 0.1"),
         ({"validation__lr_tta": False}, "validation.lr_tta=False, planned True"),
         ({"seed": 1}, "training.seed=1, planned 0"),
     ],
 )
-def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, said):
+def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, message):
     folder = one_group(tmp_path / "parts")
     same = {"validation__resolution": 32, "validation__plain_resolution": 32}
     make_run(folder / "recipe" / "seed0", **same)
@@ -141,8 +141,12 @@ def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, said):
     assert capsys.readouterr().out.startswith("done ")
     make_run(folder / "recipe" / "seed0", **same | theirs)
     assert script.main([str(folder), "--list"]) == 2
-    told = capsys.readouterr().err
-    assert f"{folder}/recipe/seed0" in told and said in told and "remove the record" in told
+    printed = capsys.readouterr().err
+    assert (
+        f"{folder}/recipe/seed0" in printed
+        and message in printed
+        and "remove the record" in printed
+    )
 
 
 def test_a_record_of_other_data_is_refused(tmp_path, capsys):
@@ -157,7 +161,7 @@ def test_a_record_of_other_data_is_refused(tmp_path, capsys):
 
 
 def test_data_of_other_settings_is_refused(tmp_path, tiny_beton, capsys):
-    for changes, said in (
+    for changes, message in (
         ({"write.max_side": 64}, "write.max_side=400, planned 64"),
         ({"write.limit": 40}, "write.limit=80, planned 40"),
         ({"source.on_error": "skip"}, "source.on_error=fail, planned skip"),
@@ -165,8 +169,11 @@ def test_data_of_other_settings_is_refused(tmp_path, tiny_beton, capsys):
     ):
         folder = one_group(tmp_path / "parts", write=[PLAN["write"][0] | changes])
         assert script.main([str(folder), f"--data={tiny_beton}"]) == 2
-        told = capsys.readouterr().err
-        assert f"{tiny_beton}/train.beton was written with other settings" in told and said in told
+        printed = capsys.readouterr().err
+        assert (
+            f"{tiny_beton}/train.beton was written with other settings" in printed
+            and message in printed
+        )
 
 
 def test_data_that_a_study_wrote_is_compared_whole(tmp_path, capfd):
@@ -210,11 +217,11 @@ def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     assert recipe.about["write"] == PLAN["write"]
     places = [str(folder), f"--data={tiny_beton}", f"--runs={tmp_path / 'records/runs'}"]
     assert script.main([*places, "--list"]) == 0
-    assert (said := capsys.readouterr().out).count("done") == 2 and "missing" not in said
+    assert (message := capsys.readouterr().out).count("done") == 2 and "missing" not in message
     assert script.main(places) == 0 and "all 2 runs are done already" in capsys.readouterr().out
 
 
-def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
+def test_a_stopped_study_resumes(tmp_path, tiny_beton):
     settings = PLAN["settings"] | {"training.epochs": 400}
     folder = write_plan(tmp_path / "records/parts", seeds=[0], settings=settings)
     with subprocess.Popen(
@@ -225,8 +232,8 @@ def test_a_stopped_study_goes_on(tmp_path, tiny_beton):
         while not all(log.exists() for log in logs) and time.monotonic() < deadline:
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 75 and said.count("resumes when") == 2, said
+        message = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and message.count("resumes when") == 2, message
     assert not (folder / "recipe").exists()
     for log in logs:
         last = log.parent / "last.pt"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ import train_imagenet as script
 from fast_imagenet.config import read_config
 from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
-from fast_imagenet.engine.logger import LOG_KEYS, PATHS, REPOSITORY, plot_curves, read_jsonl
+from fast_imagenet.engine.logger import PATHS, REPOSITORY, plot_curves, read_jsonl
 from fast_imagenet.files import write_atomically
 from tools.report.records import Run, read_object, read_run
 from tools.report.tables import NETWORKS, templates
@@ -76,12 +76,10 @@ def render_page(run: Run, found: Mistakes | None, missing: str, defaults: dict[s
 
 def _curves(run: Run) -> bytes:
     """The PNG of the curves; empty where a log of another version has not all that they show."""
-    if not all(map(run.column, LOG_KEYS)):
-        return b""
-    with tempfile.TemporaryDirectory() as folder:
-        png = Path(folder, "curves.png")
-        plot_curves(run.folder / "log.jsonl", png)
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyError):
+        plot_curves(run.folder / "log.jsonl", png := Path(folder, "curves.png"))
         return png.read_bytes()
+    return b""
 
 
 def _loss(run: Run) -> dict[str, Any]:
