@@ -1,7 +1,7 @@
 """In which order an epoch visits its samples, and which rank gets which of them.
 
 The order depends on (seed, epoch) alone and the global batch is cut into contiguous slices, so one
-rank with 256 images a step and four ranks with 64 each train on the same batches, and a resumed
+rank with 256 images per step and four ranks with 64 each train on the same batches, and a resumed
 epoch needs no state but its number.
 NumPy only.
 """

@@ -71,7 +71,7 @@ def origin_of(info: dict, cfg: SimpleNamespace, num_classes: int) -> Origin:
 
     Raises:
         ValueError: the file is another network's, or its BlurPool is not the settings'; or the
-            settings must say whether a network to train has it; or its mean and std are no such.
+            settings must say whether a network to train has it; or its mean and std are invalid.
     """
     kinds: dict[Any, str] = {True: "EMA weights", False: "raw weights"}
     weights = kinds.get(info.get("ema"), "weights")

@@ -7,7 +7,7 @@ Step and loader overlap: on a GPU a step takes about the longer of the two, on a
 share the cores, up to their sum. Neither is assumed: what is extrapolated is `together`, measured
 on the tail of a real epoch that starts as a resumed run would. Such a tail conserves work (what the
 loader does ahead at its start it saves at its end), so a few steps stand for an epoch. `step` and
-`loader` only tell which of the two to improve.
+`loader` only show which of the two to improve.
 
 Reading is waited for where it takes longer than training meanwhile: in the first epoch what is not
 in memory, in every other one what does not fit. All times are seconds, all sizes bytes.
