@@ -33,7 +33,7 @@ from fast_imagenet.models.factory import (
     zero_init_residual,
 )
 from tests.conftest import ROOT, SMOKE, write_tiny
-from tests.data.test_class_lists import STAMP_START
+from tests.data.test_class_lists import HEADER_JSON_START
 from tests.faults import Faulty
 from tests.torture.training import differences
 
@@ -507,7 +507,7 @@ def test_two_files_of_other_classes_are_refused(quick_run, tmp_path, backend):
                 quick_run(*flags, folder=tmp_path / "refused")
             sidecar_path(path).unlink(missing_ok=True)  # then the header has a checksum
         with open(path, "r+b") as file:
-            file.seek(STAMP_START)
+            file.seek(HEADER_JSON_START)
             file.write(bytes(1024))  # without that, too, the labels decide
         return flags
 

@@ -278,9 +278,9 @@ def test_wrong_settings_are_reported_together(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(*list(SETTINGS_ERRORS)[:5], f"--write.folder={tmp_path}")
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     for words in list(SETTINGS_ERRORS.values())[:5]:
-        assert words in told
+        assert words in reported
 
 
 def test_a_class_file_that_would_be_ignored_is_refused(folder, tmp_path, capsys):
@@ -288,8 +288,8 @@ def test_a_class_file_that_would_be_ignored_is_refused(folder, tmp_path, capsys)
     with pytest.raises(SystemExit) as stopped:
         call(*flags, "--source.classes=names.txt")
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "--source.classes=names.txt" in said and "those of image_folder are sorted" in said
+    printed = capsys.readouterr().err
+    assert "--source.classes=names.txt" in printed and "those of image_folder are sorted" in printed
 
 
 def test_missing_source_folder(tmp_path, capsys):
@@ -307,7 +307,7 @@ def test_layout_problems_exit_2_before_writing(folder, tmp_path, capsys):
     assert files_in(tmp_path / "out") == []
 
 
-def test_existing_file_is_kept_unless_told(folder, tmp_path, capsys):
+def test_existing_file_is_kept_unless_overwrite_is_set(folder, tmp_path, capsys):
     target = tmp_path / "val.beton"
     target.write_bytes(b"precious")
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--write.workers=1"]
@@ -344,20 +344,20 @@ def test_broken_file_stops_with_its_path(name, folder, tmp_path):
     assert time.monotonic() - started < 30
 
 
-def test_files_that_are_no_images_by_name_are_left_out_and_told(folder, tmp_path, capsys):
+def test_files_that_are_no_images_by_name_are_left_out_and_reported(folder, tmp_path, capsys):
     flags = [f"--source.path={folder}", "--source.split=train"]
     assert call(*flags, f"--write.folder={tmp_path / 'plain'}") == 0
     for name in ("README.txt", "Thumbs.db"):
         (folder / "train" / make.WNIDS[0] / name).write_text("notes")
     capsys.readouterr()
     assert call(*flags, f"--write.folder={tmp_path / 'more'}") == 0
-    said = capsys.readouterr().out
-    assert "left out (not named like an image): 2, the first is" in said
+    printed = capsys.readouterr().out
+    assert "left out (not named like an image): 2, the first is" in printed
     plain, more = (tmp_path / name / "train.beton" for name in ("plain", "more"))
     assert BetonFile(plain).num_samples == BetonFile(more).num_samples
 
 
-def test_a_val_class_without_images_is_told(folder, tmp_path, capsys):
+def test_a_val_class_without_images_is_reported(folder, tmp_path, capsys):
     shutil.rmtree(folder / "val" / make.WNIDS[0])
     assert call(f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}") == 0
     assert f"classes without images here: 1, {make.WNIDS[0]}" in capsys.readouterr().out
@@ -459,12 +459,12 @@ def test_full_disk_removes_the_partial_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         write_beton(tmp_path / "x.beton", Faulty())
     assert files_in(tmp_path) == []
-    said = re.fullmatch(
+    printed = re.fullmatch(
         r"(.*): No space left on device after ([\d.]+) MB .*: free some space, .*",
         str(caught.value),
     )
-    assert said[1] == str(tmp_path / "x.beton")
-    assert 0 < float(said[2]) < 1  # of a file that is 8 MB long, most of it a hole
+    assert printed[1] == str(tmp_path / "x.beton")
+    assert 0 < float(printed[2]) < 1  # of a file that is 8 MB long, most of it a hole
 
 
 SLOW = """
@@ -590,14 +590,14 @@ def test_pipe_is_refused_at_once(folder, tmp_path):
     assert summary["skipped"] == [{"file": str(pipe), "reason": "it is not a regular file"}]
 
 
-def test_class_without_images_left_is_told(folder, tmp_path, capsys):
+def test_class_without_images_left_is_reported(folder, tmp_path, capsys):
     for path in (folder / "val" / make.WNIDS[1]).iterdir():
         path.write_bytes(b"text")
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path}", "--source.on_error=skip"]
     assert call(*flags, "--write.workers=1", "--source.split=val") == 0
-    told = f"warning: all images of 1 class were skipped: {make.WNIDS[1]}"
-    assert told in capsys.readouterr().out
-    assert told in BetonFile(tmp_path / "val.beton").sidecar["notes"]
+    reported = f"warning: all images of 1 class were skipped: {make.WNIDS[1]}"
+    assert reported in capsys.readouterr().out
+    assert reported in BetonFile(tmp_path / "val.beton").sidecar["notes"]
     source = open_source("image_folder", folder, "train")
     notes = write_beton(tmp_path / "train.beton", source)["notes"]
     assert not any("were skipped" in note for note in notes)
@@ -609,7 +609,7 @@ def test_class_without_images_left_is_told(folder, tmp_path, capsys):
 
 
 def refusal(capsys, *flags: str) -> str:
-    """What is said about settings that end with status 2."""
+    """The error about settings that end with status 2."""
     with pytest.raises(SystemExit) as stopped:
         call("--source.kind=synthetic", *flags)
     assert stopped.value.code == 2
@@ -671,9 +671,9 @@ def test_second_writer_ends_at_once(tmp_path, capsys):
     for text, words in holders.items():
         lock.write_text(text)
         begin = time.process_time()
-        told = refusal(capsys, f"--write.folder={tmp_path}")
+        reported = refusal(capsys, f"--write.folder={tmp_path}")
         assert time.process_time() - begin < 1
-        assert f"train.beton is being written by {words}" in told
+        assert f"train.beton is being written by {words}" in reported
         with pytest.raises(FileExistsError, match="is being written"):
             write_beton(tmp_path / "train.beton", Faulty())
         assert lock.read_text() == text

@@ -508,7 +508,7 @@ def test_damaged_jpeg_is_named(copy):
         BetonFile(copy).image(index)
 
 
-def test_the_summary_given_for_the_file_is_said(copy):
+def test_the_summary_given_for_the_file_is_reported(copy):
     sidecar_path(copy).write_text("{}")
     with pytest.raises(BetonError, match=f"is the summary of a data file: name .*{copy.name}$"):
         BetonFile(sidecar_path(copy))

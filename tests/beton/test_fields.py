@@ -26,7 +26,7 @@ LAYOUTS = {
     "empty_bytes": "nothing=E, image=I, label=L, none=E",
     "long_name": "image=I, a_name_of_16_chr=F, label=L",
 }
-REFUSED = {  # and what is said
+REFUSED = {  # and the error
     "two_images": ("left=I, right=M, label=L", "'left' (RGB image), 'right' (RGB image)"),
     "two_numbers": ("image=I, a=L, b=N", "an integer must be named 'label'"),
     "float_label": ("image=I, label=F, index=N", "'label' (float)"),

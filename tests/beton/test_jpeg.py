@@ -12,7 +12,7 @@ from PIL import Image
 from fast_imagenet.beton import jpeg
 
 
-def picture(height, width, seed=0):
+def made_image(height, width, seed=0):
     """Smooth colour with some noise: compresses like a photograph."""
     rng = np.random.default_rng(seed)
     small = rng.uniform(0, 255, (height // 24 + 2, width // 24 + 2, 3)).astype(np.float32)
@@ -54,14 +54,14 @@ def test_interval_divides_for_every_width():
     ("height", "width"), [(375, 500), (500, 333), (1, 1), (7, 1000), (33, 496)]
 )
 def test_markers_are_complete_and_in_order(height, width):
-    header, markers = segments(jpeg.encode_jpeg(picture(height, width), 90))
+    header, markers = segments(jpeg.encode_jpeg(made_image(height, width), 90))
     interval = int.from_bytes(header[0xDD], "big")
     tiles = -(-height // 16) * (-(-width // 16) // interval)
     assert markers == [i % 8 for i in range(tiles - 1)]
 
 
 def test_plain_baseline_420():
-    header, _ = segments(jpeg.encode_jpeg(picture(40, 60), 90))
+    header, _ = segments(jpeg.encode_jpeg(made_image(40, 60), 90))
     assert 0xC0 in header
     assert 0xC2 not in header
     assert [header[0xC0][7 + 3 * c] for c in range(3)] == [0x22, 0x11, 0x11]
@@ -70,7 +70,7 @@ def test_plain_baseline_420():
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (1, 1), (1, 40), (50, 3)])
 def test_decodes_to_the_same_pixels_as_stock(height, width):
     """Markers and Huffman tables are lossless: the pixels equal those of cv2's plain encoding."""
-    image = picture(height, width)
+    image = made_image(height, width)
     options = [cv2.IMWRITE_JPEG_QUALITY, 90]
     stock = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
     ours = jpeg.encode_jpeg(image, 90)
@@ -88,7 +88,7 @@ def test_rgb_order_and_strides():
 
 
 def test_no_markers_on_request():
-    header, markers = segments(jpeg.encode_jpeg(picture(40, 60), interval=0))
+    header, markers = segments(jpeg.encode_jpeg(made_image(40, 60), interval=0))
     assert not markers
     assert 0xDD not in header
 

@@ -119,7 +119,7 @@ def test_sums_when_the_page_has_grown(tmp_path):
         pages = PageFile(out, 3, fmt.MIN_PAGE_SIZE)
         for size in (1000, 5 << 20, 1000):
             pages.append(raw_chunk(size // 1000, 1000))
-        sums = pages.finish(FAKE_STAMP)
+        sums = pages.finish(FAKE_ABOUT)
     file = BetonFile(path)
     assert file.page_size == 8 << 20
     assert file.header_json["block_bytes"] == fmt.MIN_PAGE_SIZE
@@ -132,7 +132,7 @@ def test_sums_when_the_page_has_grown(tmp_path):
     assert refused(path, full=True)
 
 
-FAKE_STAMP = {
+FAKE_ABOUT = {
     "classes_sha256": "",
     "settings": {},
     "order_crc32": 0,
@@ -189,7 +189,7 @@ def test_flips_outside_the_pages_are_refused_when_opened(part, copy):
     BetonFile(copy)
 
 
-def test_stamp_that_is_no_stamp_is_refused(copy):
+def test_header_without_valid_checksums_is_refused(copy):
     area = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
     for text in (b"[" * 1020, b"{}", b"7", b"\xff" * 1020, b'{"stamp":1}'):
         old = alter(copy, area, text.ljust(1020, b"\0"))
@@ -198,7 +198,7 @@ def test_stamp_that_is_no_stamp_is_refused(copy):
         alter(copy, area, old)
 
 
-def test_file_without_stamp_is_accepted_and_said_so(copy, capsys):
+def test_file_without_checksums_is_accepted_with_a_note(copy, capsys):
     """Stock FFCV's files, and those of early versions with a class list's digest alone."""
     area = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
     digest = BetonFile(copy).class_digest
@@ -240,7 +240,7 @@ def test_summary_of_another_file_is_refused(copy):
             BetonFile(copy)
 
 
-def test_command_tells_each_damaged_page(copy, capsys):
+def test_command_names_each_damaged_page(copy, capsys):
     file = BetonFile(copy)
     samples = [5, COUNT - 5]
     for sample in samples:
@@ -268,7 +268,7 @@ def test_million_samples(tmp_path):
     path, end = tmp_path / "train.beton", fmt.align_up(int(offsets[-1]) + size, page)
     with open(path, "wb") as out:
         write_tables(
-            out, samples, allocations, (page, start, end), BlockChecksums(page), FAKE_STAMP
+            out, samples, allocations, (page, start, end), BlockChecksums(page), FAKE_ABOUT
         )
     begin = time.process_time()  # not the clock: other tests may run beside this one
     assert main(["verify", str(path)]) == 0

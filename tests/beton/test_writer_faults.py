@@ -97,8 +97,8 @@ def test_estimate_is_the_mean_of_what_was_seen():
 def test_only_what_is_clearly_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(disk_space, "free_bytes", lambda folder: 1_000_000_000)
     path = tmp_path / "train.beton"
-    said = f"{path} needs about 1.2 GB; 1.0 GB are free on its disk"
-    assert disk_space.check_disk(path, 1.2e9, 0.9e9) == said
+    printed = f"{path} needs about 1.2 GB; 1.0 GB are free on its disk"
+    assert disk_space.check_disk(path, 1.2e9, 0.9e9) == printed
     with pytest.raises(OSError, match=r"needs about 1\.2 GB; 1\.0 GB are free.*check_space=false"):
         disk_space.check_disk(path, 1.2e9, 1.01e9)
     both = r"needs about 600\.0 MB and 500\.0 MB for the files after it"
@@ -107,13 +107,15 @@ def test_only_what_is_clearly_too_much_is_refused(tmp_path, monkeypatch):
     assert disk_space.check_disk(path, 0, 0)
 
 
-def test_the_need_of_files_still_to_come_is_told(tmp_path):
-    said = []
-    write_beton(tmp_path / "x.beton", Faulty(), later=40, report=said.append)
+def test_the_space_of_files_still_to_come_is_reported(tmp_path):
+    printed = []
+    write_beton(tmp_path / "x.beton", Faulty(), later=40, report=printed.append)
     row = fmt.SAMPLE.itemsize + fmt.ALLOCATION.itemsize
     size = sum(BetonFile(tmp_path / "x.beton").sizes) + 80 * row
-    told = re.search(r"x\.beton needs about ([\d.]+) kB and ([\d.]+) kB for the files after", *said)
-    assert [float(number) * 1e3 for number in told.groups()] == pytest.approx(
+    reported = re.search(
+        r"x\.beton needs about ([\d.]+) kB and ([\d.]+) kB for the files after", *printed
+    )
+    assert [float(number) * 1e3 for number in reported.groups()] == pytest.approx(
         [size, size / 2], rel=0.02
     )  # 64 of 80 images are seen
 
@@ -125,7 +127,7 @@ def test_a_job_that_fits_nowhere_is_refused(monkeypatch):
         disk_space.check_shm(1_000_001)
 
 
-def test_merge_tells_the_need_and_names_no_flag_of_the_writer(tmp_path, monkeypatch):
+def test_merge_reports_the_size_and_names_no_flag_of_the_writer(tmp_path, monkeypatch):
     parts = [tmp_path / f"{number}.beton" for number in range(2)]
     for number, path in enumerate(parts):
         write_beton(path, Faulty(), shard=(number, 2))

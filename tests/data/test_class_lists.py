@@ -15,7 +15,7 @@ from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import SourceError, open_source
 from fast_imagenet.sources.classes import WnidVotes, name_classes
 
-STAMP_START = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
+HEADER_JSON_START = fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1]
 
 
 def write(path, change=lambda source: None):
@@ -38,11 +38,11 @@ def swapped(tmp_path_factory):
 
 
 @pytest.fixture
-def unstamped(tmp_path):
+def bare(tmp_path):
     """A file and its summary as of a program without checksums."""
     path = write(tmp_path / "train.beton")
     with open(path, "r+b") as file:
-        file.seek(STAMP_START)
+        file.seek(HEADER_JSON_START)
         file.write(bytes(1024))
     return path
 
@@ -53,7 +53,7 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
-def test_a_part_that_was_never_merged_is_told(quick_run, tmp_path, backend, capsys):
+def test_a_part_that_was_never_merged_is_reported(quick_run, tmp_path, backend, capsys):
     part = tmp_path / "val.part-0001-of-0002.beton"
     source = open_source("synthetic", "", "val", size=20)
     write_beton(part, source, EncodeSettings(mode="raw", max_side=40), shard=(1, 2))
@@ -98,7 +98,7 @@ def test_the_header_counts_the_classes_where_the_summary_is_missing(tmp_path):
     early = {"written_by": "x", "num_classes": 11, "classes_sha256": alone.class_digest}
     for note, words in ((early, None), (early | {"num_classes": 3}, "its header has 3 classes")):
         with open(path, "r+b") as file:
-            file.seek(STAMP_START)
+            file.seek(HEADER_JSON_START)
             file.write(json.dumps(note).encode().ljust(1024, b"\0"))
         if words:
             with pytest.raises(BetonError, match=words):
@@ -125,12 +125,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_summary_of_an_unstamped_file_holds_a_name_for_each_class(unstamped, name):
-    assert not BetonFile(unstamped).header_json and verify(unstamped)[0] == []
+def test_a_summary_of_a_file_without_checksums_holds_a_name_for_each_class(bare, name):
+    assert not BetonFile(bare).header_json and verify(bare)[0] == []
     changes, words = FAULTS[name]
-    edit(unstamped, **changes)
+    edit(bare, **changes)
     with pytest.raises(BetonError, match=words) as caught:
-        BetonFile(unstamped)
+        BetonFile(bare)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -149,20 +149,20 @@ def test_readable_names_are_covered_by_the_checksums(tmp_path):
 
 
 @pytest.mark.parametrize("label", [1_000_000, 2**31, 2**62])
-def test_a_label_beyond_the_limit_is_one_sentence_everywhere(unstamped, label):
+def test_a_label_beyond_the_limit_is_one_sentence_everywhere(bare, label):
     """The same limit, in the same words, for files and for sources."""
-    file = BetonFile(unstamped)
+    file = BetonFile(bare)
     position = fmt.METADATA_START + fmt.SAMPLE.fields["label"][1]
-    with open(unstamped, "r+b") as stream:
+    with open(bare, "r+b") as stream:
         stream.seek(position)
         stream.write(np.int64(label).tobytes())
     file.labels[0] = label
-    edit(unstamped, labels_crc32=zlib.crc32(file.labels.tobytes()))
+    edit(bare, labels_crc32=zlib.crc32(file.labels.tobytes()))
     words = f"has the label {label}, and 1,000,000 classes are allowed: labels must count"
     with pytest.raises(BetonError, match=words):
-        BetonFile(unstamped)
-    shutil.move(sidecar_path(unstamped), f"{unstamped}.gone")
+        BetonFile(bare)
+    shutil.move(sidecar_path(bare), f"{bare}.gone")
     with pytest.raises(BetonError, match=words):
-        BetonFile(unstamped)
+        BetonFile(bare)
     with pytest.raises(SourceError, match=words):
         name_classes(np.array([0, label]), WnidVotes(), None, "data")

@@ -385,8 +385,10 @@ def test_official_archives_are_compared_and_reported(tmp_path, monkeypatch):
         return list(open_source("ilsvrc_tar", tmp_path, split, md5=md5).notes)
 
     size = (tmp_path / train).stat().st_size
-    told = f"{train} has {size:,} bytes, the official archive 147,897,477,120: it is another one"
-    assert notes("train") == [told]
+    reported = (
+        f"{train} has {size:,} bytes, the official archive 147,897,477,120: it is another one"
+    )
+    assert notes("train") == [reported]
     assert "fa75699e90414af021442c21a62c3abf: it is another one, or damaged" in notes("val")[1]
     assert notes("val", "none")[1].startswith(f"{devkit} was accepted, its md5 was not compared")
     with pytest.raises(SourceError, match=f"{val} has .* bytes.*--source.md5=devkit"):
