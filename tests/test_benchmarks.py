@@ -82,6 +82,7 @@ def test_ratios_are_those_of_the_rates(committed):
         assert result[key] == pytest.approx(rates[ours] / rates[theirs], rel=1e-3), key
 
 
+@pytest.mark.slow
 def test_every_script_runs(smoke):
     check_keys(smoke, KEYS | GPU_KEYS)
     times = smoke["op_kernels"]["milliseconds"]["32"]
@@ -94,6 +95,7 @@ def test_every_script_runs(smoke):
         assert there != (peer in left_out)
 
 
+@pytest.mark.slow
 def test_step_memory_tries_each_case_once(tmp_path, capfd):
     text = "model: {arch: timm/test_resnet}\nresolution: {min_res: 32, max_res: 32}\n"
     text += "validation: {resolution: 32, plain_resolution: 32, batch_size: 4}\n"
@@ -113,6 +115,7 @@ def test_step_memory_tries_each_case_once(tmp_path, capfd):
     assert "bad                          does not fit, " in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_smoke_results_make_no_table(smoke, tmp_path):
     folder = tmp_path / "2030-01-01_machine"
     folder.mkdir()

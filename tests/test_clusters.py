@@ -179,6 +179,7 @@ if [ "$1" = --parsable ]; then echo 7; exit; fi
 """
 
 
+@pytest.mark.slow
 def test_parts_by_slurm_kubernetes_and_ray_become_one_file(checkout):
     """SLURM's writes part 0, Kubernetes' part 1; Ray's finds both; then they are merged."""
     make.make_image_folder(checkout / "shared/imagenet")

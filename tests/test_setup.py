@@ -153,6 +153,7 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ffcv.loader,cv2,torch", "cv2,torch,ffcv.loader"])
 def test_two_opencvs_live_in_one_process(order):
     """FFCV's library links the system's OpenCV, its Python code imports another one."""

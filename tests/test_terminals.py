@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.tools.test_report import make_run
 
+pytestmark = pytest.mark.slow
+
 # variables, and a name for folders; a locale whose file names are ASCII refuses other paths
 ENVIRONMENTS = [
     ({"PYTHONIOENCODING": "ascii"}, "läufe_ü"),

@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 from tests.torture import __main__ as torture
 from tests.torture import files, training, writer
 
+pytestmark = pytest.mark.slow
+
 
 def test_cut_and_flipped_files_are_refused():
     found = files.damages(24, None, images=20)

@@ -478,6 +478,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGHUP, 130), (signal.SIGKILL, -9)],
@@ -688,6 +689,7 @@ def test_lock_is_there_while_it_writes(tmp_path, monkeypatch):
     assert files_in(tmp_path) == ["x.beton", "x.beton.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", ["dead", "own", "empty"])
 def test_leftovers_of_dead_writers_are_removed(holder, tmp_path):
     """Also a lock with this process's own id: in a restarted container ids repeat."""

@@ -303,6 +303,7 @@ def stock(mixed, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_stock_loader_sees_our_images(mixed, stock):
     """Decoded by stock FFCV from the page cache: the same images in the same order."""
     file, seen = BetonFile(mixed), np.load(stock / "seen.npz")

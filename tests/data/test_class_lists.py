@@ -52,6 +52,7 @@ def edit(path, **changes):
     sidecar_path(path).write_text(json.dumps(about | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_a_part_that_was_never_merged_is_reported(quick_run, tmp_path, backend, capsys):
     part = tmp_path / "val.part-0001-of-0002.beton"
@@ -71,6 +72,7 @@ def test_other_classes_are_refused_without_a_summary(quick_run, tmp_path, swappe
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_weights_are_not_evaluated_on_other_classes_without_a_summary(quick_run, swapped):
     folder = quick_run()
     weights = f"--model.checkpoint={folder}/weights.safetensors"

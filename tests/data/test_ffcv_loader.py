@@ -286,6 +286,7 @@ def test_altered_tables_are_refused_before_compiled_code_runs(path, tmp_path, mo
     assert not reached
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_threads(path):
     """In a process of its own: importing FFCV alone leaves torch with one thread."""
     code = f"""
@@ -332,6 +333,7 @@ def test_bad_requests_are_refused_with_the_fix(path, tmp_path):
         train_loader(tmp_path / "text.beton")
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_threads_when_the_operations_come_first():
     """As in the plan, which looks whether their kernels are compiled before it opens a loader."""
     code = """

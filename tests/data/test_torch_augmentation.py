@@ -185,6 +185,7 @@ def test_operations_are_drawn_uniformly(applied, kind):
     assert (np.abs(counts - 2800 / len(names)) < 4.5 * np.sqrt(2800 / len(names))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("magnitude", "mstd", "mean", "std"),
     [(9, 0, 9, 0), (9.5, 0, 9.5, 0), (9, 0.5, 9, 0.5), (9, 101, 4.5, 9 / 12**0.5)],

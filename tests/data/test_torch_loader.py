@@ -414,6 +414,7 @@ def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
     assert order == ["batch before, late", "decode", step, "transforms", "step"]
 
 
+@pytest.mark.slow
 def test_a_worker_whose_server_is_gone_already_ends():
     """In a process of its own, since it asks the system to be killed with its parent."""
     code = """
@@ -583,6 +584,7 @@ def test_workers_that_hang_are_ended_within_seconds(root):
     assert not any(alive(worker) for worker in workers)
 
 
+@pytest.mark.slow
 def test_the_signals_that_stop_a_run_are_blocked_for_the_server_of_the_workers():
     """In a process of its own, where nothing has started multiprocessing's tracker before."""
     code = """

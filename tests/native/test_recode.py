@@ -19,7 +19,7 @@ from fast_imagenet.beton.encode import EncodeSettings, fitting_size
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.sources import open_source
 from tests import jpeg_reference
-from tests.beton.test_jpeg import picture
+from tests.beton.test_jpeg import made_image
 from tests.conftest import ROOT
 from tests.odd_images import as_jpeg, odd_images, scene
 
@@ -87,7 +87,7 @@ def test_coefficients_are_kept_rounded_or_halved(subsampling):
     rng = np.random.default_rng(subsampling)
     for number in range(60):
         height, width = rng.integers(1, 70, 2)
-        image = picture(height, width, number)
+        image = made_image(height, width, number)
         if number % 5 == 0:
             image = rng.integers(0, 256, image.shape, np.uint8)
         if number % 7 == 0:
@@ -112,7 +112,7 @@ def test_coefficients_of_photographs():
 )
 def test_it_is_no_worse_than_encoding_again(subsampling, height, width):
     """Measured against the source's pixels; the sides reach every way an image can end."""
-    image = picture(height, width)
+    image = made_image(height, width)
     source = as_jpeg(image, quality=96, subsampling=subsampling)
     seen = pixels(source)
     again = jpeg.encode_jpeg(seen, 85, optimize=False)
@@ -124,7 +124,7 @@ def test_it_is_no_worse_than_encoding_again(subsampling, height, width):
 
 
 def test_coarse_source_is_not_made_finer():
-    source = as_jpeg(picture(90, 120), quality=50, subsampling=2)
+    source = as_jpeg(made_image(90, 120), quality=50, subsampling=2)
     ours = rewrite(source)
     np.testing.assert_array_equal(pixels(ours), pixels(source))
     assert len(ours) < 1.1 * len(source)
@@ -170,7 +170,7 @@ def test_photographs_are_nearer_and_smaller_than_encoded_again():
 )
 def test_shrinking_is_an_area_mean(size_wh, longest, subsampling):
     """As near to the exact mean as decoding, INTER_AREA and encoding again."""
-    data = as_jpeg(picture(size_wh[1], size_wh[0]), quality=95, subsampling=subsampling)
+    data = as_jpeg(made_image(size_wh[1], size_wh[0]), quality=95, subsampling=subsampling)
     new_wh = fitting_size(size_wh, longest)
     mean = cv2.resize(pixels(data), new_wh, interpolation=cv2.INTER_AREA).astype(int)
     again, ours = jpeg.encode_jpeg(mean.astype(np.uint8), 95), rewrite(data, 95, new_wh)
@@ -195,7 +195,7 @@ def test_shrunk_photographs_are_as_near_as_the_long_way():
 
 
 def test_shrinking_writes_markers_and_quantisers_as_the_encoder_does():
-    ours = rewrite(as_jpeg(picture(300, 400), quality=95), 85, (200, 150))
+    ours = rewrite(as_jpeg(made_image(300, 400), quality=95), 85, (200, 150))
     stored = jpeg_reference.read(ours)
     assert (stored.width, stored.height, stored.halved, stored.interval) == (200, 150, True, 1)
     assert stored.steps[:2].tobytes() == jpeg.quantisers(85)
@@ -214,7 +214,7 @@ def test_what_is_not_plain_is_left_to_others():
     assert rewrite(others.pop("big_profile.JPEG"))
     for name, data in others.items():
         assert recode.read_header(data) is None, name
-    image = picture(40, 60)
+    image = made_image(40, 60)
     assert recode.read_header(jpeg.encode_jpeg(image)) is None  # has markers already
     assert recode.read_header(as_jpeg(image, keep_rgb=True, subsampling=0)) is None
     for subsampling in (0, 2):
@@ -242,7 +242,7 @@ def test_codes_that_no_8_bit_image_has_are_not_read(place, symbol, sound):
 def damaged(count, subsampling, seed=1):
     """Plain JPEGs with a few bytes changed, often cut, with a good end."""
     rng = np.random.default_rng(seed)
-    data = as_jpeg(picture(70, 90), quality=95, subsampling=subsampling)
+    data = as_jpeg(made_image(70, 90), quality=95, subsampling=subsampling)
     for _ in range(count):
         broken = bytearray(data)
         for place in rng.integers(2, len(data), rng.integers(1, 4)):
@@ -331,7 +331,7 @@ def test_it_is_built_where_it_is_missing(tmp_path, monkeypatch):
 def test_bytes_do_not_depend_on_the_processor(tmp_path, monkeypatch):
     """The same from code for any processor of the kind, without vectors of eight."""
     sources = [
-        as_jpeg(picture(97, 150, seed), quality=quality, subsampling=subsampling)
+        as_jpeg(made_image(97, 150, seed), quality=quality, subsampling=subsampling)
         for seed, (quality, subsampling) in enumerate(((96, 0), (90, 2), (60, 0)))
     ]
     sizes = None, (75, 49), (149, 97)

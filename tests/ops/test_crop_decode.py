@@ -596,6 +596,7 @@ def test_training_and_validation_loaders_run_side_by_side(files):
         np.testing.assert_array_equal(np.concatenate(together[kind]), alone[kind][0])
 
 
+@pytest.mark.slow
 def test_second_process_compiles_nothing():
     """All kernels come from the cache on disk, with FFCV in the process and without."""
     code = (

@@ -49,6 +49,7 @@ def folder_of(tmp_path):
     return tmp_path / "tmp" / f"fast_imagenet_kernels_{os.getuid()}"
 
 
+@pytest.mark.slow
 def test_a_private_folder_is_taken_noted_once_and_used_again(start, tmp_path):
     notes = start()
     folder = folder_of(tmp_path)
@@ -61,6 +62,7 @@ def test_a_private_folder_is_taken_noted_once_and_used_again(start, tmp_path):
     start(KERNEL_PROBE, printed=f'"folder": "{folder}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["open to others", "link", "file"])
 def test_a_folder_that_is_not_private_is_not_used(start, tmp_path, kind):
     folder, elsewhere = folder_of(tmp_path), tmp_path / "elsewhere"
@@ -78,6 +80,7 @@ def test_a_folder_that_is_not_private_is_not_used(start, tmp_path, kind):
     start(KERNEL_PROBE, printed='"folder": null')
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_costs_time_only(start, tmp_path):
     start()
     (index,) = folder_of(tmp_path).rglob("*apply_grayscale*.nbi")

@@ -959,6 +959,7 @@ def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
     assert any("row_group_size=1000" in note for note in source.notes)
 
 
+@pytest.mark.slow
 def test_a_small_parquet_file_of_gigabytes_needs_little_memory(tmp_path):
     """24 images of 20 MB, all alike, are some kB of file, and were 0.8 GB of memory."""
     code = f"""
