@@ -76,7 +76,9 @@ def check_records(jobs: list[Job], write: list[dict[str, Any]]) -> None:
 
     changed = []
     for job in jobs:
-        words = dict(search=script.CONFIG_FOLDERS, prog=f"study, {job.name}", description="")
+        words: dict[str, Any] = dict(
+            search=script.CONFIG_FOLDERS, prog=f"study, {job.name}", description=""
+        )
         planned = to_dict(read_config(script.SETTINGS, job.flags, **words))
         if not job.record.exists():
             continue
@@ -145,7 +147,7 @@ def check_file(file: Path, planned: dict[str, Any]) -> None:
 def _settings_in_file(beton: BetonFile, planned: dict[str, Any]) -> dict[str, Any]:
     """The settings that a file itself holds; write.limit where it is exceeded."""
     stored = dict((beton.header_json or beton.sidecar).get("settings", {}))
-    found = {}
+    found: dict[str, Any] = {}
     if "skip_bad" in stored:
         found["source.on_error"] = "skip" if stored.pop("skip_bad") else "fail"
     found |= {f"write.{key}": value for key, value in stored.items()}

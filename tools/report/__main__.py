@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fast_imagenet.config import interpreter
 from fast_imagenet.files import write_atomically
@@ -103,7 +104,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m tools.report", None, __doc__, formatter_class=form)
     parser.set_defaults(command=run_build)
-    folder = dict(type=Path, metavar="FOLDER", help="of the records (records)")
+    folder: dict[str, Any] = dict(type=Path, metavar="FOLDER", help="of the records (records)")
     parser.add_argument("--folder", default=Path("records"), **folder)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 when stale")
     commands = parser.add_subparsers(metavar="add|page")

@@ -63,7 +63,7 @@ def _with_settings(run: Run, config: str | None) -> Run:
     import train_imagenet as script
     from fast_imagenet.config import read_config, to_dict
 
-    words = dict(search=script.CONFIG_FOLDERS, prog="report add", description="")
+    words: dict[str, Any] = dict(search=script.CONFIG_FOLDERS, prog="report add", description="")
     cfg = read_config(script.SETTINGS, [f"--config={config}"], **words)
     return replace(run, settings=to_dict(cfg))
 
@@ -94,9 +94,9 @@ def _write(run: Run, source: Path, place: Path) -> None:
         if content:
             write_json(partial / f"{name}.json", redact_paths(content))
     log = source if source.is_file() else source / "log.jsonl"
-    lines = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(log.parent / "steps.jsonl")}
-    for name, content in lines.items():
-        if content:
-            text = "".join(json.dumps(redact_paths(line)) + "\n" for line in content)
+    logs = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(log.parent / "steps.jsonl")}
+    for name, lines in logs.items():
+        if lines:
+            text = "".join(json.dumps(redact_paths(line)) + "\n" for line in lines)
             (partial / name).write_text(text, encoding="utf-8")
     partial.rename(place)

@@ -174,10 +174,9 @@ def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
     wrong_n = np.flatnonzero(labels_n != guesses_n)
     wrong_n = wrong_n[np.argsort(probabilities_n2[wrong_n, 0], kind="stable")][:count]
     source, ratio = open_dataset(val, "val"), cfg.validation.plain_crop_ratio
-    worst = [
-        Mistake(n, int(labels_n[n]), int(guesses_n[n]), *probabilities_n2[n].tolist(),
-                thumbnail(source, n, ratio)) for n in wrong_n.tolist()
-    ]  # fmt: skip
+    pairs_n2 = probabilities_n2.tolist()
+    worst = [Mistake(n, int(labels_n[n]), int(guesses_n[n]), pairs_n2[n][0], pairs_n2[n][1],
+                     thumbnail(source, n, ratio)) for n in wrong_n.tolist()]  # fmt: skip
     names = class_names(source, loader.num_classes)
     return Mistakes(names, counts_kk, worst, f"{weights.name} on {val.name}")
 
@@ -219,7 +218,8 @@ def class_names(source: Any, count: int) -> list[str]:
 def thumbnail(source: Any, sample: int, crop_ratio: float) -> bytes:
     """The central square of an image as JPEG."""
     rgb_hwc = to_hwc(read_stored(source, sample))
-    region = CenterCrop()(*rgb_hwc.shape[:2], sample, crop_ratio)
+    height, width = rgb_hwc.shape[:2]
+    region = CenterCrop()(height, width, sample, crop_ratio)
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
     image, file = Image.fromarray(rgb_hwc).crop(box), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -42,9 +42,9 @@ Point = tuple[float, float]
 def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
     groups = book.groups
-    rates = [{"title": book.title(group), "rate": rate, "wait": wait} for group in groups
-             if (rate := _rounded(group.spread("images_per_second")))
-             and (wait := _rounded(group.spread("data_wait"))) and group.timed]  # fmt: skip
+    keys = {"rate": "images_per_second", "wait": "data_wait"}
+    rates = [{"title": book.title(g)} | {k: _rounded(g.spread(v)) for k, v in keys.items()}
+             for g in groups if g.timed and g.logged("data_wait")]  # fmt: skip
     curves = [_curve(group, book.title(group)) for group in groups]
     return {ACCURACY: curves, SEEN: _points(book, groups), THROUGHPUT: rates}
 
@@ -113,9 +113,9 @@ def _points(book: Book, groups: list[Group]) -> Series:
     return [dict(zip(keys, key, strict=True)) | {"points": sorted(series[key])} for key in series]
 
 
-def _rounded(spread: Spread | None, digits: int = 3) -> list[float]:
+def _rounded(spread: Spread, digits: int = 3) -> list[float]:
     """Mean and deviation."""
-    return [round(spread.mean, digits), round(spread.deviation or 0.0, digits)] if spread else []
+    return [round(spread.mean, digits), round(spread.deviation or 0.0, digits)]
 
 
 def _draw_accuracy(figure: Figure, series: Series) -> None:
@@ -138,14 +138,17 @@ def _draw_curves(axes: Axes, series: Series, xs: list[list[float]]) -> None:
     for k, (one, x, place) in enumerate(zip(series, xs, side_by_side(curves), strict=True)):
         color, top, error = COLORS[k % len(COLORS)], one["top1"], one["deviation"]
         label = f"{one['title']}: {top[-1]:.1f} %, {one['seeds']} seed{'s' * (one['seeds'] > 1)}"
+        style: dict[str, Any] = dict(color=color, label=label)
         if len(x) == 1:
-            mark = dict(fmt=MARKS[k % len(MARKS)], markersize=7, markeredgecolor="white", zorder=4)
-            axes.errorbar([place], top, yerr=error, color=color, label=label, **mark)
+            style |= dict(
+                fmt=MARKS[k % len(MARKS)], markeredgecolor="white", markersize=7, zorder=4
+            )
+            axes.errorbar([place], top, yerr=error, **style)
         elif x:
             low, high = np.subtract(top, error), np.add(top, error)
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-            line = dict(fmt="o" + LINES[k % len(LINES)], markersize=3, linewidth=1.6)  # see LINES
-            axes.errorbar(x, top, color=color, label=label, **line)
+            style |= dict(fmt="o" + LINES[k % len(LINES)], markersize=3, linewidth=1.6)
+            axes.errorbar(x, top, **style)
 
 
 def side_by_side(series: list[list[Point]], log: bool = False) -> list[float]:
@@ -178,7 +181,8 @@ def _draw_points(figure: Figure, series: Series) -> None:
         for k, (one, place) in enumerate(zip(shown, places, strict=True)):
             x, y, error = zip(*one["points"], strict=True)
             color, mine, several = COLORS[k % len(COLORS)], one["measured"], len(x) > 1
-            style = dict(color=color, linewidth=0.8, markersize=8 if mine else 5.5, zorder=3 + mine)
+            style: dict[str, Any] = dict(color=color, linewidth=0.8, zorder=3 + mine)
+            style |= dict(markersize=8 if mine else 5.5)
             style |= dict(markerfacecolor=color if mine else "white", label=one["title"])
             style |= dict(fmt=MARKS[k % len(MARKS)] + "-" * several)
             ax.errorbar(x if several else place, y, error if any(error) else None, **style)

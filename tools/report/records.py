@@ -214,10 +214,13 @@ class Group:
         """Whether its times mean something."""
         return self.about.get("timed", True)
 
-    def spread(self, key: str) -> Spread | None:
-        """Of one of `Run.numbers` over the seeds; None where one of them did not log it."""
-        values = [run.numbers[key] for run in self.runs if key in run.numbers]
-        return spread(values) if len(values) == len(self.runs) else None
+    def logged(self, key: str) -> bool:
+        """Whether all seeds have one of `Run.numbers`."""
+        return all(key in run.numbers for run in self.runs)
+
+    def spread(self, key: str) -> Spread:
+        """Of one of `Run.numbers` over the seeds, all of which logged it."""
+        return spread([run.numbers[key] for run in self.runs])
 
     def only(self, run: Run) -> Group:
         """One run of the group."""
@@ -225,9 +228,9 @@ class Group:
 
     def text(self, key: str, digits: int = 1) -> str:
         """Its spread in words, or why there is none to show."""
-        found = self.spread(key)
-        shown = found.text(digits) if found else "not logged"
-        return "not timed" if key in TIMES and not self.timed else shown
+        if key in TIMES and not self.timed:
+            return "not timed"
+        return self.spread(key).text(digits) if self.logged(key) else "not logged"
 
     @property
     def seeds(self) -> str:

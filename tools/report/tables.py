@@ -59,7 +59,9 @@ class Book:
         rows: list[tuple[str, Group | None]] = []
         for name in dict.fromkeys([*self.reported.readme, *self.rows]):
             groups = entry.groups if (entry := self.rows.get(name)) else ()
-            shown = [group for group in groups if group is groups[0] or group.about.get("readme")]
+            shown: list[Group | None] = [
+                group for group in groups if group is groups[0] or group.about.get("readme")
+            ]
             rows += [(name, group) for group in shown or [None]]
         return rows
 
@@ -139,7 +141,7 @@ def _inline(match: re.Match[str], book: Book) -> str:
     start, place, key, _, end = match.groups()
     groups = [*book.groups, *(group for entry in book.studies.values() for group in entry.groups)]
     found = next((group for group in groups if group.folder == book.records / place), None)
-    if found is None or found.spread(key) is None:
+    if found is None or not found.logged(key):
         known = ", ".join(found.runs[0].numbers) if found else "no group of records/"
         raise RecordError(f"README.md shows {key} of {place}: {known}")
     return f"{start}{found.spread(key).text()}{end}"

@@ -29,12 +29,14 @@ PLAN_KEYS = {"config": (str, list), "settings": dict, "seeds": list, "write": li
 GROUP_KEYS = {"name": str, "label": str, "settings": dict}
 EVALS = ("standard", "config", "other")
 # by: who, source: where it can be read, network: as they call it, protocol: how they evaluated
-BLOCK_KEYS = dict.fromkeys(("by", "source", "data", "network", "protocol", "eval"), str)
+BLOCK_KEYS: dict[str, Any] = dict.fromkeys(
+    ("by", "source", "data", "network", "protocol", "eval"), str
+)
 OPTIONAL = {"hardware", "note"}
 BLOCK_KEYS |= dict.fromkeys(OPTIONAL, str)
 # config: ours of the same recipe, recipe: its name where we have none; spread: of top1, in percent
 NUMBERS = ("epochs", "top1", "top5", "spread", "minutes")
-RESULT_KEYS = dict.fromkeys(("config", "recipe", "network"), str)
+RESULT_KEYS: dict[str, Any] = dict.fromkeys(("config", "recipe", "network"), str)
 RESULT_KEYS |= dict.fromkeys(NUMBERS, (int, float))
 
 
@@ -42,7 +44,9 @@ class RecordError(ValueError):
     """A record is damaged, unfinished or contradicts another. The message is one sentence."""
 
 
-def check_keys(content: Any, kinds: dict[str, Any], required: Iterable[str], where: Any) -> dict:
+def check_keys(
+    content: Any, kinds: dict[str, Any], required: Iterable[str], where: Path | str
+) -> dict[str, Any]:
     """`content` if it is a mapping with all required and no unknown keys, else RecordError."""
     if not isinstance(content, dict):
         raise RecordError(f"{where}: {content!r} is not a mapping of {', '.join(kinds)}")
@@ -102,7 +106,8 @@ def read_study(path: Path) -> Study | None:
     content["groups"] = [GroupPlan(**plan) for plan in plans]
     if isinstance(content["config"], str):
         content["config"] = [content["config"]]
-    study = Study(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    parts: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in content.items()}
+    study = Study(**parts)
     _check_plan(study, path)
     return study
 
@@ -110,7 +115,7 @@ def read_study(path: Path) -> Study | None:
 def _check_plan(study: Study, path: Path) -> None:
     seeds, names = list(study.seeds), [group.name for group in study.groups]
     listed = ", ".join(names)
-    own = OWN_SETTINGS & {key for one in (study, *study.groups) for key in one.settings}
+    own = OWN_SETTINGS & set(study.settings).union(*(group.settings for group in study.groups))
     rules = [
         (bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds),
          f"seeds={seeds} must be whole numbers from 0, at least one"),
