@@ -80,7 +80,10 @@ def _fill_look_up(table, look, code, length, symbol, is_dc):
 
 @kernel
 def _read_huffman(address, length, look, slow):
-    """The tables of one DHT segment of `length` bytes at `address`. Returns False when unusual."""
+    """The tables of one DHT segment of `length` bytes at `address`. Returns False when unusual.
+
+    Deep because a segment holds tables, a table code lengths, and a length codes.
+    """
     at = 0
     while at + 17 <= length:
         kind = np.int64(load_byte(address + np.uintp(at)))
@@ -239,6 +242,7 @@ def _read_block(at, bits, count, dc, choice, memory, block):
         addresses of the look-up tables, the slow tables and the quantisers. block: address.
     Returns: (at, bits, count, dc, last): last = position of the last coefficient read, 0 for DC
         alone, -1 for a damaged block.
+    Deep because the state of the bit reader must stay in registers: this is the inner loop.
     """
     look, slow, quantisers = memory
     quantiser = quantisers + np.uintp(320 * choice[2])
@@ -363,6 +367,7 @@ def _decode_tiles(address, size, header, area, clean, tables, planes, pitches):
     Args: clean: address of room for one tile and OVERREAD. tables: of TABLE_BYTES. planes:
         addresses of luma, blue, red.
     Returns: whether all went well.
+    Long because the tiles share the reader's state, which a helper would have to take and return.
     """
     # In the workspace, not in local arrays: those are freed once only their address is in use.
     blocks = (tables + np.uintp(63)) & ~np.uintp(63)

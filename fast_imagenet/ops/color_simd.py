@@ -82,7 +82,10 @@ def _clip(builder, value):
 
 
 def _run_steps(builder, colors, program, steps):
-    """Blend the colors `steps` times, see `blend_block`. Returns the new ones."""
+    """Blend the colors `steps` times, see `blend_block`. Returns the new ones.
+
+    Deep because every `with` is a block of the code that it generates.
+    """
     slots = [cgutils.alloca_once_value(builder, color) for color in colors]
     ground = cgutils.alloca_once(builder, _FLOATS)
     zero, one = FLOAT(0.0), FLOAT(1.0)
