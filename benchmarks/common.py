@@ -165,8 +165,8 @@ def read_config(*flags: str) -> SimpleNamespace:
     return recipe.read_config(recipe.SETTINGS, list(flags), **options)
 
 
-def build_training(cfg: SimpleNamespace, classes: int, device: str) -> tuple[Any, Any]:
-    """What train_imagenet.py trains with, on one device: (Training, the network in evaluation)."""
+def build_state(cfg: SimpleNamespace, classes: int, device: str) -> Any:
+    """What train_imagenet.py trains with, on one device: a TrainState."""
     import torch
 
     import train_imagenet as recipe
@@ -174,8 +174,9 @@ def build_training(cfg: SimpleNamespace, classes: int, device: str) -> tuple[Any
 
     alone = Distributed(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
     model = recipe.build_model(cfg, classes, alone.device)
-    called, evaluated = recipe.wrap_model(model, cfg, alone)
-    return recipe.build_training(cfg, model, called, classes, alone), evaluated
+    networks = recipe.wrap_model(model, cfg, alone)
+    many = 10**6  # steps of an epoch: the learning rate stays that of the beginning
+    return recipe.build_state(cfg, networks, classes, many, alone)
 
 
 def noise(count: int, resolution: int, classes: int, device: str) -> tuple[Any, Any, Any]:

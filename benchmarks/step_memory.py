@@ -45,18 +45,18 @@ def measure(name: str, device: str) -> dict:
     import torch
 
     import train_imagenet as recipe
+    from fast_imagenet.engine.run import StepRecorder
 
     cfg = common.read_config(f"--config={name}")
-    t, evaluated = common.build_training(cfg, CLASSES, device)
+    state, steps = common.build_state(cfg, CLASSES, device), StepRecorder()
     batch = common.noise(cfg.training.batch_size, cfg.resolution.max_res, CLASSES, device)
-    losses, _, _ = recipe.train_epoch(t, [batch] * STEPS, 0, 10**6, lambda *_: None)
-    losses[-1].item()
+    recipe.train_epoch(state, [batch] * STEPS, steps)
+    steps.losses[-1].item()
 
     def batches(resolution: int, crop_ratio: float) -> list[tuple]:
         return [common.noise(cfg.validation.batch_size, resolution, CLASSES, device)[:2]]
 
-    loader = SimpleNamespace(batches=batches)
-    recipe.evaluate(evaluated, loader, cfg, t.autocast, torch.device(device))
+    recipe.evaluate(state.eval_model, batches, cfg, state.autocast, torch.device(device))
     cuda = device == "cuda"
     return {
         "held_bytes": torch.cuda.max_memory_reserved() if cuda else None,

@@ -21,7 +21,6 @@ import common
 
 CLASSES = 1000
 SLOTS = 5  # the loader's buffers: steps before all are touched are left out of the timing
-MANY = 10**6  # steps of an epoch: the learning rate stays that of the beginning
 SETTINGS = {
     "device": {"default": "cuda", "help": "cuda or cpu"},
     "arch": {"default": "resnet50", "help": "torchvision or timm name"},
@@ -34,11 +33,11 @@ FLAGS = common.IMAGES | SETTINGS | {"cores": {"default": 0, "help": "0 = all tha
 
 
 def build(arguments: argparse.Namespace, precision: str, compiled: str) -> tuple[Any, Any]:
-    """The recipe's training objects on the device, and their settings: (Training, cfg)."""
+    """The recipe's TrainState on the device, and its settings."""
     flags = [f"--model.arch={arguments.arch}", f"--training.batch_size={arguments.batch_size}"]
     flags += [f"--training.precision={precision}", f"--training.compile={compiled}"]
     cfg = common.read_config(*flags)
-    return common.build_training(cfg, CLASSES, arguments.device)[0], cfg
+    return common.build_state(cfg, CLASSES, arguments.device), cfg
 
 
 def build_ours(arguments: argparse.Namespace) -> Any:
@@ -53,26 +52,28 @@ def build_peer(arguments: argparse.Namespace, images_bhwc: Any) -> Any:
     from fast_imagenet.data.device_transforms import normalize
 
     half = arguments.device == "cuda"
-    t, cfg = build(arguments, "fp16" if half else "fp32", "off")
-    groups = recipe.decay_groups(t.model, cfg.training.weight_decay)
-    t.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=cfg.training.momentum)
+    state, cfg = build(arguments, "fp16" if half else "fp32", "off")
+    groups = recipe.decay_groups(state.model, cfg.training.weight_decay)
+    state.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=cfg.training.momentum)
     dtype = torch.float16 if half else torch.float32
     ready = normalize(images_bhwc, recipe.MEAN, recipe.STD, dtype)
-    t.prepare = lambda images, labels, samples, epoch, step: (ready, labels)
-    return t
+    state.prepare = lambda images, labels, samples, epoch, step: (ready, labels)
+    return state
 
 
-def run_steps(t: Any, batches: Iterable[tuple]) -> float:
+def run_steps(state: Any, batches: Iterable[tuple]) -> float:
     """Train on all batches. Returns images per second; waits for the device at both ends."""
     import train_imagenet as recipe
+    from fast_imagenet.engine.run import StepRecorder
 
     begin = time.perf_counter()
-    losses, _, seen = recipe.train_epoch(t, batches, 0, MANY, lambda *_: None)
-    losses[-1].item()
-    return seen / (time.perf_counter() - begin)
+    steps = StepRecorder()
+    recipe.train_epoch(state, batches, steps)
+    steps.losses[-1].item()
+    return steps.images / (time.perf_counter() - begin)
 
 
-def loader_rounds(t: Any, path: str, arguments: argparse.Namespace) -> common.Rate:
+def loader_rounds(state: Any, path: str, arguments: argparse.Namespace) -> common.Rate:
     """Rounds of steps on the loader's batches, each round an epoch of its own."""
     from fast_imagenet.data.ffcv_loader import TrainLoader
 
@@ -83,8 +84,8 @@ def loader_rounds(t: Any, path: str, arguments: argparse.Namespace) -> common.Ra
         batches = loader.epoch(next(epochs), arguments.side)
         # a label of the file is the image's place, of which there are more than classes
         inside = ((images, labels % CLASSES, samples) for images, labels, samples in batches)
-        run_steps(t, itertools.islice(inside, SLOTS))
-        rate = run_steps(t, itertools.islice(inside, arguments.steps))
+        run_steps(state, itertools.islice(inside, SLOTS))
+        rate = run_steps(state, itertools.islice(inside, arguments.steps))
         batches.close()
         return rate
 

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {
-    *("arch_names", "config", "erasing", "files", "kernel_cache", "machine", "native"),
-    *("processes", "program", "rng", "terminal", "validation"),
+    *("arch_names", "config", "environment", "erasing", "files", "kernel_cache", "machine"),
+    *("native", "processes", "program", "rng", "terminal", "validation"),
 }
 FLOORS = (  # from the ground up; a module imports from its own floor and those below
     {f"fast_imagenet.{name}" for name in GROUND},

@@ -81,17 +81,17 @@ def run_as_script(monkeypatch, *flags):
         MemoryError(),
     ],
 )
-@pytest.mark.parametrize("place", ["trial", "step"])
+@pytest.mark.parametrize("place", ["try", "step"])
 def test_out_of_memory_says_which_setting_to_lower(place, error, tiny_beton, tmp_path, monkeypatch):
     def full(*_, **__):
         raise error
 
     flags = [f"--config={SMOKE}", "--model.arch=timm/test_resnet", "--training.epochs=3"]
     flags += [f"--data.{s}_dataset={tiny_beton}/{s}.beton" for s in ("train", "val")]
-    if place == "trial" and isinstance(error, torch.OutOfMemoryError):
+    if place == "try" and isinstance(error, torch.OutOfMemoryError):
         monkeypatch.setattr(models, "warm_up", lambda step, *_: step(32))
         monkeypatch.setattr(torch.nn.Conv2d, "forward", full)
-    elif place == "trial":
+    elif place == "try":
         monkeypatch.setattr(models, "try_network", full)
     else:
         monkeypatch.setattr(torch.Tensor, "backward", full)

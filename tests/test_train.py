@@ -26,6 +26,9 @@ from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fast_imagenet.engine.distributed import choose_precision
+from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.run import StepRecorder, data_wait_line
+from fast_imagenet.engine.train_state import TrainState
 from fast_imagenet.models.factory import (
     classification_layer,
     create_model,
@@ -186,33 +189,36 @@ def test_the_step_follows_the_schedule_and_accumulates_exactly():
         with torch.no_grad():
             model[1].weight.copy_(weights.T)
             model[1].bias.zero_()
-        t = training_of(model, micro)
+        state = state_of(model, micro)
         torch.manual_seed(1)
         images = torch.randint(256, (8, 4, 4, 3), dtype=torch.uint8)
         batches = [(images, torch.arange(8) % 5, np.arange(8))] * 3
-        rates = {}
-
-        def show(step, loss, lr, images, waited, rates=rates):
-            rates[step] = lr
-
-        losses, _, seen = train_imagenet.train_epoch(t, batches, 6, 3, show)
-        assert rates == pytest.approx({6: 2.0, 7: 2 + 1 / 3, 8: 2 + 2 / 3}) and seen == 24
-        results.append((torch.stack(losses), model[1].weight.detach().clone()))
+        recorder, rates = StepRecorder(first_step=6), {}
+        record = recorder.after_step
+        recorder.after_step = lambda step, loss, lr, images, rates=rates, record=record: (
+            rates.update({step: lr}),
+            record(step, loss, lr, images),
+        )
+        train_imagenet.train_epoch(state, batches, recorder)
+        assert rates == pytest.approx({6: 2.0, 7: 2 + 1 / 3, 8: 2 + 2 / 3})
+        assert recorder.images == 24
+        results.append((torch.stack(recorder.losses), model[1].weight.detach().clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
-def training_of(model, micro):
-    return train_imagenet.Training(
-        model=model,
+def state_of(model, micro):
+    return TrainState(
+        *(model, model, model),
         optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        ema=train_imagenet.WeightAverage(model),
+        ema=WeightAverage(model),
         loss=F.cross_entropy,
         prepare=lambda images, labels, samples, epoch, step: (images / 255, labels),
         autocast=lambda: torch.autocast("cpu", enabled=False),
         lr_at_epoch=lambda epoch: epoch,
         decay_at_step=lambda step: 0.0,
         seed_at_step=lambda step: step,
+        steps_per_epoch=3,
         micro_batch=micro,
         clip_grad=1.0,
     )
@@ -221,8 +227,8 @@ def training_of(model, micro):
 # ── evaluation ──
 
 
-def test_evaluation_scores_both_protocols():
-    """A network that knows left from right: the flip changes the configured protocol only."""
+def test_both_evaluations_are_scored():
+    """A network that knows left from right: the flip changes the config eval only."""
 
     class LeftOrRight(nn.Module):
         def forward(self, images):
@@ -240,12 +246,12 @@ def test_evaluation_scores_both_protocols():
 
     v = dict(resolution=6, crop_ratio=1.0, plain_resolution=6, plain_crop_ratio=1.0, lr_tta=True)
     cfg = SimpleNamespace(validation=SimpleNamespace(**v))
-    args = (LeftOrRight(), SimpleNamespace(batches=batches), cfg)
+    args = (LeftOrRight(), batches, cfg)
     autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
     scores = train_imagenet.evaluate(*args, autocast, torch.device("cpu"))
     assert views == [(6, 1.0)]  # one pass serves both
-    assert scores["plain"]["top1"] == 100
-    assert scores["configured"]["top1"] == 50  # both sides average to a near tie
+    assert scores["standard"]["top1"] == 100
+    assert scores["config"]["top1"] == 50  # both sides average to a near tie
     cfg.validation.plain_crop_ratio = 0.875
     train_imagenet.evaluate(*args, autocast, torch.device("cpu"))
     assert views[1:] == [(6, 0.875), (6, 1.0)]
@@ -279,7 +285,7 @@ def test_a_run_leaves_everything_it_promises(quick_run, backend, capsys):
 
 
 def test_a_run_that_waits_for_data_says_so(quick_run, capsys):
-    line = train_imagenet.data_wait_line
+    line = data_wait_line
     assert line(0.2, 99, 1) == "" == line(0.9, 19, 1)  # a short run waits for the loader's start
     cores = len(os.sched_getaffinity(0))
     for workers in (0, cores):
@@ -291,13 +297,13 @@ def test_a_run_that_waits_for_data_says_so(quick_run, capsys):
     assert said.count("waiting for data") == (share > 0.2)
 
 
-def test_a_run_cut_by_max_steps_is_called_a_trial(quick_run, capsys, tmp_path):
+def test_a_run_cut_by_max_steps_is_called_a_smoke_run(quick_run, capsys, tmp_path):
     folder = quick_run("--training.epochs=3", "--training.max_steps=4", folder=tmp_path / "cut")
-    trial = "a trial: 4 of 15 steps (training.max_steps)"
-    assert f"; {trial} after " in capsys.readouterr().out
-    assert json.loads((folder / "summary.json").read_text())["cut_short"] == trial
+    text = "a smoke run: 4 of 15 steps (training.max_steps)"
+    assert f"; {text} after " in capsys.readouterr().out
+    assert json.loads((folder / "summary.json").read_text())["cut_short"] == text
     folder = quick_run("--training.epochs=3", "--training.max_steps=15")
-    assert "trial" not in capsys.readouterr().out
+    assert "smoke run" not in capsys.readouterr().out
     assert "cut_short" not in json.loads((folder / "summary.json").read_text())
 
 
@@ -357,7 +363,7 @@ def test_resume_refuses_other_settings(quick_run, tmp_path):
         quick_run(*common, "--training.resume=auto", "--lr.lr=0.5", folder=folder)
 
 
-def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_from(quick_run, tmp_path):
+def test_a_checkpoint_from_before_a_setting_was_there_is_resumed(quick_run, tmp_path):
     common = ["--data.backend=torchvision", "--training.epochs=2", "--lr.lr_peak_epoch=0.5"]
     folder = quick_run(*common, "--training.max_steps=5", folder=tmp_path / "run")
     state = load_checkpoint(folder / "last.pt")
@@ -370,7 +376,7 @@ def test_a_checkpoint_from_before_a_setting_was_there_is_gone_on_from(quick_run,
     assert read_log(folder)[-1]["epoch"] == 2
 
 
-def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):
+def test_resume_refuses_what_cannot_be_resumed(quick_run, tmp_path):
     common = ["--data.backend=torchvision", "--training.epochs=3", "--training.resume=auto"]
     folder = quick_run(*common, "--training.max_steps=10", folder=tmp_path / "run")
     config, state = (folder / "config.json").read_bytes(), load_checkpoint(folder / "last.pt")
@@ -387,7 +393,7 @@ def test_resume_refuses_what_cannot_be_gone_on_from(quick_run, tmp_path):
             quick_run(*common, "--training.max_steps=0", folder=folder)
         assert (folder / "config.json").read_bytes() == config, name
     torch.save(state["model"], folder / "last.pt")
-    with pytest.raises(ValueError, match="no checkpoint of a run: it lacks model"):
+    with pytest.raises(ValueError, match="not a checkpoint of a run: model, config"):
         quick_run(*common, folder=folder)
     (folder / "last.pt").unlink()
     with pytest.raises(ValueError, match="holds the log of a run and no last.pt"):
@@ -419,7 +425,7 @@ def test_training_from_weights_of_other_blurpool_is_refused(quick_run, tmp_path)
             quick_run(*flags, f"--model.checkpoint={folder}/{name}", folder=tmp_path / "other")
 
 
-def test_a_loss_that_diverges_is_told_and_never_saved(quick_run, tmp_path):
+def test_a_loss_that_diverges_is_reported_and_never_saved(quick_run, tmp_path):
     flags = ["--data.backend=torchvision", "--lr.lr=1e30", "--lr.lr_peak_epoch=0"]
     with pytest.raises(ValueError, match="not finite from step 1 on; lower lr.lr"):
         quick_run(*flags, "--training.max_steps=5", folder=tmp_path / "run")
@@ -435,7 +441,7 @@ def test_a_finished_run_says_so(quick_run, capsys):
     assert (folder / "log.jsonl").read_bytes() == before
 
 
-def test_a_finished_trial_says_so_and_keeps_its_numbers(quick_run, capsys):
+def test_a_finished_smoke_run_says_so_and_keeps_its_numbers(quick_run, capsys):
     flags = ["--data.backend=torchvision", "--training.epochs=3", "--training.resume=auto", SMALL]
     folder = quick_run(*flags, "--training.max_steps=7")
     names = ("log.jsonl", "summary.json", "last.pt")
@@ -477,7 +483,7 @@ def test_eval_only_takes_a_file_of_any_maker(quick_run, tmp_path, capsys, kind):
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert "30 images" in line
     if kind == "ours":
-        assert f"{log['plain_top1']:.2f} % plain" in line
+        assert f"{log['plain_top1']:.2f} % standard eval" in line
 
 
 def test_weights_of_other_classes_are_refused(quick_run, monkeypatch, tiny_beton):
@@ -571,7 +577,7 @@ def test_accuracy_of_every_evaluated_epoch_is_a_line(tiny_beton, tmp_path, termi
     lines = [line for line in lines if "px, loss" in line]
     assert [line.split(":")[0] for line in lines] == ["epoch 2", "epoch 3"]
     for line, record in zip(lines, log, strict=True):
-        assert f"top-1 {record['plain_top1']:.2f} % plain, {record['top1']:.2f} %" in line
+        assert f"top-1 {record['plain_top1']:.2f} % standard eval, {record['top1']:.2f} %" in line
 
 
 # ── a run that stands in no place of it ──
@@ -778,7 +784,7 @@ def test_best_of_a_run_killed_before_it_was_written_catches_up(quick_run, tmp_pa
     assert (best["epoch"], best["best"]) == (1, read_log(folder)[0]["ema_top1"])
 
 
-# ── what cannot work is told before the work ──
+# ── what cannot work is reported before the work ──
 
 VIT = ["--model.arch=deit_tiny_patch16_224", "--training.use_blurpool=false"]
 

@@ -68,3 +68,22 @@ def notes(loaders: Mapping[str, Any]) -> list[str]:
         files = " and ".join(unknown)
         found.append(f"note: no class list with {files}: labels are used as stored")
     return found
+
+
+def check_loaders(train_path: str, train: Any, val_path: str, val: Any, report: bool) -> None:
+    """Refuse files of different classes, and print what should be known of the data.
+
+    Args:
+        train_path, val_path: files of the loaders.
+        train, val: loaders; train may be None.
+        report: print, on one rank.
+    Raises:
+        ValueError: names both files.
+    """
+    loaders = {val_path: val}
+    if train is not None:
+        if fault := unequal(train, val):
+            raise ValueError(f"{train_path} and {val_path} {fault}; write both from one source")
+        loaders = {train_path: train} | loaders
+    if report:
+        print(*(f"{sentence}\n" for sentence in notes(loaders)), sep="", end="", flush=True)

@@ -159,3 +159,6 @@ def check_transforms(transforms: str, device: torch.device) -> None:
         raise ValueError(f"data.transforms={transforms} is unknown; use cpu or gpu")
     if transforms == "gpu" and device.type == "cpu":
         raise ValueError("data.transforms=gpu needs a GPU, and there is none; use cpu")
+
+
+TrainLoader, EvalLoader = TorchTrainLoader, TorchEvalLoader  # under ffcv_loader's names

@@ -14,6 +14,7 @@ import hashlib
 import json
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import nn
 
 from fast_imagenet import machine
 from fast_imagenet.files import write_atomically, write_json
+from fast_imagenet.models.layers import plain_model
 
 # Where the weights are in a checkpoint: ours and torchvision's reference scripts say model, timm
 # says state_dict. A file with none of these is taken to be a state dict itself.
@@ -33,13 +35,14 @@ EMBEDDED = ("arch", "num_classes", "classes", "use_blurpool", "mean", "std", "we
 LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
 
 
+FORMAT = 2  # of a run's checkpoint; a change of it is a case in `migrate`
+
+
 class CheckpointError(ValueError):
     """A file of weights cannot be read, written or used. The message is one sentence."""
 
 
-# ------------------------------------------------------------------------------------------------
-# Checkpoints of a run
-# ------------------------------------------------------------------------------------------------
+# ---- Checkpoints of a run ----
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -54,7 +57,7 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """
     plain = _to_plain(state, "state")
     try:
-        write_atomically(path, lambda file: torch.save(plain, file), _check_sums)
+        write_atomically(path, lambda file: torch.save(plain, file), _check_archive)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as an error of its zip writer, with the reason behind it
         reason = error if isinstance(error, OSError) else error.__context__ or error
@@ -71,26 +74,63 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         path: file written by `save_checkpoint` or by torch.save.
         map_location: device of the returned tensors.
     Raises:
-        CheckpointError: the file is missing, cut off, damaged, no checkpoint, or holds objects
-            other than tensors and plain values.
+        CheckpointError: the file is missing, cut off, damaged, not a checkpoint, or holds
+            objects other than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; check the name")
-    _refuse_beyond_memory(path, _unpacked_size(path))
-    _check_sums(path)
+    _check_archive(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
     except Exception as error:  # what the parts of a damaged file raise has no end
         raise CheckpointError(
-            f"{path} is cut off, damaged or no checkpoint ({_first_line(error)}); use another copy"
+            f"{path} is cut off, damaged or not a checkpoint ({_first_line(error)}); use another "
+            f"copy"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not a dict; save a state_dict instead"
         )
+    return content
+
+
+def load_run_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read the checkpoint of a run, whatever version wrote it, in the layout of FORMAT.
+
+    Raises:
+        CheckpointError: as load_checkpoint, or a newer version wrote it.
+    """
+    return migrate(load_checkpoint(path), path)
+
+
+def migrate(content: dict[Any, Any], path: str | Path) -> dict[Any, Any]:
+    """A run's checkpoint in the layout of FORMAT; anything else is returned as it is.
+
+    Format 1 had no key `format`, and the first versions of it neither `waited` nor, in `info`, what
+    the weights need.
+
+    Raises:
+        CheckpointError: a newer version wrote it.
+    """
+    from fast_imagenet.models.origin import IMAGENET  # which imports this module
+
+    if "optimizer" not in content or not isinstance(content.get("config"), dict):
+        return content
+    version = content.get("format", 1)
+    if version not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path} has format {version!r:.40}, and this version of the program reads 1 to "
+            f"{FORMAT}; use the version that wrote it"
+        )
+    if version == 1:
+        info: dict[str, Any] = {"mean": list(IMAGENET[0]), "std": list(IMAGENET[1])}
+        blurred = _entry(content["config"], "training", "use_blurpool")
+        info |= {"use_blurpool": blurred} if isinstance(blurred, bool) else {}
+        info |= content["info"] if isinstance(content.get("info"), dict) else {}
+        content = {"waited": 0.0, **content, "info": info, "format": FORMAT}
     return content
 
 
@@ -117,15 +157,23 @@ def _to_plain(value: Any, where: str) -> Any:
     )
 
 
-def _check_sums(path: Path) -> None:
-    """Compare every CRC in a torch zip file, about 1 GB/s; other files are left to torch.load."""
+def _check_archive(path: Path) -> None:
+    """Compare every CRC in a torch zip file, about 1 GB/s; other files are left to torch.load.
+
+    Raises:
+        CheckpointError: it is damaged, or holds more than fits into memory.
+    """
     with open(path, "rb") as file:
         is_torch_zip = file.read(2) == b"PK"
     if not is_torch_zip:
+        _refuse_beyond_memory(path, path.stat().st_size)
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_beyond_memory(path, sum(entry.file_size for entry in archive.infolist()))
             damaged = archive.testzip()
+    except CheckpointError:
+        raise
     except Exception as error:  # a decompressor has errors of its own
         raise CheckpointError(
             f"checkpoint {path} is cut off or damaged ({_first_line(error)}); use another copy"
@@ -136,28 +184,13 @@ def _check_sums(path: Path) -> None:
         )
 
 
-def _unpacked_size(path: Path) -> int:
-    """Bytes of what a file holds; of an archive, as its directory says."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # no archive, or a damaged one: what follows says which
-        return path.stat().st_size
-
-
 def _refusal(path: Path, error: Exception) -> str:
-    """What a refused pickle asked for, in one sentence: torch's own message fills a screen."""
-    text = str(error)
+    """What a refused pickle would do, in one sentence: torch's own message fills a screen."""
+    text, what = str(error), "it is damaged or holds more than tensors and plain values"
     if "GLOBAL" in text:
-        asked = text[text.index("GLOBAL") + len("GLOBAL") :].split()[0].strip(",.")
-        return (
-            f"{path} is refused: loading it would run code ({asked}); only tensors and plain "
-            f"values are accepted, convert it to safetensors where you trust it"
-        )
-    return (
-        f"{path} is damaged or holds more than tensors and plain values, and is refused; use "
-        f"another copy, or convert it to safetensors where you trust it"
-    )
+        name = text[text.index("GLOBAL") + len("GLOBAL") :].split()[0].strip(",.")
+        what = f"loading it would run code ({name}); only tensors and plain values are accepted"
+    return f"{path} is refused: {what}; use another copy, or convert it to safetensors if trusted"
 
 
 def _first_line(error: BaseException) -> str:
@@ -165,9 +198,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:160] if lines else type(error).__name__
 
 
-# ------------------------------------------------------------------------------------------------
-# Final weights: safetensors and a JSON of what made them
-# ------------------------------------------------------------------------------------------------
+# ---- Final weights: safetensors and a JSON of what made them ----
 
 
 def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:
@@ -180,7 +211,7 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
             JSON also gets `sha256` of the weights, by which a pair that does not belong together
             is noticed.
     Raises:
-        ValueError, TypeError: the name does not end in .safetensors, or info is no JSON.
+        ValueError, TypeError: the name does not end in .safetensors, or info is not JSON.
         CheckpointError: the files cannot be written.
     """
     path = Path(path)
@@ -195,7 +226,7 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
     kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
     content = _with_info(safetensors.torch.save(tensors, metadata={"format": "pt"}), kept)
     info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
-    json.dumps(info, allow_nan=False)  # what JSON does not know must stop us before the first file
+    json.dumps(info, allow_nan=False)  # what JSON does not know stops us before the first file
     try:
         write_atomically(path, lambda file: file.write(content))
         write_json(path.with_suffix(".json"), info)
@@ -222,11 +253,11 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
 
     Args:
         path: *.safetensors, or any file torch.save wrote.
-        ema: take the moving average where the file has one, the raw weights otherwise.
+        ema: take the EMA where the file has one, the raw weights otherwise.
     Returns:
         (state dict on the CPU, info). info is the JSON beside a .safetensors file or the entry
         `info` of one of our checkpoints; of other files what they say about the network. Its key
-        `ema` tells which weights were taken: True, False, or None where the file has one kind.
+        `ema` is which weights were taken: True, False, or None where the file has one kind.
     Raises:
         CheckpointError: the file cannot be read, or holds no weights.
     """
@@ -235,7 +266,7 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
         return _load_safetensors(path)
     # timm's and torchvision's training scripts store their command line; a Namespace is inert.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        content = load_checkpoint(path)
+        content = load_run_checkpoint(path)
     names = (EMA_KEYS + RAW_KEYS) if ema else RAW_KEYS
     found = next((name for name in names if isinstance(content.get(name), dict)), None)
     state = content[found] if found else content
@@ -262,9 +293,6 @@ def _info_of(content: dict) -> dict:
     """What a checkpoint says about its network: ours, and those of timm's and torch's scripts."""
     if isinstance(content.get("info"), dict):
         return dict(content["info"])
-    blurred = _entry(content.get("config"), "training", "use_blurpool")
-    if isinstance(blurred, bool):  # of ours, from before it had `info`
-        return {"use_blurpool": blurred}
     args = content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
     info = {"arch": content.get("arch") or args.get("model")}
@@ -295,7 +323,7 @@ def strip_blur_filters(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.
 def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not path.is_file():
         raise CheckpointError(f"weights {path} do not exist; check the name")
-    said = _check_header(path)
+    written = _check_header(path)
     content = path.read_bytes()
     try:
         state = safetensors.torch.load(content)
@@ -304,7 +332,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             f"{path} is cut off, damaged or not safetensors ({_first_line(error)}); use another "
             f"copy"
         ) from error
-    info = said | _read_info(path.with_suffix(".json"))
+    info = written | _read_info(path.with_suffix(".json"))
     digest = hashlib.sha256(content).hexdigest()
     if info.get("sha256", digest) != digest:
         raise CheckpointError(
@@ -341,12 +369,11 @@ def _check_header(path: Path) -> dict:
             f"of {size:,} bytes); use another copy"
         )
     _refuse_beyond_memory(path, size)
-    try:
-        said = json.loads(_entry(header, "__metadata__", "info") or "{}")
-    except (ValueError, TypeError, RecursionError):
-        said = {}
-    if isinstance(said, dict) and said:
-        return said
+    written = None
+    with suppress(ValueError, TypeError, RecursionError):
+        written = json.loads(_entry(header, "__metadata__", "info") or "{}")
+    if isinstance(written, dict) and written:
+        return written
     return _read_card(path.with_name("config.json"))
 
 
@@ -420,10 +447,10 @@ def refuse_misfit(wanted: dict, state: dict, what: str = "the weights") -> None:
     if not isinstance(state, dict):
         raise CheckpointError(f"{what} are a {type(state).__name__}, not a state dict")
     common = [name for name in wanted if name in state]
-    if odd := [name for name in common if not _can_hold(wanted[name], state[name])]:
+    if unfit := [name for name in common if not _can_hold(wanted[name], state[name])]:
         raise CheckpointError(
-            f"{what} have {len(odd)} tensors that are no ordinary ones of finite numbers "
-            f"({_first_few(odd)}); use another copy, or save a plain state_dict"
+            f"{what} have {len(unfit)} tensors that are not ordinary ones of finite numbers "
+            f"({_first_few(unfit)}); use another copy, or save a plain state_dict"
         )
     # Files older than 2018 have no such counter, and load_state_dict manages without it.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
@@ -433,15 +460,8 @@ def refuse_misfit(wanted: dict, state: dict, what: str = "the weights") -> None:
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
-    problems = [
-        f"{len(names)} {kind} ({_first_few(names)})"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshaped),
-        )
-        if names
-    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    problems = [f"{len(names)} {k} ({_first_few(names)})" for k, names in kinds.items() if names]
     if problems:
         raise CheckpointError(
             f"{what} do not fit the model, of {len(wanted)} tensors: {', '.join(problems)}; "
@@ -459,17 +479,6 @@ def _can_hold(wanted: torch.Tensor, found: torch.Tensor) -> bool:
     if not wanted.is_floating_point():
         return True
     return found.is_floating_point() and bool(found.isfinite().all())
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The network inside torch.compile and DistributedDataParallel wrappers."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            return model
 
 
 def _first_few(names: list[str], count: int = 3) -> str:

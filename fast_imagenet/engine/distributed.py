@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from fast_imagenet.engine.train_state import Autocast
 from fast_imagenet.machine import worker_count
 
 ASK_STEPS = 10  # several ranks ask each other after so many steps at most ...
@@ -116,3 +118,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def autocast_of(dtype: torch.dtype, device: torch.device) -> Autocast:
+    """() -> the context of a forward pass in `dtype`."""
+    return partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)

@@ -24,24 +24,21 @@ class WeightAverage:
     def __init__(self, model: nn.Module) -> None:
         self._live = dict(model.state_dict())  # references: they follow every optimizer step
         self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        floats = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
-        self._floats = floats
-        self._others = [name for name in self._live if name not in set(floats)]
+        pairs = [(tensor, self._live[name]) for name, tensor in self._average.items()]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batch norms
+        self._floats = [average for average, _ in floats], [live for _, live in floats]
+        self._counters = [average for average, _ in counters], [live for _, live in counters]
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move the average towards the network by the share 1 - decay, 0 <= decay < 1."""
-        average = [self._average[name] for name in self._floats]
-        live = [self._live[name] for name in self._floats]
+        """Move the average towards the network by the fraction 1 - decay, 0 <= decay < 1."""
         if decay == 0:
-            torch._foreach_copy_(average, live)
+            torch._foreach_copy_(*self._floats)
         else:
-            torch._foreach_lerp_(average, live, 1 - decay)
-        if self._others:  # counters such as num_batches_tracked
-            others = [
-                [source[name] for name in self._others] for source in (self._average, self._live)
-            ]
-            torch._foreach_copy_(*others)
+            torch._foreach_lerp_(*self._floats, 1 - decay)
+        if self._counters[0]:
+            torch._foreach_copy_(*self._counters)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

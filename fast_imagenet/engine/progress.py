@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 
 class Progress:
-    """A bar over all steps of a run: loss, lr, images/s, share of time waiting for data, time left.
+    """A bar over all steps of a run: loss, lr, images/s, wait for data, time left.
 
     It is shown on a terminal only. Reading the loss waits for the device, so that happens once a
     second at most. The accuracy of an epoch is a line that stays, with the bar or without it.
@@ -33,7 +34,7 @@ class Progress:
         self._epoch_start = self._shown = time.perf_counter()
 
     def epoch(self, epoch: int, epochs: int, resolution: int) -> None:
-        """Begin an epoch at a training side in pixels."""
+        """Begin an epoch at a training resolution in pixels."""
         self._epoch_start = self._shown = time.perf_counter()
         self._bar.set_description(f"epoch {epoch + 1}/{epochs} {resolution} px")
 
@@ -49,17 +50,18 @@ class Progress:
         )
         self._bar.update(step + 1 - self._bar.n)
 
-    def report(self, record: dict) -> None:
+    def report(self, record: dict[str, Any]) -> None:
         """One line on stdout for a finished epoch that was evaluated.
 
-        In a file, a pipe or a batch job, where no bar tells that it lives, one for every epoch.
+        In a file, a pipe or a batch job, where no bar shows that it is alive, one for every epoch.
         """
-        told_by_bar = not (self._wanted and self._bar.disable)
-        if not self._is_main or ("plain_top1" not in record and told_by_bar):
+        has_bar, evaluated = not (self._wanted and self._bar.disable), "plain_top1" in record
+        if not self._is_main or (has_bar and not evaluated):
             return
+        accuracy = f"top-1 {accuracy_text(record)}, " if evaluated else ""
         tqdm.write(  # above a bar
             f"epoch {record['epoch']}: {record['resolution']} px, loss {record['train_loss']:.3f}, "
-            f"{_accuracy(record)}{record['images_per_second']:.0f} img/s, "
+            f"{accuracy}{record['images_per_second']:.0f} img/s, "
             f"data wait {record['data_wait_share']:.0%}, {record['total_seconds'] / 60:.1f} min",
             file=sys.stdout,
         )
@@ -70,17 +72,23 @@ class Progress:
         self._bar.close()
 
 
-def _accuracy(record: dict) -> str:
-    """Top-1 of an epoch under both protocols, of the EMA too where it differs; '' without any."""
-    if "plain_top1" not in record:
-        return ""
-    names = {"plain_top1": "plain", "top1": "as configured"}
+def accuracy_text(
+    record: dict[str, Any],
+    standard: str = "standard eval",
+    config: str = "config eval",
+    ema: bool | None = None,
+) -> str:
+    """Top-1 of both evaluations, under these names.
+
+    Args:
+        ema: whether to show that of the EMA, too; None: where it differs.
+    """
     texts = []
-    for key, name in names.items():
-        raw, average = record[key], record.get(f"ema_{key}", record[key])
-        ema = f" (EMA {average:.2f} %)" if average != raw else ""
-        texts.append(f"{raw:.2f} %{ema} {name}")
-    return f"top-1 {', '.join(texts)}, "
+    for key, name in (("plain_top1", standard), ("top1", config)):
+        raw, average = record[key], record[f"ema_{key}"]
+        shown = average != raw if ema is None else ema
+        texts.append(f"{raw:.2f} %{f' (EMA {average:.2f} %)' if shown else ''} {name}")
+    return ", ".join(texts)
 
 
 def peak_memory_gb(device: torch.device) -> float:

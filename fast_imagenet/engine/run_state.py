@@ -1,106 +1,202 @@
-"""A run on disk: the checkpoint that it goes on from, and the one that it leaves."""
+"""A run on disk: the checkpoint that it resumes from, and those that it leaves."""
 
 from __future__ import annotations
 
 import errno
 import math
 from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any
 
 from fast_imagenet.engine.checkpoint import (
+    FORMAT,
     CheckpointError,
-    load_checkpoint,
     load_into,
+    load_run_checkpoint,
     refuse_misfit,
     save_checkpoint,
 )
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.finite import refuse_not_finite
 from fast_imagenet.engine.logger import epoch_line
-from fast_imagenet.models.origin import IMAGENET, input_norm
+from fast_imagenet.engine.train_state import TrainState
+from fast_imagenet.models.origin import input_norm
 from fast_imagenet.validation import differences
 
-FRESH = {
-    "epoch": 0,  # finished ones
-    "step": 0,  # of the epoch under way, as the three below
-    "losses": [],
-    "spent": 0.0,  # seconds of training
-    "waited": 0.0,  # of these for data
-    "best": -1.0,  # top-1
-    "seconds": 0.0,  # of the finished epochs, evaluation included
-}
-LATER = {"waited"}  # what may be missing from checkpoints of an older version
-PARTS = ("ema", "optimizer", "scaler")  # of the training, each with a state_dict
+PARTS = ("ema", "optimizer", "scaler")  # of a TrainState, each with a state_dict
 MOMENTS = ("momentum_buffer", "exp_avg")  # of an optimizer, shaped as the weight
 
 
-def restore_run(
-    resume: str,
-    folder: str,
-    model: nn.Module,
-    training,
-    config: dict,
-    data: dict,
-    defaults: dict | None = None,
-    *,
-    steps: int,
-) -> dict:
-    """Load the run so far into its parts.
+@dataclass
+class Position:
+    """Where a run stands; a checkpoint holds these keys."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0  # of the epoch under way, as the three below
+    losses: list[float] = field(default_factory=list)
+    spent: float = 0.0  # seconds of training
+    waited: float = 0.0  # of these for data
+    best: float = -1.0  # top-1
+    seconds: float = 0.0  # of the finished epochs, evaluation included
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1} after {self.step} steps of it"
+
+    def check(self, epochs: int, steps: int) -> None:
+        """It must be a place in a run of `epochs` epochs of `steps` steps.
+
+        Raises:
+            ValueError: names the value and its rule.
+        """
+        limits = {"epoch": epochs, "step": steps if self.epoch != epochs else 0}
+        for key, limit in limits.items():
+            value = getattr(self, key)
+            if type(value) is not int or not 0 <= value <= limit:
+                raise ValueError(f"{key} is {value!r:.40}, not a whole number from 0 to {limit}")
+        for key, low, high in (
+            *(("best", -1.0, 100.0), ("seconds", 0.0, math.inf), ("spent", 0.0, math.inf)),
+            ("waited", 0.0, self.spent),
+        ):
+            number = getattr(self, key)
+            if type(number) not in (int, float) or not low <= number <= high or number == math.inf:
+                raise ValueError(f"{key} is {number!r:.40}, not a number from {low:g} to {high:g}")
+        if type(self.losses) is not list or len(self.losses) != self.step:
+            count = len(self.losses) if type(self.losses) is list else type(self.losses).__name__
+            raise ValueError(f"losses are {count}, not one for each of {self.step} steps")
+        if not all(type(loss) is float and math.isfinite(loss) for loss in self.losses):
+            raise ValueError("a loss is not a finite number")
+        if self.step and not self.spent:
+            raise ValueError(f"spent is 0 s after {self.step} steps")
+
+
+@dataclass
+class RunCheckpoints:
+    """last.pt and best.pt of a run.
 
     Args:
-        resume: 'none', 'auto' (last.pt of `folder`, if it is there) or a checkpoint's path.
-        folder: the run's folder.
-        model: the raw network; its weights are overwritten.
-        training: an object with PARTS; they are overwritten.
-        config: settings of this run, nested; they must agree with the checkpoint's.
-        data: what must not change about the data: `data_identity`; what is missing from a
-            checkpoint of an older version, or unknown, may be anything.
-        defaults: of all settings, for a checkpoint from before one of them was there.
-        steps: of an epoch.
-
-    Returns:
-        The keys of FRESH: where the run stands; FRESH itself without a checkpoint.
-
-    Raises:
-        CheckpointError: the file is damaged or another network's.
-        ValueError: it was made with other settings (the message lists them), or says of itself
-            what cannot be.
+        folder: of the run.
+        state: what is saved and restored.
+        config: settings of the run, nested; those of a checkpoint must agree.
+        data: what must not change about the data: `data_identity`. What is unknown, here or in the
+            checkpoint, may be anything.
+        distributed: every rank calls the methods, rank 0 writes.
     """
-    last = Path(folder, "last.pt")
-    path = last if resume == "auto" else Path(resume)
-    if resume == "none" or (path == last and not last.exists()):
-        _refuse_lost_checkpoint(Path(folder))
-        return {**FRESH, "losses": []}
-    state = load_checkpoint(path)
-    needed = [key for key in ("model", "config", "data", *PARTS, *FRESH) if key not in LATER]
-    if missing := [key for key in needed if key not in state]:
+
+    folder: Path
+    state: TrainState
+    config: dict[str, Any]
+    data: dict[str, Any]
+    distributed: Distributed
+
+    def restore(self, resume: str, steps: int, defaults: dict[str, Any] | None = None) -> Position:
+        """Load the run so far into `state`.
+
+        Args:
+            resume: 'none', 'auto' (last.pt of the folder, if it is there) or a checkpoint's path.
+            steps: of an epoch.
+            defaults: of all settings, for a checkpoint from before one of them was there.
+        Returns:
+            Where the run stands; its beginning without a checkpoint.
+        Raises:
+            CheckpointError: the file is damaged or another network's.
+            ValueError: it was made with other settings (the message lists them), or its values are
+                impossible.
+        """
+        last = self.folder / "last.pt"
+        path = last if resume == "auto" else Path(resume)
+        if resume == "none" or (path == last and not last.exists()):
+            _refuse_lost_checkpoint(self.folder)
+            return Position()
+        saved, keys = load_run_checkpoint(path), [key.name for key in fields(Position)]
+        if missing := [k for k in ("model", "config", "data", *PARTS, *keys) if k not in saved]:
+            raise ValueError(
+                f"{path} is not a checkpoint of a run: {', '.join(missing)} is missing; give a "
+                f"last.pt, or start from weights with model.checkpoint"
+            )
+        try:
+            if not (changed := self._differences(saved, defaults)):
+                position = Position(**{key: saved[key] for key in keys})
+                position.check(self.config["training"]["epochs"], steps)
+                _load_parts(saved, self.state)
+                return position
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be resumed from ({error}); use another one") from error
         raise ValueError(
-            f"{path} is no checkpoint of a run: it lacks {', '.join(missing)}; give a last.pt, or "
-            f"start from weights with model.checkpoint"
+            f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
+            f"afresh in another logging.folder"
         )
-    try:
-        changed = differences(state["config"], config, defaults)
-        both = [k for k, v in data.items() if v is not None and state["data"].get(k) is not None]
-        before, now = ({key: d[key] for key in both} for d in (state["data"], data))
+
+    def _differences(self, saved: dict[str, Any], defaults: dict[str, Any] | None) -> list[str]:
+        """Settings, data and mean and std of the images that a checkpoint has differently."""
+        changed = differences(saved["config"], self.config, defaults)
+        known = [k for k, v in self.data.items() if None not in (v, saved["data"].get(k))]
+        before, now = ({key: d[key] for key in known} for d in (saved["data"], self.data))
         changed += differences({"data": before}, {"data": now})
-        changed += _other_norm(state.get("info", {}), input_norm(model))
-        if not changed:
-            place = {key: state.get(key, fresh) for key, fresh in FRESH.items()}
-            _refuse_impossible(place, config["training"]["epochs"], steps)
-            _load_parts(state, model, training)
-            return place
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be resumed from ({error}); use another one") from error
-    raise ValueError(
-        f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
-        f"afresh in another logging.folder"
-    )
+        norm = list(input_norm(self.state.model))
+        norm_before = [tuple(saved["info"][key]) for key in ("mean", "std")]
+        text = f"mean and std of the images: {norm_before} -> {norm}"
+        return changed + [text] * (norm_before != norm)
+
+    def save(self, position: Position, best: bool = False) -> None:
+        """Write last.pt, and best.pt before it when `best`; each whole or not at all.
+
+        Running statistics of batch norm are averaged over the ranks first: they are linear in what
+        each rank saw, so a run that is resumed ends with the same mean.
+
+        Raises:
+            CheckpointError: a file cannot be written; the previous one stays.
+            FileNotFoundError: the folder has been removed.
+            NotFinite: a weight is not finite; nothing is written.
+        """
+        buffers, average = dict(self.state.model.named_buffers()), self.state.ema.state_dict()
+        self.distributed.all_reduce_mean(buffers)
+        self.distributed.all_reduce_mean({k: average[k] for k in buffers if k in average})
+        self.refuse_not_finite(position)
+        if not self.distributed.is_main:
+            return
+        if not self.folder.is_dir():  # made anew, it would hold no settings and no log of the run
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self.folder))
+        content: dict[str, Any] = {"format": FORMAT, "model": self.state.model.state_dict()}
+        content |= {part: getattr(self.state, part).state_dict() for part in PARTS}
+        content |= {"config": self.config, "data": self.data, "info": self.info()} | vars(position)
+        # best.pt first: a run killed between the two evaluates its epoch again, and writes both
+        for name in ["best.pt", "last.pt"] if best else ["last.pt"]:
+            save_checkpoint(self.folder / name, content)
+
+    def refuse_not_finite(self, position: Position) -> None:
+        """As finite.refuse_not_finite, of the weights and their EMA."""
+        average = {f"ema.{name}": value for name, value in self.state.ema.state_dict().items()}
+        refuse_not_finite(self.state.model.state_dict() | average, str(position))
+
+    def catch_up_best(self, position: Position) -> None:
+        """Make best.pt of last.pt where that is the best epoch, and best.pt is older or missing.
+
+        Raises:
+            CheckpointError: best.pt cannot be written.
+        """
+        best, line = self.folder / "best.pt", epoch_line(self.folder, position.epoch) or {}
+        if position.step or line.get("ema_top1") != position.best:
+            return
+        with suppress(CheckpointError):
+            if load_run_checkpoint(best).get("best") == position.best:
+                return
+        save_checkpoint(best, load_run_checkpoint(self.folder / "last.pt"))
+
+    def info(self) -> dict[str, Any]:
+        """What a file of weights records about its network, so that nobody has to assume it."""
+        mean, std = input_norm(self.state.model)
+        return {
+            "arch": self.config["model"]["arch"],
+            "num_classes": self.data.get("num_classes"),
+            "classes": self.data["classes"],
+            "use_blurpool": self.config["training"]["use_blurpool"],
+            "mean": list(mean),
+            "std": list(std),
+        }
 
 
-def data_identity(train, val) -> dict:
+def data_identity(train: Any, val: Any) -> dict[str, Any]:
     """What must stay the same about the data of two loaders for a run to resume."""
     return {
         "classes": train.classes,
@@ -112,111 +208,48 @@ def data_identity(train, val) -> dict:
     }
 
 
-def _other_norm(info: dict, norm: tuple) -> list[str]:
-    """How mean and std of a checkpoint's images differ from this run's; where it has none: [].
-
-    Those from before it had any are of ImageNet's.
-    """
-    before = [tuple(info.get(k, d)) for k, d in zip(("mean", "std"), IMAGENET, strict=True)]
-    return [f"mean and std of the images: {before} -> {list(norm)}"] * (before != list(norm))
-
-
-def _refuse_impossible(place: dict, epochs: int, steps: int) -> None:
-    """Where a run stands must be a place in it.
-
-    Args:
-        place: the keys of FRESH, as a file has them.
-        epochs: of the run.
-        steps: of an epoch.
-
-    Raises:
-        ValueError: names the value and its rule.
-    """
-    whole = {"epoch": epochs, "step": steps if place["epoch"] != epochs else 0}
-    for key, most in whole.items():
-        if type(place[key]) is not int or not 0 <= place[key] <= most:
-            raise ValueError(f"{key} is {place[key]!r:.40}, not a whole number from 0 to {most}")
-    for key, least, most in (
-        *(("best", -1.0, 100.0), ("seconds", 0.0, math.inf), ("spent", 0.0, math.inf)),
-        ("waited", 0.0, place["spent"]),
-    ):
-        number = place[key]
-        if type(number) not in (int, float) or not least <= number <= most or number == math.inf:
-            raise ValueError(f"{key} is {number!r:.40}, not a number from {least:g} to {most:g}")
-    losses, step = place["losses"], place["step"]
-    if type(losses) is not list or len(losses) != step:
-        count = len(losses) if type(losses) is list else type(losses).__name__
-        raise ValueError(f"losses are {count}, not one for each of {step} steps")
-    if not all(type(loss) is float and math.isfinite(loss) for loss in losses):
-        raise ValueError("a loss is not a finite number")
-    if step and not place["spent"]:
-        raise ValueError(f"spent is 0 s after {step} steps")
-
-
-def _load_parts(state: dict, model: nn.Module, training) -> None:
+def _load_parts(saved: dict[str, Any], state: TrainState) -> None:
     """Weights, EMA, optimizer and scaler of a checkpoint.
 
     Raises:
         ValueError: one of them does not fit this run, or is not finite.
     """
-    average = training.ema.state_dict()
-    refuse_misfit(average, state["ema"], "the EMA")
-    options = [_options(group) for group in training.optimizer.param_groups]
-    load_into(model, state["model"])
+    refuse_misfit(state.ema.state_dict(), saved["ema"], "the EMA")
+    options = [_options(group) for group in state.optimizer.param_groups]
+    load_into(state.model, saved["model"])
     for part in PARTS:
-        getattr(training, part).load_state_dict(state[part])
-    for group, built in zip(training.optimizer.param_groups, options, strict=True):
+        getattr(state, part).load_state_dict(saved[part])
+    for group, built in zip(state.optimizer.param_groups, options, strict=True):
         if (found := _options(group)) != built:
-            raise ValueError(f"its optimizer has {found}, and the settings say {built}")
-    for weight, entries in training.optimizer.state.items():
+            raise ValueError(f"its optimizer has {found}, not {built} as the settings")
+    for weight, entries in state.optimizer.state.items():
         for name, value in entries.items():
             misfit = name in MOMENTS and value is not None and value.shape != weight.shape
-            wild = isinstance(value, torch.Tensor) and not value.isfinite().all()
-            if misfit or wild:
+            if misfit or (hasattr(value, "isfinite") and not value.isfinite().all()):
                 raise ValueError(f"{name} of its optimizer is not finite or of another shape")
 
 
-def _options(group: dict) -> dict:
+def _options(group: dict[str, Any]) -> dict[str, Any]:
     """Options of a group that the settings decide; others are the optimizer's own counters."""
     fixed = ("weight_decay", "momentum", "dampening", "nesterov", "betas", "eps")
     return {key: group[key] for key in fixed if key in group}
 
 
-def catch_up_best(folder: str, state: dict) -> None:
-    """Make best.pt of last.pt where that is the best epoch, and best.pt is older or missing.
-
-    Args:
-        folder: of the run; it resumes from its last.pt.
-        state: of last.pt.
-
-    Raises:
-        CheckpointError: best.pt cannot be written.
-    """
-    best, last = Path(folder, "best.pt"), Path(folder, "last.pt")
-    line = epoch_line(folder, state["epoch"]) or {}
-    if state["step"] or line.get("ema_top1") != state["best"]:
-        return
-    with suppress(CheckpointError):
-        if load_checkpoint(best).get("best") == state["best"]:
-            return
-    save_checkpoint(best, load_checkpoint(last))
-
-
-def refuse_finished_elsewhere(resume: str, folder: str, at: str) -> None:
+def refuse_finished_elsewhere(resume: str, folder: Path, at: str) -> None:
     """A finished run can end again in its own folder, where its log is, and in no other.
 
     Args:
-        resume, folder: as restore_run.
+        resume: as RunCheckpoints.restore.
+        folder: of the run.
         at: where it ended, in words.
 
     Raises:
         ValueError: `folder` has no log; it is removed if it is empty.
     """
-    place = Path(folder)
-    if resume in ("none", "auto") or (place / "log.jsonl").exists():
+    if resume in ("none", "auto") or (folder / "log.jsonl").exists():
         return
     with suppress(OSError):  # made for this run
-        place.rmdir()
+        folder.rmdir()
     raise ValueError(
         f"training.resume={resume} is where its run ended, {at}: there is nothing left to train "
         f"into logging.folder={folder}; to evaluate it, set training.eval_only=1 and "
@@ -229,89 +262,19 @@ def _refuse_lost_checkpoint(folder: Path) -> None:
     # one line may be: a run can end between its first line and its first checkpoint
     if log.exists() and log.read_bytes().count(b"\n") > 1:
         raise ValueError(
-            f"{folder} holds the log of a run and no last.pt to go on from; bring it back, or "
+            f"{folder} holds the log of a run and no last.pt to resume from; bring it back, or "
             f"start afresh in another logging.folder"
         )
 
 
-def last_good(folder: str | Path) -> str:
+def last_checkpoint(folder: Path) -> str:
     """Which checkpoint of a run is the last one, in words."""
-    path = Path(folder, "last.pt")
+    path = folder / "last.pt"
     if not path.exists():
         return "no checkpoint had been written yet"
     try:
-        state = load_checkpoint(path)
-        place = f"epoch {state['epoch'] + 1}, after {state['step']} steps of it"
+        saved = load_run_checkpoint(path)
+        place = f"epoch {saved['epoch'] + 1}, after {saved['step']} steps of it"
     except (CheckpointError, KeyError, TypeError):
-        return f"{path} is as it was"
-    return f"the last good checkpoint, {path} ({place}), is as it was"
-
-
-def run_info(config: dict, data: dict, model: nn.Module) -> dict:
-    """What a file of weights says about its network, so that nobody has to assume it.
-
-    Args:
-        config: settings of the run, nested.
-        data: its classes and num_classes.
-        model: the network, raw or wrapped.
-    """
-    mean, std = input_norm(model)
-    return {
-        "arch": config["model"]["arch"],
-        "num_classes": data.get("num_classes"),
-        "classes": data["classes"],
-        "use_blurpool": config["training"]["use_blurpool"],
-        "mean": list(mean),
-        "std": list(std),
-    }
-
-
-def refuse_wild_weights(model: nn.Module, training, state: dict) -> None:
-    """As finite.refuse_not_finite, of a run's weights and their EMA."""
-    average = {f"ema.{name}": value for name, value in training.ema.state_dict().items()}
-    place = f"epoch {state['epoch'] + 1} after {state['step']} steps of it"
-    refuse_not_finite(model.state_dict() | average, place)
-
-
-def save_run(
-    folder: str,
-    model: nn.Module,
-    training,
-    config: dict,
-    data: dict,
-    distributed: Distributed,
-    state: dict,
-    best: bool = False,
-) -> None:
-    """Write last.pt, and best.pt before it when `best`; each whole or not at all.
-
-    Every rank calls it, rank 0 writes. Running statistics of batch norm are averaged over the ranks
-    first: they are linear in what each rank saw, so a run that goes on ends with the same mean.
-
-    Args:
-        folder, model, training, config, data: as restore_run.
-        distributed: who writes, and whose statistics are averaged.
-        state: the keys of FRESH.
-        best: this is the best epoch so far.
-
-    Raises:
-        CheckpointError: a file cannot be written; the previous one stays.
-        FileNotFoundError: the folder has been removed.
-        NotFinite: a weight is not finite; nothing is written.
-    """
-    buffers = dict(model.named_buffers())
-    distributed.all_reduce_mean(buffers)
-    average = training.ema.state_dict()
-    distributed.all_reduce_mean({name: average[name] for name in buffers if name in average})
-    refuse_wild_weights(model, training, state)
-    if not distributed.is_main:
-        return
-    if not Path(folder).is_dir():  # made anew, it would hold no settings and no log of the run
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
-    parts = {part: getattr(training, part).state_dict() for part in PARTS}
-    info = run_info(config, data, model)
-    whole = {"model": model.state_dict(), **parts, "config": config, "data": data, "info": info}
-    whole |= state
-    # best.pt first: a run killed between the two evaluates its epoch again, and writes both
-    for name in ["best.pt", "last.pt"] if best else ["last.pt"]:
-        save_checkpoint(Path(folder, name), whole)
+        return f"{path} is unchanged"
+    return f"the last good checkpoint, {path} ({place}), is unchanged"

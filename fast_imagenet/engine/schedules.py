@@ -1,24 +1,127 @@
-"""Schedules: pure functions of progress, with no settings object, no torch and no state.
+"""Schedules: pure functions of progress, with no torch and no state.
 
-`epoch` is a real number: 3.25 is a quarter through the fourth epoch. The trainer evaluates `lr_at`
-and `ema_decay_at` at every optimizer step and `resolution_at` at the start of every epoch. The
-cases that pin them down are in tests/engine/test_schedules.py.
+`epoch` is a real number: 3.25 is a quarter through the fourth epoch. The learning rate and
+`ema_decay_at` are evaluated at every optimizer step, `resolution_at` at the start of every epoch.
+To add a schedule of the learning rate, write a function of (epoch, course) and put it into
+SCHEDULES; parameters of its own are settings of section lr under the same name.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
-SCHEDULES = ("linear", "step", "cosine", "onecycle", "flat_cosine")
+
+@dataclass(frozen=True)
+class Course:
+    """What all schedules of the learning rate share.
+
+    Attributes:
+        epochs: length of the run.
+        peak_lr: highest learning rate, already scaled by the batch.
+        peak_epoch: end of the warm-up, 0 <= peak_epoch < epochs.
+        final_lr: rate at the end.
+    """
+
+    epochs: float
+    peak_lr: float
+    peak_epoch: float = 0.0
+    final_lr: float = 0.0
+
+    def warm_up(self, epoch: float) -> float:
+        """Rate before peak_epoch: a line from 1e-4 of the peak."""
+        return self.peak_lr * (1e-4 + (1 - 1e-4) * epoch / self.peak_epoch)
+
+    def fraction(self, epoch: float, start: float) -> float:
+        """How much of the way from `start` to the end of the run is behind, 0 to 1."""
+        length = self.epochs - start
+        return min(max((epoch - start) / length, 0.0), 1.0) if length > 0 else 0.0
+
+
+def linear(epoch: float, course: Course) -> float:
+    """Triangle of ffcv-imagenet."""
+    if epoch < course.peak_epoch:
+        return course.warm_up(epoch)
+    fraction = course.fraction(epoch, course.peak_epoch)
+    return course.peak_lr + fraction * (course.final_lr - course.peak_lr)
+
+
+def step(epoch: float, course: Course, step_length: float = 30.0, step_ratio: float = 0.1) -> float:
+    """A drop by `step_ratio` every `step_length` epochs, without warm-up."""
+    # 0.3 / 0.1 is 2.9999999999999996: a drop must not wait for the step after its own
+    return course.peak_lr * step_ratio ** math.floor(epoch / step_length * (1 + 1e-12))
+
+
+def cosine(epoch: float, course: Course) -> float:
+    """Half a cosine from the peak to final_lr."""
+    return flat_cosine(epoch, course, flat_fraction=0.0)
+
+
+def flat_cosine(epoch: float, course: Course, flat_fraction: float = 0.72) -> float:
+    """At the peak for that fraction of the run, then half a cosine: fit_flat_cos of fastai."""
+    if epoch < course.peak_epoch:
+        return course.warm_up(epoch)
+    start = max(course.peak_epoch, flat_fraction * course.epochs)
+    return _half_cosine(course.peak_lr, course.final_lr, course.fraction(epoch, start))
+
+
+def onecycle(epoch: float, course: Course) -> float:
+    """OneCycleLR of torch with its defaults: cosine, div_factor 25, final_div_factor 1e4."""
+    first = course.peak_lr / 25
+    if epoch < course.peak_epoch:
+        return _half_cosine(first, course.peak_lr, epoch / course.peak_epoch)
+    fraction = min((epoch - course.peak_epoch) / (course.epochs - course.peak_epoch), 1.0)
+    return _half_cosine(course.peak_lr, first / 1e4, fraction)
+
+
+def _half_cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "linear": linear,
+    "step": step,
+    "cosine": cosine,
+    "onecycle": onecycle,
+    "flat_cosine": flat_cosine,
+}
+
+
+def make_schedule(kind: str, course: Course, options: dict[str, Any]) -> Callable[[float], float]:
+    """Epochs done -> learning rate, >= 0.
+
+    Args:
+        kind: one of SCHEDULES.
+        course: shared by all.
+        options: of all schedules; it takes its own.
+
+    Raises:
+        ValueError: `kind` is unknown.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"lr schedule {kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    own = inspect.signature(SCHEDULES[kind]).parameters.keys() & options.keys()
+    return partial(SCHEDULES[kind], course=course, **{key: options[key] for key in own})
+
+
+def lr_schedule(lr: SimpleNamespace, epochs: float, scale: float) -> Callable[[float], float]:
+    """The schedule of section lr of the settings, for a batch of 256 * `scale` images."""
+    course = Course(epochs, lr.lr * scale, lr.lr_peak_epoch, lr.min_lr * scale)
+    return make_schedule(lr.lr_schedule_type, course, vars(lr))
 
 
 def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
-    """Training side in pixels for a whole epoch: min_res, then a ramp in steps of 32, then max_res.
+    """Training resolution in pixels for an epoch: min_res, a ramp in steps of 32, max_res.
 
     Args:
         epoch: epochs finished so far, >= 0.
-        min_res: side up to and including epoch `start_ramp`, pixels.
-        max_res: side from epoch `end_ramp` on, pixels.
+        min_res: up to and including epoch `start_ramp`, pixels.
+        max_res: from epoch `end_ramp` on, pixels.
         start_ramp: last epoch at `min_res`.
         end_ramp: first epoch at `max_res`.
 
@@ -31,75 +134,10 @@ def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, en
         return max_res
     if epoch <= start_ramp:
         return min_res
-    share = (epoch - start_ramp) / (end_ramp - start_ramp)
-    side = 32 * round((min_res + share * (max_res - min_res)) / 32)
+    fraction = (epoch - start_ramp) / (end_ramp - start_ramp)
+    resolution = 32 * round((min_res + fraction * (max_res - min_res)) / 32)
     low, high = sorted((min_res, max_res))
-    return min(max(side, low), high)
-
-
-def lr_at(
-    epoch: float,
-    *,
-    kind: str,
-    epochs: float,
-    peak_lr: float,
-    peak_epoch: float = 0.0,
-    final_lr: float = 0.0,
-    step_length: float = 30.0,
-    step_ratio: float = 0.1,
-    flat_fraction: float = 0.72,
-) -> float:
-    """Learning rate at a moment of the run.
-
-    Args:
-        epoch: progress in epochs, 0 <= epoch <= epochs.
-        kind: one of SCHEDULES.
-        epochs: length of the run, epochs.
-        peak_lr: highest learning rate, already scaled by the batch.
-        peak_epoch: end of the warm-up, epochs, 0 <= peak_epoch < epochs; `step` has no warm-up.
-        final_lr: rate at the end of `linear`, `cosine` and `flat_cosine`.
-        step_length: epochs between the drops of `step`.
-        step_ratio: factor of each drop of `step`.
-        flat_fraction: share of the run after which `flat_cosine` begins to fall.
-
-    Returns:
-        The rate, >= 0.
-
-    Raises:
-        ValueError: `kind` is unknown.
-
-    Sources: `linear` ffcv-imagenet (triangle from 1e-4 of the peak); `onecycle` torch OneCycleLR
-    with its defaults (cosine, div_factor 25, final_div_factor 1e4); `flat_cosine` fastai
-    fit_flat_cos.
-    """
-    if kind == "step":
-        # 0.3 / 0.1 is 2.9999999999999996: a drop must not wait for the step after its own
-        return peak_lr * step_ratio ** math.floor(epoch / step_length * (1 + 1e-12))
-    if kind == "onecycle":
-        return _one_cycle(epoch, epochs, peak_lr, peak_epoch)
-    if kind not in SCHEDULES:
-        raise ValueError(f"lr schedule {kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-    if epoch < peak_epoch:
-        return peak_lr * (1e-4 + (1 - 1e-4) * epoch / peak_epoch)
-    start = max(peak_epoch, flat_fraction * epochs) if kind == "flat_cosine" else peak_epoch
-    length = epochs - start
-    share = min(max((epoch - start) / length, 0.0), 1.0) if length > 0 else 0.0
-    if kind == "linear":
-        return peak_lr + share * (final_lr - peak_lr)
-    return _half_cosine(peak_lr, final_lr, share)
-
-
-def _half_cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _one_cycle(epoch: float, epochs: float, peak_lr: float, peak_epoch: float) -> float:
-    first = peak_lr / 25
-    if epoch < peak_epoch:
-        return _half_cosine(first, peak_lr, epoch / peak_epoch)
-    return _half_cosine(
-        peak_lr, first / 1e4, min((epoch - peak_epoch) / (epochs - peak_epoch), 1.0)
-    )
+    return min(max(resolution, low), high)
 
 
 def is_evaluated(epoch: int, last: int, every: int) -> bool:
@@ -114,11 +152,11 @@ def is_evaluated(epoch: int, last: int, every: int) -> bool:
 
 
 def ema_decay_at(step: int, *, decay: float, warmup: bool = True) -> float:
-    """Decay of the weight average at an optimizer step.
+    """Decay of the EMA at an optimizer step.
 
     Args:
         step: optimizer steps finished, >= 1 at the first update.
-        decay: target, 0 <= decay < 1; 0 keeps the average equal to the raw weights.
+        decay: target, 0 <= decay < 1; 0 keeps the EMA equal to the raw weights.
         warmup: grow as (1 + step) / (10 + step) up to `decay`, so that early, bad weights are
             forgotten and a short run is not dominated by its start.
 

@@ -38,7 +38,7 @@ def stop_at_once() -> None:
     _is_program, _over = True, None
     once = threading.Lock()  # two threads may be notified of one signal
 
-    def end(number: int, frame: FrameType | None = None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if _over == "failed":  # it ends within CLOSE_SECONDS, with the status of its failure
             return
@@ -53,7 +53,7 @@ def stop_at_once() -> None:
     def end_from_outside() -> None:
         while number := os.read(reader, 1):
             if signal.getsignal(number[0]) is end:  # no SignalWatch is entered
-                end(number[0])
+                end(number[0], None)
 
     for number in SIGNALS:
         signal.signal(number, end)
@@ -61,8 +61,12 @@ def stop_at_once() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # not a worker's signals
+    os.register_at_fork(after_in_child=_forget_wakeup)  # not a worker's signals
     threading.Thread(target=end_from_outside, name="signals", daemon=True).start()
+
+
+def _forget_wakeup() -> None:
+    signal.set_wakeup_fd(-1)
 
 
 def _end_process(status: int) -> None:

@@ -17,6 +17,7 @@ from fast_imagenet.program import STALLED
 
 if TYPE_CHECKING:  # signals are answered before the seconds that importing torch takes
     from fast_imagenet.engine.distributed import Consensus
+    from fast_imagenet.engine.train_state import EvalBatches
 
 
 class Watchdog:
@@ -39,6 +40,7 @@ class Watchdog:
         self.seconds, self._signals, self._on_stall = seconds, signals, on_stall
         self._wait, self._waits = 0, count(1)  # number of the wait under way; 0: none is
         self._end = threading.Event()
+        self.waited = 0.0  # seconds of all waits so far
 
     def __enter__(self) -> Watchdog:
         threading.Thread(target=self._watch_clock, name="watchdog", daemon=True).start()
@@ -62,14 +64,21 @@ class Watchdog:
         for number in count():
             if consensus and number < common:
                 self._stop_together(consensus)
-            self._wait = next(self._waits)
+            self._wait, begin = next(self._waits), time.perf_counter()
             try:
                 batch = next(iterator, None)
             finally:
                 self._wait = 0
             if batch is None:
                 return
+            self.waited += time.perf_counter() - begin
             yield batch
+
+    def watched(
+        self, batches: EvalBatches, consensus: Consensus | None = None, common: int = 0
+    ) -> EvalBatches:
+        """The passes of an evaluation, each as `watch`."""
+        return lambda *view: self.watch(batches(*view), consensus, common)
 
     def _stop_together(self, consensus: Consensus) -> None:
         signals = self._signals or SignalWatch()

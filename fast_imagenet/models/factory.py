@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torchvision
 from torch import nn
 
-Autocast = Callable[[], AbstractContextManager]
+from fast_imagenet.engine.train_state import Autocast, Batch, TrainState
 
 
 def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -29,9 +30,8 @@ def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Modu
         ValueError: neither library knows the name, or the network has no stochastic depth.
     """
     library, _, name = arch.rpartition("/")
-    if library in ("", "torchvision") and name in torchvision.models.list_models(
-        torchvision.models
-    ):
+    known = torchvision.models.list_models(torchvision.models)
+    if library in ("", "torchvision") and name in known:
         make, option = torchvision.models.get_model, "stochastic_depth_prob"
     elif library in ("", "timm") and timm.is_model(name):
         make, option = timm.create_model, "drop_path_rate"
@@ -103,7 +103,7 @@ def try_network(
 
     Args:
         model: the raw network, in the mode that it is tried in; it is left as it was.
-        resolutions: sides in pixels.
+        resolutions: in pixels.
         images: per forward pass.
         autocast: () -> context of a forward pass.
 
@@ -115,17 +115,17 @@ def try_network(
     if not model.training:
         use, lower = "evaluated", "validation.resolution, validation.plain_resolution"
 
-    def step(side: int) -> None:
+    def step(size: int) -> None:
         try:
             with autocast():
-                logits = model(torch.zeros(images, 3, side, side, device=device))
+                logits = model(torch.zeros(images, 3, size, size, device=device))
         except (torch.OutOfMemoryError, MemoryError):
-            raise  # not the network's fault: the caller says what to lower
+            raise  # not the network's fault: the caller reports what to lower
         except Exception as error:  # each network has its own way to refuse a size
             if "DefaultCPUAllocator" in str(error):
                 raise
             raise ValueError(
-                f"{type(model).__name__} cannot be {use} on {images} images of {side} px "
+                f"{type(model).__name__} cannot be {use} on {images} images of {size} px "
                 f"({error}); change {lower} or model.arch"
             ) from error
         if not isinstance(logits, torch.Tensor):
@@ -139,9 +139,12 @@ def try_network(
 
 
 def try_evaluation(
-    model: nn.Module, validation: SimpleNamespace, samples: int, autocast: Autocast = nullcontext
+    model: nn.Module,
+    validation: SimpleNamespace,
+    samples: int,
+    autocast: Autocast = nullcontext,
 ) -> None:
-    """Refuse a network that one of the two protocols cannot evaluate; leaves it as it was.
+    """Refuse a network that one of the two evaluations cannot take; leaves it as it was.
 
     Args:
         model: the raw network.
@@ -153,9 +156,9 @@ def try_evaluation(
         ValueError: as try_network.
     """
     was_training = model.training
-    sides = sorted({validation.plain_resolution, validation.resolution})
+    sizes = sorted({validation.plain_resolution, validation.resolution})
     try:
-        try_network(model.eval(), sides, max(1, min(validation.batch_size, samples)), autocast)
+        try_network(model.eval(), sizes, max(1, min(validation.batch_size, samples)), autocast)
     finally:
         model.train(was_training)
 
@@ -179,9 +182,9 @@ def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable
     With torch.compile that is when the graphs are made, before the clock of the run starts.
 
     Args:
-        step: one forward and backward pass at a side in pixels.
+        step: one forward and backward pass at a resolution in pixels.
         model: the raw network; its weights, statistics and gradients are restored.
-        resolutions: sides in pixels.
+        resolutions: in pixels.
     """
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for resolution in resolutions:
@@ -189,3 +192,59 @@ def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         model.load_state_dict(state)
+
+
+def prepare_network(
+    state: TrainState,
+    resolutions: Iterable[int],
+    forward_backward: Callable[[TrainState, Batch, int], torch.Tensor],
+) -> None:
+    """Try the network at every resolution of a run, and compile it for them where asked.
+
+    Args:
+        state: its networks, and images per forward pass.
+        resolutions: in pixels.
+        forward_backward: of a step, with its number.
+
+    Raises:
+        ValueError: as try_network.
+    """
+    sizes = sorted(resolutions)
+    try_network(state.model.train(), sizes, state.micro_batch)
+    if hasattr(state.train_model, "_orig_mod"):  # compiled
+        warm_up(lambda size: blank_step(state, size, forward_backward), state.model, sizes)
+
+
+def blank_step(
+    state: TrainState,
+    resolution: int,
+    forward_backward: Callable[[TrainState, Batch, int], torch.Tensor],
+) -> None:
+    """A forward and backward pass on noise."""
+    device = next(state.model.parameters()).device
+    shape = (state.micro_batch, resolution, resolution, 3)
+    noise = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=device)
+    forward_backward(state, (noise, labels, np.arange(len(noise))), 0)
+
+
+def create_timm_optimizer(
+    name: str, groups: list[dict[str, Any]], momentum: float
+) -> torch.optim.Optimizer:
+    """An optimizer by timm's name; each step sets the rate.
+
+    Raises:
+        ValueError: timm does not know the name, or it needs second derivatives.
+    """
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if name not in list_optimizers():
+        raise ValueError(f"training.optimizer={name} is not known to timm; try sgd, lamb or adamw")
+    options: dict[str, Any] = {"opt": name, "lr": 1.0, "weight_decay": 0.0, "momentum": momentum}
+    optimizer = create_optimizer_v2(groups, **options)
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"training.optimizer={name} needs second derivatives, which the step does not take; "
+            f"try sgd, lamb or adamw"
+        )
+    return optimizer

@@ -1,4 +1,4 @@
-"""Layers of a network exchanged for others, in place."""
+"""Layers of a network exchanged for others, in place; the network inside its wrappers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,3 +27,14 @@ def replace_layers(
         else:
             count += replace_layers(child, wanted, make)
     return count
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile and DistributedDataParallel wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model

@@ -17,18 +17,20 @@ import torchvision
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from fast_imagenet.engine.checkpoint import plain_model
+from fast_imagenet.data.class_lists import class_list, difference, same_names
+from fast_imagenet.engine.checkpoint import load_weights
+from fast_imagenet.models.layers import plain_model
 from fast_imagenet.terminal import readable
 
-Triple = tuple[float, ...]
+Triple = tuple[float, float, float]
 Norm = tuple[Triple, Triple]  # mean and std, for pixels in 0..1
 
 IMAGENET: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NORMALIZATIONS: dict[str, Norm] = {
     "imagenet": IMAGENET,
-    "inception": ((0.5,) * 3, (0.5,) * 3),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "none": ((0.0,) * 3, (1.0,) * 3),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
@@ -61,7 +63,7 @@ def new_origin(cfg: SimpleNamespace) -> Origin:
     return Origin(cfg.training.use_blurpool, *norm)
 
 
-def origin_of(info: dict, cfg: SimpleNamespace, num_classes: int) -> Origin:
+def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> Origin:
     """Origin of the file `cfg.model.checkpoint`.
 
     Args:
@@ -96,7 +98,32 @@ def input_norm(model: nn.Module) -> Norm:
     return getattr(plain_model(model), "input_norm", IMAGENET)
 
 
-def _own(info: dict, cfg: SimpleNamespace, weights: str) -> Origin:
+def check_classes(checkpoint: str, dataset: str, loader: Any) -> None:
+    """Refuse weights that were trained on other classes than the data has, or in another order.
+
+    Args:
+        checkpoint: file; '' passes.
+        dataset: file of the data.
+        loader: of the data.
+    Raises:
+        ValueError: with the first class that differs.
+    """
+    info = load_weights(checkpoint)[1] if checkpoint else {}
+    classes, others = info.get("classes"), info.get("label_names")  # ours, timm's
+    if classes is None and loader.classes and same_names(others, loader.classes):
+        classes = others  # names of the same kind as the data's: their order counts
+    if not isinstance(classes, list):
+        return
+    if wrong := [name for name in classes if not isinstance(name, str)]:
+        raise ValueError(f"{checkpoint} names a class {wrong[0]!r:.80}, not text; use another copy")
+    if fault := difference(class_list(classes), loader):
+        raise ValueError(
+            f"{checkpoint} was trained on other classes than {dataset} has: {fault}; give weights "
+            f"and data of one class list"
+        )
+
+
+def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
     name, blurred, line = cfg.model.checkpoint, info["use_blurpool"], ""
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
@@ -118,7 +145,7 @@ def _own(info: dict, cfg: SimpleNamespace, weights: str) -> Origin:
     return Origin(blurred, *norm, weights, line)
 
 
-def _foreign_blurpool(info: dict, cfg: SimpleNamespace) -> tuple[bool, str]:
+def _foreign_blurpool(info: dict[str, Any], cfg: SimpleNamespace) -> tuple[bool, str]:
     """Whether a network of another maker has BlurPool, and why."""
     place = getattr(cfg, "_places", {}).get("training.use_blurpool")
     if info.get("blur_filters"):
@@ -135,13 +162,15 @@ def _foreign_blurpool(info: dict, cfg: SimpleNamespace) -> tuple[bool, str]:
     return False, f"no BlurPool{hint}"
 
 
-def _foreign_normalization(info: dict, cfg: SimpleNamespace, num_classes: int) -> tuple[Norm, str]:
+def _foreign_normalization(
+    info: dict[str, Any], cfg: SimpleNamespace, num_classes: int
+) -> tuple[Norm, str]:
     """(mean, std) of a network of another maker, and where they are from."""
     if cfg.model.normalization != "auto":
         norm = NORMALIZATIONS[cfg.model.normalization]
         return norm, f"mean and std {_words(norm)}, as model.normalization asks for"
-    if written := _norm_of(info, cfg.model.checkpoint):
-        return written, f"mean and std {_words(written)}, which are in the file or beside it"
+    if found := _norm_of(info, cfg.model.checkpoint):
+        return found, f"mean and std {_words(found)}, which are in the file or beside it"
     norm, classes, source = _metadata(cfg.model.arch)
     tagged = "." in _name(cfg.model.arch)
     if classes == num_classes or tagged or info.get("timm_script"):
@@ -150,7 +179,7 @@ def _foreign_normalization(info: dict, cfg: SimpleNamespace, num_classes: int) -
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"
 
 
-def _norm_of(info: dict, name: str) -> Norm | None:
+def _norm_of(info: dict[str, Any], name: str) -> Norm | None:
     """(mean, std) of a file that says them, or None.
 
     Raises:
@@ -159,13 +188,13 @@ def _norm_of(info: dict, name: str) -> Norm | None:
     said = info.get("mean"), info.get("std")
     if said == (None, None):
         return None
-    mean, std = map(_triple, said)
-    if not mean or not std or min(std) <= 0:
+    norm = _pair(*said)
+    if not norm or min(norm[1]) <= 0:
         raise ValueError(
             f"{name} says mean={said[0]!r:.60} and std={said[1]!r:.60}: give three finite numbers "
             f"each, std above 0, in the file or beside it"
         )
-    return mean, std
+    return norm
 
 
 def _order_words(labels: Any) -> str:
@@ -187,14 +216,14 @@ def _metadata(arch: str) -> tuple[Norm, int, str]:
         # these two turn ImageNet's numbers into 0.5 themselves, where torchvision loads the weights
         turned = name in ("googlenet", "inception_v3")
         view = weights[-1].transforms()
-        norm = NORMALIZATIONS["inception"] if turned else (tuple(view.mean), tuple(view.std))
-        return norm, len(weights[-1].meta["categories"]), f"torchvision's {name}"
+        norm = NORMALIZATIONS["inception"] if turned else _pair(view.mean, view.std)
+        return norm or IMAGENET, len(weights[-1].meta["categories"]), f"torchvision's {name}"
     card = get_pretrained_cfg(name, allow_unregistered=True)
-    mean, std = (_triple(card.mean), _triple(card.std)) if card else (None, None)
-    if not card or not mean or not std:
+    norm = _pair(card.mean, card.std) if card else None
+    if not card or not norm:
         return IMAGENET, 0, "timm"
     tag = f".{card.tag}" if card.tag and "." not in name else ""
-    return (mean, std), card.num_classes, f"timm's {name}{tag}"
+    return norm, card.num_classes or 0, f"timm's {name}{tag}"
 
 
 def _name(arch: str) -> str:
@@ -212,9 +241,15 @@ def _words(norm: Norm) -> str:
     return " and ".join(str(tuple(round(x, 4) for x in part)) for part in norm)
 
 
+def _pair(mean: Any, std: Any) -> Norm | None:
+    """Three finite numbers each; None for anything else."""
+    one, two = _triple(mean), _triple(std)
+    return (one, two) if one and two else None
+
+
 def _triple(value: Any) -> Triple | None:
     """Three finite numbers as a tuple; None for anything else."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return None
     numbers = all(type(x) in (int, float) and abs(x) < 1e6 for x in value)
-    return tuple(map(float, value)) if numbers else None
+    return (float(value[0]), float(value[1]), float(value[2])) if numbers else None

@@ -203,11 +203,11 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(tmp_path):
 def test_the_new_file_is_complete_and_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     """Order of the calls that make kill -9 and a power cut harmless: file, name, folder."""
     calls = []
-    real = {"fsync": os.fsync, "replace": os.replace, "checked": checkpoint._check_sums}
+    real = {"fsync": os.fsync, "replace": os.replace, "checked": checkpoint._check_archive}
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), real["fsync"](fd))[1])
     monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), real["replace"](*a))[1])
     monkeypatch.setattr(
-        checkpoint, "_check_sums", lambda p: (calls.append("read back"), real["checked"](p))[1]
+        checkpoint, "_check_archive", lambda p: (calls.append("read back"), real["checked"](p))[1]
     )
     save_checkpoint(tmp_path / "last.pt", {"epoch": 1})
     assert calls == ["fsync", "read back", "replace", "fsync"]
@@ -363,7 +363,7 @@ def test_load_into_names_what_does_not_fit():
 def test_weights_that_are_no_finite_numbers_are_refused(change):
     network = small_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"1 tensors that are no ordinary.*\(conv.weight\)"):
+    with pytest.raises(CheckpointError, match=r"1 tensors that are not ordinary.*\(conv.weight\)"):
         load_into(network, before | {"conv.weight": change(before["conv.weight"])})
     assert same(network.state_dict(), before)
     load_into(network, {name: tensor.to(torch.float16) for name, tensor in before.items()})
@@ -389,7 +389,7 @@ def test_every_cut_of_the_old_format_is_one_sentence(tmp_path):
     for end in range(0, len(data) - 1, 7):
         path.write_bytes(data[:end])
         with pytest.raises(
-            CheckpointError, match="cut off, damaged or no checkpoint|refused|holds"
+            CheckpointError, match="cut off, damaged or not a checkpoint|refused|holds"
         ):
             load_checkpoint(path)
 

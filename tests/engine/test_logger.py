@@ -12,16 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from fast_imagenet import environment as environment_module
 from fast_imagenet.engine import logger as runlog
-from fast_imagenet.engine.logger import (
-    LOG_KEYS,
-    REPOSITORY,
-    RunLog,
-    RunLogError,
-    plot_curves,
-    read_jsonl,
-    redact_paths,
-)
+from fast_imagenet.engine import metrics, plots
+from fast_imagenet.engine.logger import LOG_KEYS, RunLog, RunLogError, read_jsonl
+from fast_imagenet.engine.plots import plot_curves
+from fast_imagenet.environment import REPOSITORY, redact_paths
+from tools.report.records import read_run
 
 
 def record(epoch, **changes):
@@ -30,8 +27,11 @@ def record(epoch, **changes):
 
 
 def open_log(folder, **options):
-    defaults = {"tensorboard": False, "config": {"training": {"epochs": 3}}}
-    return RunLog(folder, **defaults | options)
+    return RunLog(folder, **{"config": {"training": {"epochs": 3}}} | options)
+
+
+def logging(**settings):
+    return {"logging": settings}
 
 
 def lines_of(folder):
@@ -84,13 +84,13 @@ def test_values_that_are_no_finite_number_are_refused_by_name(tmp_path, bad):
 
 def test_every_line_has_the_same_keys(tmp_path):
     log = open_log(tmp_path)
-    with pytest.raises(RunLogError, match="lacks lr, resolution"):
+    with pytest.raises(RunLogError, match="lr, resolution is missing"):
         log.write(**{k: v for k, v in record(1).items() if k not in ("lr", "resolution")})
     log.write(**record(1, extra=1))
-    with pytest.raises(RunLogError, match="lacks extra and has the new other"):
+    with pytest.raises(RunLogError, match="extra is missing and other is new"):
         log.write(**record(2, other=1))
     again = open_log(tmp_path, resume=True)
-    with pytest.raises(RunLogError, match="lacks extra"):
+    with pytest.raises(RunLogError, match="extra is missing"):
         again.write(**record(2))
     again.write(**record(2, extra=2))
     assert [list(line) for line in lines_of(tmp_path)] == [list(record(1, extra=1))] * 2
@@ -168,7 +168,7 @@ def test_losses_of_steps_replace_those_done_again(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    log = RunLog(tmp_path / "a", enabled=False, wandb_project="x")
+    log = RunLog(tmp_path / "a", enabled=False, config=logging(wandb="x"))
     log.write(**record(1))
     log.write_steps(0, [1.0])
     log.truncate_after(0)
@@ -202,29 +202,29 @@ def test_commit_and_dirty_flag_are_gits(tmp_path, monkeypatch):
         command = ["git", "-C", tmp_path, *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr(runlog, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(environment_module, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert runlog.environment()["commit"] == "unknown"
+    assert environment_module.environment()["commit"] == "unknown"
     git("init", "-q")
     (tmp_path / "a.py").write_text("1")
     git("add", "a.py")
     git("commit", "-q", "-m", "a")
-    where = runlog.environment()
+    where = environment_module.environment()
     assert where["commit"] == git("rev-parse", "HEAD")
     assert where["dirty"] is False
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "summary.json").write_text("{}")
-    assert runlog.environment()["dirty"] is False  # a study's earlier runs are no code
+    assert environment_module.environment()["dirty"] is False  # a study's earlier runs are no code
     (tmp_path / "records.py").write_text("1")
-    assert runlog.environment()["dirty"] is True
+    assert environment_module.environment()["dirty"] is True
     (tmp_path / "records.py").unlink()
     (tmp_path / "a.py").write_text("2")
-    assert runlog.environment()["dirty"] is True
+    assert environment_module.environment()["dirty"] is True
 
 
 def test_a_run_resumed_elsewhere_keeps_both_environments(tmp_path, monkeypatch):
     for device in ("one", "one", "two", "three"):
-        monkeypatch.setattr(runlog, "_device_name", lambda device=device: device)
+        monkeypatch.setattr(environment_module, "_device_name", lambda device=device: device)
         open_log(tmp_path, resume=True)
     where = json.loads((tmp_path / "environment.json").read_text())
     assert where["device"] == "three"
@@ -251,11 +251,11 @@ def test_settings_are_written_without_private_folders(tmp_path):
 
 def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = open_log(tmp_path, tensorboard=True)
+    log = open_log(tmp_path, config=logging(tensorboard=True))
     for epoch in (1, 2, 3):
         log.write(**record(epoch, top1=epoch * 10.0))
     log.close()
-    log = open_log(tmp_path, tensorboard=True, resume=True)
+    log = open_log(tmp_path, config=logging(tensorboard=True), resume=True)
     log.truncate_after(2)
     log.write(**record(3, top1=77.0))
     log.finish({})
@@ -266,18 +266,18 @@ def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
 
 def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    log = open_log(tmp_path, tensorboard=True)
+    log = open_log(tmp_path, config=logging(tensorboard=True))
     log.write(**record(1))
     assert not list(tmp_path.glob("events*"))
 
 
-def test_wandb_absent_is_said_at_the_start(tmp_path, monkeypatch):
+def test_wandb_absent_is_reported_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RunLogError, match=r"logging.wandb=imagenet needs the package wandb"):
-        open_log(tmp_path, wandb_project="imagenet")
+        open_log(tmp_path, config=logging(wandb="imagenet"))
 
 
-def test_wandb_gets_the_record_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
+def test_wandb_gets_the_record_and_resumes_the_same_run(tmp_path, monkeypatch):
     starts, logged = [], []
 
     def init(**options):
@@ -288,7 +288,7 @@ def test_wandb_gets_the_record_and_goes_on_with_the_same_run(tmp_path, monkeypat
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     for epoch in (1, 2):
-        log = open_log(tmp_path, wandb_project="p", resume=True)
+        log = open_log(tmp_path, config=logging(wandb="p"), resume=True)
         log.write(**record(epoch))
         log.close()
     assert [start["project"] for start in starts] == ["p", "p"]
@@ -324,7 +324,7 @@ def test_curves_of_nothing(tmp_path):
 def test_a_file_edited_by_hand_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RunLogError, match=rf"{name} is damaged .*; restore it or delete it"):  # noqa: PT012
-        log = RunLog(tmp_path, resume=True, tensorboard=False)
+        log = RunLog(tmp_path, resume=True)
         log.truncate_after(0)
         log.write_steps(0, [1.0])
 
@@ -342,13 +342,13 @@ def test_a_file_edited_by_hand_is_named(tmp_path, name, content):
 def test_a_log_of_other_things_is_refused_before_the_run(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RunLogError, match=rf"line 1 of .*{name} is damaged .*; restore it or"):
-        RunLog(tmp_path, resume=True, tensorboard=False)
+        RunLog(tmp_path, resume=True)
     assert (tmp_path / name).read_bytes() == content
 
 
 def test_a_lost_log_has_no_last_line(tmp_path):
     with pytest.raises(RunLogError, match=r"log\.jsonl has lost its lines; restore it"):
-        RunLog(tmp_path, resume=True, tensorboard=False).last()
+        RunLog(tmp_path, resume=True).last()
 
 
 def test_equal_curves_of_accuracy_are_drawn_once_under_both_names():
@@ -356,6 +356,82 @@ def test_equal_curves_of_accuracy_are_drawn_once_under_both_names():
 
     log = {key: [10.0, 20.0] for key in LOG_KEYS} | {"epoch": [1, 2]}
     axes = Figure().subplots()
-    runlog._draw_accuracy(axes, log, log["epoch"], "epoch")
+    plots._draw_accuracy(axes, log, log["epoch"], "epoch")
     labels = [line.get_label() for line in axes.lines]
-    assert labels == ["plain and as configured: 20.00 %"]
+    assert labels == ["standard eval and config eval: 20.00 %"]
+
+
+# ------------------------------------------------------------------------------------------------
+# A logger and a metric more
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_logger_is_one_class_and_one_row(tmp_path, monkeypatch):
+    lines = []
+
+    class Listed(runlog.Sink):
+        def write(self, record):
+            lines.append(record)
+
+        def close(self):
+            lines.append("closed")
+
+    monkeypatch.setattr(runlog, "SINKS", (*runlog.SINKS, Listed))
+    log = open_log(tmp_path)
+    log.write(**record(1))
+    log.finish({})
+    assert lines == [record(1), "closed"]
+
+
+class Confidence(metrics.Metric):
+    """Mean probability of the best class."""
+
+    name, since = "confidence", 2
+
+    def add(self, logits_bk, labels_b):
+        self.sum += logits_bk.softmax(1).amax(1).sum()
+
+
+@pytest.fixture
+def one_more_metric(monkeypatch):
+    def add():
+        monkeypatch.setattr(metrics, "METRICS", [*metrics.METRICS, Confidence])
+        for module in (metrics, runlog):
+            monkeypatch.setattr(module, "RECORD_VERSION", 2)
+
+    return add
+
+
+def test_a_metric_is_one_class_and_one_row(tmp_path, one_more_metric):
+    one_more_metric()
+    score = metrics.Score(torch.device("cpu"))
+    score.add(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+    scores = {"standard": score.read(), "config": score.read()}
+    values = record(1) | metrics.evaluation_record(scores, scores)
+    assert values["confidence"] == values["ema_plain_confidence"] == 0.25
+    log = open_log(tmp_path)
+    with pytest.raises(RunLogError, match="plain_confidence, confidence"):
+        log.write(**record(1))
+    log.write(**values)
+    assert read_run(tmp_path).log[0]["ema_confidence"] == 0.25
+
+
+def test_a_record_of_an_older_version_is_read_and_resumed(tmp_path, one_more_metric):
+    open_log(tmp_path).write(**record(1))
+    where = tmp_path / "environment.json"
+    content = json.loads(where.read_text())
+    assert content.pop("record_version") == 1
+    where.write_text(json.dumps(content))  # as records were before they had a version
+    one_more_metric()
+    assert read_run(tmp_path).log == [record(1)]
+    log = open_log(tmp_path, resume=True)
+    log.write(**record(2) | dict.fromkeys(Confidence.log_keys(), 0.5))
+    log.finish({})
+    assert lines_of(tmp_path) == [record(1), record(2)]  # the run keeps its version
+    assert json.loads(where.read_text())["record_version"] == 1
+
+
+def test_committed_records_are_readable_when_a_metric_is_added(one_more_metric):
+    one_more_metric()
+    logs = sorted((REPOSITORY / "records").glob("*/*/*/log.jsonl"))
+    assert logs and all(read_run(log.parent).log for log in logs)

@@ -15,6 +15,7 @@ from fast_imagenet.config import interpreter
 from fast_imagenet.engine import run as run_module
 from fast_imagenet.engine.checkpoint import load_checkpoint
 from fast_imagenet.engine.distributed import Distributed
+from fast_imagenet.engine.progress import Progress
 from fast_imagenet.engine.run import StepMonitor
 from fast_imagenet.engine.signals import SignalWatch, Stopped
 from fast_imagenet.program import STOPPED
@@ -55,21 +56,21 @@ def test_a_run_restarted_at_every_step_is_the_uninterrupted_run(quick_run, tmp_p
 def test_a_signal_saves_the_step_and_the_run_goes_on(quick_run, tmp_path, monkeypatch, name):
     flags = [*EVERYTHING, "--training.resume=auto"]
     whole = quick_run(*flags, folder=tmp_path / "whole")
-    show = train_imagenet.Progress.step
+    show = Progress.step
 
     def interrupt(bar, step, *values):
         if step == 6:
             signal.raise_signal(signal.Signals[name])
         show(bar, step, *values)
 
-    monkeypatch.setattr(train_imagenet.Progress, "step", interrupt)
+    monkeypatch.setattr(Progress, "step", interrupt)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match=name):
         quick_run(*flags, folder=tmp_path / "parts")
     assert signal.getsignal(signal.SIGTERM) is before
     state = load_checkpoint(tmp_path / "parts" / "last.pt")
     assert (state["epoch"], state["step"], len(state["losses"])) == (1, 2, 2)
-    monkeypatch.setattr(train_imagenet.Progress, "step", show)
+    monkeypatch.setattr(Progress, "step", show)
     quick_run(*flags, folder=tmp_path / "parts")
     assert_same_run(tmp_path / "parts", whole)
 
@@ -102,14 +103,29 @@ def test_a_signal_in_evaluation_does_not_wait_for_its_end(quick_run, tmp_path, m
     assert state["waited"] > 0 and waited == pytest.approx(state["waited"], rel=0.5)
 
 
-def test_a_checkpoint_from_before_the_waits_were_kept_is_resumed(quick_run, tmp_path):
+FORMAT_1 = {  # keys of a checkpoint before it had a format; the first ones had no info and waited
+    *("model", "ema", "optimizer", "scaler", "config", "data", "info"),
+    *("epoch", "step", "losses", "spent", "waited", "best", "seconds"),
+}
+
+
+@pytest.mark.parametrize("missing", [[], ["waited"], ["waited", "info"]])
+def test_a_checkpoint_of_an_older_format_is_resumed(quick_run, tmp_path, missing):
     folder = quick_run(*EVERYTHING, "--training.max_steps=7")
     whole = quick_run(*EVERYTHING, folder=tmp_path / "whole")
     state = load_checkpoint(folder / "last.pt")
-    assert state.pop("waited") > 0
-    torch.save(state, folder / "last.pt")
+    assert state.pop("format") == 2 and state.keys() == FORMAT_1
+    torch.save({k: v for k, v in state.items() if k not in missing}, folder / "last.pt")
     quick_run(*EVERYTHING, "--training.resume=auto", folder=folder)
     assert_same_run(folder, whole)
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_by_name(quick_run):
+    folder = quick_run(SMALL, "--training.epochs=2")
+    state = load_checkpoint(folder / "last.pt")
+    torch.save({**state, "format": 3}, folder / "last.pt")
+    with pytest.raises(ValueError, match=r"last.pt has format 3, and this version .* reads 1 to 2"):
+        quick_run(SMALL, "--training.epochs=2", "--training.resume=auto", folder=folder)
 
 
 def run_flags(tiny_beton, folder, *flags):
@@ -186,7 +202,7 @@ def monitor_of(saved, received="", minutes=0.0):
     return StepMonitor(signals, alone, minutes, saved.append)
 
 
-def test_a_wild_loss_is_told_within_fifty_steps_and_never_saved():
+def test_a_wild_loss_is_reported_within_fifty_steps_and_never_saved():
     saved, losses = [], []
     monitor = monitor_of(saved)
     for step in range(100, 149):
@@ -206,10 +222,10 @@ def test_weights_that_are_not_finite_are_never_saved(quick_run, tmp_path, monkey
     folder = quick_run(*flags, "--training.max_steps=7", folder=tmp_path / "run")
     before, take = (folder / "last.pt").read_bytes(), train_imagenet.forward_backward
 
-    def spoil(t, *batch):
-        loss = take(t, *batch)
-        if batch[-1] == 8:  # the step
-            next(t.model.parameters()).grad.fill_(float("inf"))
+    def spoil(state, batch, step):
+        loss = take(state, batch, step)
+        if step == 8:
+            next(state.model.parameters()).grad.fill_(float("inf"))
         return loss
 
     monkeypatch.setattr(train_imagenet, "forward_backward", spoil)
@@ -256,9 +272,9 @@ def test_a_run_says_what_it_does_and_where_it_goes_on(quick_run, capsys):
     folder = quick_run(*flags, "--training.max_steps=7")
     said = capsys.readouterr().out
     assert "on cpu: 80 images of 10 classes, 30 to evaluate; 2 epochs of 5 steps" in said
-    assert "goes on" not in said
+    assert "resumes" not in said
     quick_run(*flags, "--training.max_steps=0", folder=folder)
-    assert "; goes on in epoch 2 after step 2\n" in capsys.readouterr().out
+    assert "; resumes in epoch 2 after step 2\n" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny_beton, tmp_path):

@@ -10,11 +10,17 @@ import torch
 
 from fast_imagenet.engine.schedules import (
     SCHEDULES,
+    Course,
     ema_decay_at,
     is_evaluated,
-    lr_at,
+    make_schedule,
     resolution_at,
 )
+
+
+def lr_at(epoch, *, kind, epochs, peak_lr, peak_epoch=0.0, final_lr=0.0, **options):
+    return make_schedule(kind, Course(epochs, peak_lr, peak_epoch, final_lr), options)(epoch)
+
 
 # name, settings, {epoch: rate}
 LR_CASES = [

@@ -28,6 +28,7 @@ import psutil
 from fastargs import Param
 
 from fast_imagenet.config import Number, OneOf, Str, extended, read_config
+from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory, cpu_quota
 from fast_imagenet.program import exit_on_signal, run_program
@@ -113,7 +114,7 @@ def make_plan(
 def epochs_of(cfg: SimpleNamespace, script: ModuleType, whole: int) -> tuple[list[int], list[int]]:
     """Resolution and steps of every epoch; whole: steps of one that is not cut short."""
     steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
-    return [script.resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))], steps
+    return [resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))], steps
 
 
 def kernels_compiled(cfg: SimpleNamespace) -> bool:
@@ -138,7 +139,7 @@ def measured_settings(cfg: SimpleNamespace, folder: str) -> SimpleNamespace:
 
 def machine_of(cfg: SimpleNamespace, distributed: Distributed) -> Machine:
     """Where the plan is made."""
-    from fast_imagenet.engine.logger import environment
+    from fast_imagenet.environment import environment
 
     device, is_gpu = environment()["device"], distributed.device.type == "cuda"
     cores, quota = len(os.sched_getaffinity(0)), cpu_quota(Path("/sys/fs/cgroup"))
@@ -149,9 +150,10 @@ def machine_of(cfg: SimpleNamespace, distributed: Distributed) -> Machine:
 def main(argv: list[str] | None = None) -> None:
     """Read the settings, measure, print; argv: None takes `sys.argv[1:]`."""
     import train_imagenet as script
+    from fast_imagenet.engine.distributed import init_distributed
 
     cfg = read_settings(script, argv)
-    distributed = script.init_distributed()
+    distributed = init_distributed()
 
     def note(line: str) -> None:
         if distributed.is_main:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,8 +23,14 @@ import torch
 from fast_imagenet.config import to_dict
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.logger import LOG_KEYS
-from fast_imagenet.engine.run_state import FRESH, save_run
-from fast_imagenet.models.factory import try_network
+from fast_imagenet.engine.run import StepRecorder, open_log, write_final_files
+from fast_imagenet.engine.run_state import Position, RunCheckpoints
+from fast_imagenet.models.factory import (
+    blank_step,
+    prepare_network,
+    try_evaluation,
+    try_network,
+)
 from tools.plan.forecast import Costs, Times, choose_resolutions
 from tools.plan.storage import own_memory
 
@@ -84,11 +91,11 @@ class Session:
         self.loader, self.val_loader = s.build_loaders(cfg, distributed)
         self.steps, classes = len(self.loader), self.loader.num_classes
         self.model = s.build_model(cfg, classes, distributed.device)
-        self.called, self.called_eval = s.wrap_model(self.model, cfg, distributed)
-        self.t = s.build_training(cfg, self.model, self.called, classes, distributed)
+        self.networks = s.wrap_model(self.model, cfg, distributed)
+        self.state = s.build_state(cfg, self.networks, classes, self.steps, distributed)
         # sizes only: measure_evaluation takes whole batches
-        s.try_evaluation(self.model, cfg.validation, 1, self.t.autocast)
-        self.fitting = self.t.micro_batch
+        try_evaluation(self.model, cfg.validation, 1, self.state.autocast)
+        self.fitting = self.state.micro_batch
         return self.now() - begin
 
     def limit_batch(self, resolution: int) -> None:
@@ -99,9 +106,10 @@ class Session:
         most = self.seconds * SLOWEST_STEP / self._probe(resolution, min(PROBED, asked))
         if self.per_image and self.room:
             fits = MEMORY * self.room / self.distributed.ranks_on_node / self.per_image
-        while self.t.micro_batch > fits and (smaller := smaller_micro_batch(self.t.micro_batch)):
-            self.t.micro_batch = self.fitting = smaller
-        if self.t.micro_batch > fits:  # it cannot be halved
+        state = self.state
+        while state.micro_batch > fits and (smaller := smaller_micro_batch(state.micro_batch)):
+            state.micro_batch = self.fitting = smaller
+        if self.state.micro_batch > fits:  # it cannot be halved
             most = min(most, max(fits, PROBED))
         most = -self.distributed.all_reduce_max(-int(most))
         if most < 2:  # even the smallest batch takes too long
@@ -112,17 +120,17 @@ class Session:
     def _probe(self, resolution: int, images: int) -> float:
         """Seconds per image of a step; `per_image` becomes known."""
         self.report(f"{resolution} px: {images} images")
-        whole, self.t.micro_batch = self.t.micro_batch, images
+        whole, self.state.micro_batch = self.state.micro_batch, images
         try_network(self.model.train(), [resolution], images)  # refuses in a sentence; first use
         before = own_memory() + sum(4 * p.numel() for p in self.model.parameters())  # gradients
         with memory_peak() as peak:  # of the first step: later ones take the same memory again
-            self.script.blank_step(self.t, self.device, resolution)
+            blank_step(self.state, resolution, self.script.forward_backward)
         self.per_image = max(0, peak[0] - before) / images
         begin = time.perf_counter()
-        self.script.blank_step(self.t, self.device, resolution)
+        blank_step(self.state, resolution, self.script.forward_backward)
         seconds = time.perf_counter() - begin
         self.model.zero_grad(set_to_none=True)
-        self.t.micro_batch = whole
+        self.state.micro_batch = whole
         return seconds / images
 
     def _take_batch(self, asked: int, images: int) -> None:
@@ -136,7 +144,8 @@ class Session:
         cfg.validation.batch_size = min(cfg.validation.batch_size, images)
         self.loader, self.val_loader = self.script.build_loaders(cfg, distributed)
         classes = self.loader.num_classes
-        self.t = self.script.build_training(cfg, self.model, self.called, classes, distributed)
+        size = (classes, len(self.loader))
+        self.state = self.script.build_state(cfg, self.networks, *size, distributed)
 
     def now(self) -> float:
         """The clock, when the device has done what it was given."""
@@ -146,12 +155,15 @@ class Session:
 
     def train(self, batches: Iterable[tuple]) -> None:
         """The trainer's steps on these batches, at the learning rate of a run's beginning."""
+        steps = StepRecorder()
+        self.script.train_epoch(self.state, self._noted(batches), steps)
+        torch.stack(steps.losses).tolist()  # waits for the device, as the run does
 
-        def note_memory(*_) -> None:
+    def _noted(self, batches: Iterable[tuple]) -> Iterator[tuple]:
+        """The batches; notes the memory after each step."""
+        for batch in batches:
+            yield batch
             self.own_peak = max(self.own_peak, own_memory())
-
-        losses, _, _ = self.script.train_epoch(self.t, batches, 0, len(self.loader), note_memory)
-        torch.stack(losses).tolist()  # waits for the device, as the run does
 
     def timed(self, resolution: int, count: int, with_step: bool) -> Pass:
         """The last batches of an epoch as a resumed run takes them, with the step or without."""
@@ -201,9 +213,8 @@ class Session:
         self.report(f"{resolution} px: first steps")
 
         def steps() -> None:
-            begin, epoch = self.now(), self.epochs[resolution]
-            network = (self.cfg, self.model, self.called, self.t)
-            self.script.prepare_network(*network, [epoch], self.device)
+            begin = self.now()
+            prepare_network(self.state, [resolution], self.script.forward_backward)
             self.starts[resolution] = self.now() - begin
             count = self._agree(self.fewest)
             first = self.timed(resolution, count, False)  # brings the images into memory
@@ -219,12 +230,12 @@ class Session:
             try:
                 return act()
             except torch.OutOfMemoryError:
-                smaller = smaller_micro_batch(self.t.micro_batch)
+                smaller = smaller_micro_batch(self.state.micro_batch)
                 if not smaller or self.distributed.world_size > 1:  # other ranks would wait
                     raise
             self.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            self.t.micro_batch = self.fitting = smaller
+            self.state.micro_batch = self.fitting = smaller
             self.report(f"out of memory: again with {smaller} images per forward pass")
 
     def _agree(self, count: float) -> int:
@@ -313,34 +324,38 @@ class Session:
                     yield batch
                 views.append((arrived - begin, self.now() - arrived, seen))
 
-        loader, begin = SimpleNamespace(batches=limited), self.now()
-        self.script.evaluate(self.called_eval, loader, self.cfg, self.t.autocast, self.device)
+        network, autocast, begin = self.networks.eval_model, self.state.autocast, self.now()
+        self.script.evaluate(network, limited, self.cfg, autocast, self.device)
         taken = self.now() - begin
         return taken, sum(first + rest * images / seen for first, rest, seen in views)
 
     def measure_saves(self) -> float:
         """Seconds of last.pt with best.pt; last.pt takes half of them."""
         self.report("checkpoints")
-        data = {"classes": self.loader.classes, "images": self.loader.num_samples}
-        state, times = {**FRESH, "losses": [0.0] * self.steps}, []
-        run = (self.cfg.logging.folder, self.model, self.t, to_dict(self.cfg), data)
+        checkpoints, times = self._checkpoints(), []
         for best in (False, True, True):  # the first is not counted
             times.append(self.clock())
-            save_run(*run, self.distributed, state, best)
+            checkpoints.save(Position(losses=[0.0] * self.steps), best)
         return (self.clock() - times[1]) / 2
+
+    def _checkpoints(self) -> RunCheckpoints:
+        folder, loader = Path(self.cfg.logging.folder), self.loader
+        data = {"classes": loader.classes, "num_classes": loader.num_classes}
+        return RunCheckpoints(folder, self.state, to_dict(self.cfg), data, self.distributed)
 
     def measure_log(self) -> tuple[float, float, float]:
         """Seconds of the log's beginning, of a line of it, and of the end of a run."""
         self.report("log and final weights")
         times, record = [self.clock()], {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
-        log = self.script.open_log(self.cfg, self.distributed)
+        log = open_log(self.cfg, self.distributed)
         for epoch in (1, 2):  # the first starts TensorBoard
             log.write_steps((epoch - 1) * self.steps, [0.0] * self.steps)
             log.write(**{**record, "epoch": epoch})
             times.append(self.clock())
         if self.distributed.is_main:
             with redirect_stdout(io.StringIO()):
-                self.script.finish(self.cfg, log, self.t, self.loader, {**record, "epoch": 2})
+                last = {**record, "epoch": 2}
+                write_final_files(self.cfg, log, self._checkpoints(), self.steps, last)
         first, line, end = np.diff([*times, self.clock()]).tolist()
         return max(0.0, first - line), line, end
 
@@ -348,7 +363,7 @@ class Session:
         """Peak and capacity: of the GPU, or of this process and what there is for it."""
         device = self.device
         if device.type != "cuda":
-            more = self.fitting - self.t.micro_batch  # than were measured
+            more = self.fitting - self.state.micro_batch  # than were measured
             return self.own_peak + int(more * self.per_image), self.room
         capacity = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_reserved(device), capacity

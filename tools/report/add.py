@@ -10,7 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import read_jsonl, redact_paths
+from fast_imagenet.engine.logger import read_jsonl
+from fast_imagenet.environment import redact_paths
 from fast_imagenet.files import write_json
 from tools.report.records import Run, group_file_with, read_object, read_run
 from tools.report.yaml_files import FOLDER_NAME, RecordError

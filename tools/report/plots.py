@@ -17,7 +17,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, no global sta
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
-from fast_imagenet.engine.logger import decorate
+from fast_imagenet.engine.plots import decorate
 from tools.report.records import Group, Spread, spread
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import read_jsonl, redact_paths
+from fast_imagenet.engine.logger import read_jsonl
 from fast_imagenet.engine.schedules import is_evaluated
+from fast_imagenet.environment import redact_paths
 from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study
 
 MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
