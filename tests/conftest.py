@@ -66,7 +66,7 @@ def quick_run(tiny_beton, tmp_path):
     def run(*flags: str, config: str | None = None, folder: Path | None = None) -> Path:
         folder = folder or tmp_path / "run"
         argv = [f"--config={name}" for name in (config, SMOKE) if name]
-        argv += [] if config else ["--model.arch=resnet18"]
+        argv += [] if config else ["--model.arch=timm/test_resnet"]
         argv += [
             f"--data.{split}_dataset={tiny_beton / f'{split}.beton'}" for split in ("train", "val")
         ]

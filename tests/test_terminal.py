@@ -68,7 +68,7 @@ def test_classes_of_a_checkpoint_and_names_of_files_are_escaped(tiny_beton, quic
     (run / "weights.json").write_text(json.dumps(about))
     flags = [f"--data.val_dataset={tiny_beton}/val.beton", "--training.eval_only=true"]
     weights = f"--model.checkpoint={run}/weights.safetensors"
-    status, text = said("train_imagenet.py", "--model.arch=resnet18", weights, *flags)
+    status, text = said("train_imagenet.py", "--model.arch=timm/test_resnet", weights, *flags)
     assert status == 1
     assert r"class 3 is x\x1b]0;owned\x07" in text
     assert text.count("\n") == 1

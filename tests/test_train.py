@@ -310,7 +310,7 @@ def test_a_run_cut_by_max_steps_is_called_a_smoke_run(quick_run, capsys, tmp_pat
 def test_final_weights_load_into_the_plain_network(quick_run, tiny_beton):
     from fast_imagenet.models.blurpool import apply_blurpool
 
-    folder = quick_run("--training.max_steps=3")
+    folder = quick_run("--training.max_steps=3", "--model.arch=resnet18")
     state, info = load_weights(folder / "weights.safetensors")
     model = torchvision.models.resnet18(num_classes=info["num_classes"])
     model.load_state_dict(state)
@@ -471,7 +471,8 @@ def test_a_second_run_in_the_same_folder_is_refused(quick_run, capsys):
 def test_eval_only_takes_a_file_of_any_maker(quick_run, tmp_path, capsys, kind):
     arch = "timm/resnet18" if kind == "timm" else "resnet18"
     if kind == "ours":
-        folder = quick_run("--data.backend=torchvision", "--training.max_steps=2")
+        few = ["--training.max_steps=2", f"--model.arch={arch}"]
+        folder = quick_run("--data.backend=torchvision", *few)
         log, path = read_log(folder)[-1], folder / "weights.safetensors"
     else:
         path = tmp_path / "weights.pth"

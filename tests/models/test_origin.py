@@ -142,16 +142,19 @@ def test_a_normalization_that_is_asked_for(evaluated, tiny_beton, tmp_path):
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.safetensors", "last.pt", "without its JSON"])
 @pytest.mark.parametrize("blurpool", [True, False])
 def test_our_own_file_says_what_it_is(quick_run, evaluated, tiny_beton, blurpool, name):
     flags = [f"--training.use_blurpool={blurpool}", "--training.max_steps=2", "--ema.decay=0"]
-    folder = quick_run("--data.backend=torchvision", *flags)
+    folder = quick_run("--data.backend=torchvision", "--model.arch=resnet18", *flags)
     path = folder / ("weights.safetensors" if "JSON" in name else name)
     if "JSON" in name:
         (folder / "weights.json").unlink()
     logits, said = evaluated(
-        f"--model.checkpoint={path}", f"--training.use_blurpool={not blurpool}"
+        f"--model.checkpoint={path}",
+        "--model.arch=resnet18",
+        f"--training.use_blurpool={not blurpool}",
     )
     model = network("resnet18", blurpool=blurpool)
     model.load_state_dict(load_weights(path)[0])
