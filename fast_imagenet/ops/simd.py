@@ -219,7 +219,7 @@ def sum_sizes(typing_context, block):
     """Sum of the absolute values of an int32 [64] at an address, as int32."""
 
     def generate(context, builder, signature, arguments):
-        total: Any = None
+        total = None
         for k in range(8):
             row = load_lanes(builder, offset(builder, arguments[0], 32 * k), 8, 32)
             sign = row >> 31
