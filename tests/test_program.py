@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.engine.test_run import run_flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -34,6 +35,7 @@ def test_a_command_that_nobody_reads_ends_quietly(command):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["train_imagenet.py --nope=1", "write_dataset.py --nope=1"])
 def test_a_script_with_closed_streams_keeps_its_status(command, closed):
@@ -45,6 +47,7 @@ def test_a_script_with_closed_streams_keeps_its_status(command, closed):
 MODULES = [f"tools.{name}" for name in ("report", "study", "plan", "preview")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast_imagenet.beton", *MODULES])
 def test_a_module_with_closed_streams_keeps_its_status(name):
     assert in_shell(f"-m {name} --nope=1 <&- >&- 2>&-").returncode == 2
@@ -55,6 +58,7 @@ def in_shell(command):
     return subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_work_is_done_with_closed_streams(closed, tmp_path):
     """Both scripts, with processes of their own: none of their files gets a stream's number."""

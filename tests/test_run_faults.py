@@ -126,6 +126,7 @@ def test_a_folder_that_vanishes_is_a_sentence(tiny_beton, tmp_path, monkeypatch)
     assert said.startswith(f"train_imagenet.py: {folder}") and "No such file" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_log_is_a_sentence(tiny_beton, tmp_path):
     """A disk of its own, full to the brim as the first epoch ends; only a mount shows it."""
     try:
@@ -202,6 +203,7 @@ def nothing_is_left(process, seconds=20) -> bool:
     return wait_until(lambda: not session(process.pid), seconds)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_workers_when_an_image_is_damaged(start_torchvision, tmp_path):
     for split, count in (("train", 12), ("val", 2)):
         for number in range(count):
@@ -218,6 +220,7 @@ def test_a_run_ends_with_its_workers_when_an_image_is_damaged(start_torchvision,
     assert nothing_is_left(process)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_workers_when_one_is_killed(start_torchvision, tmp_path):
     process = start_torchvision()
     os.kill(wait_for_workers(process, tmp_path)[0], signal.SIGKILL)
@@ -228,6 +231,7 @@ def test_a_run_ends_with_its_workers_when_one_is_killed(start_torchvision, tmp_p
     assert nothing_is_left(process)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_workers_when_its_evaluation_fails(start_torchvision, tmp_path):
     code = """
 import sys, runpy
@@ -243,6 +247,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert nothing_is_left(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", ["nothing", "workers", "server"])
 def test_nothing_outlives_a_killed_run(start_torchvision, tmp_path, stopped):
     """Fork server, resource tracker and workers, even those that are stopped themselves."""
@@ -256,6 +261,7 @@ def test_nothing_outlives_a_killed_run(start_torchvision, tmp_path, stopped):
     assert nothing_is_left(process), session(process.pid)
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_hang_ends_with_a_sentence_and_alone(start_torchvision, tmp_path):
     process = start_torchvision("--data.timeout=25")
     for worker in wait_for_workers(process, tmp_path):
@@ -267,6 +273,7 @@ def test_a_run_whose_workers_hang_ends_with_a_sentence_and_alone(start_torchvisi
     assert nothing_is_left(process), session(process.pid)
 
 
+@pytest.mark.slow
 def test_an_evaluation_alone_is_watched_too():
     code = """
 import time, torch, train_imagenet
@@ -294,6 +301,7 @@ train_imagenet.main(train_imagenet.read_settings([
     assert "and start the command again, or allow" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["2m", "20k"])
 def test_a_full_shm_is_a_sentence(start_torchvision, size):
     """Room for the locks of the workers, not for their batches (2.4 MB each); or for no lock."""
@@ -357,6 +365,7 @@ def test_a_rank_that_dies_ends_the_other(two_ranks):
     assert trainers[0].returncode == 1
 
 
+@pytest.mark.slow
 def test_ranks_leave_an_evaluation_together():
     """A signal to one of two: both stop before the same batch, though one has a batch more."""
     barrier, requests, ended = threading.Barrier(2, timeout=20), [0, 0], {}

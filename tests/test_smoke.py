@@ -15,6 +15,7 @@ def test_no_config_is_missed():
     assert sorted(path for path in everywhere if ".venv" not in path.parts) == CONFIGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_one_step(quick_run, path):
     folder = quick_run(config=path.name)  # by its bare name, as the README says

@@ -523,6 +523,7 @@ def test_two_files_of_other_classes_are_refused(quick_run, tmp_path, backend):
         quick_run(*run_on(12), folder=tmp_path / "more")
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
     """Same global batch, same losses; batch norm sees 8 images at a time in both runs."""
     flags = [
@@ -548,6 +549,7 @@ def test_two_ranks_give_the_losses_of_one(tiny_beton, tmp_path):
     np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("terminal", "progress"), [(True, True), (True, False), (False, False)])
 def test_accuracy_of_every_evaluated_epoch_is_a_line(tiny_beton, tmp_path, terminal, progress):
     """With the live bar, too, and without any: three epochs, of which two are evaluated."""

@@ -9,7 +9,6 @@ Loeffler, Ligtenberg and Moschytz, ICASSP 1989.
 """
 
 import functools
-from typing import Any
 
 from llvmlite import ir
 from numba import types

@@ -42,6 +42,7 @@ def assert_same_run(folder, whole):
     assert differences(folder, whole) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_a_run_restarted_at_every_step_is_the_uninterrupted_run(quick_run, tmp_path, backend):
     flags = [*EVERYTHING, f"--data.backend={backend}"]
@@ -52,6 +53,7 @@ def test_a_run_restarted_at_every_step_is_the_uninterrupted_run(quick_run, tmp_p
     assert_same_run(tmp_path / "parts", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_the_step_and_the_run_goes_on(quick_run, tmp_path, monkeypatch, name):
     flags = [*EVERYTHING, "--training.resume=auto"]
@@ -75,6 +77,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(quick_run, tmp_path, monkey
     assert_same_run(tmp_path / "parts", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_in_evaluation_does_not_wait_for_its_end(quick_run, tmp_path, monkeypatch):
     whole = quick_run(*EVERYTHING, folder=tmp_path / "whole")
     normalize, calls = train_imagenet.normalize, []
@@ -161,6 +164,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     """The command as a user runs it: killed, stopped, and run again to its end."""
     often = ["--training.checkpoint_minutes=0.0001"]
@@ -183,6 +187,7 @@ def test_kill_9_and_a_signal_in_one_life(tiny_beton, tmp_path):
     assert_same_run(folder, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_not_for_the_workers(tiny_beton, tmp_path):
     folder = tmp_path / "run"
     flags = ["--data.backend=torchvision", "--training.checkpoint_minutes=0.0001"]
@@ -277,6 +282,7 @@ def test_a_run_says_what_it_does_and_where_it_goes_on(quick_run, capsys):
     assert "; resumes in epoch 2 after step 2\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny_beton, tmp_path):
     process = start_run(tiny_beton, tmp_path, "--training.max_steps=2", stdout=subprocess.PIPE)
     process.stdout.close()
@@ -284,6 +290,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny_beton, tmp_path):
     assert (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_terminal(tiny_beton, tmp_path):
     reader, terminal = os.openpty()
     process = start_run(

@@ -70,6 +70,7 @@ finally:
     assert ("ValueError: of the test" in done.stderr) == bool(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "status"), [("ValueError('of the test')", 1), ("Stopped()", 75)])
 def test_a_failed_program_ends_whatever_hangs_on_its_way_out(error, status):
     code = f"""
@@ -88,6 +89,7 @@ with signals.SignalWatch():
     assert f"ended by force 2 s after: {error}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_the_others_obeys_a_signal():
     """The wait is inside torch, where Python's handlers do not run."""
     code = """

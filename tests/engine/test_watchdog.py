@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from fast_imagenet.engine.watchdog import Watchdog
 from fast_imagenet.program import STALLED
 from tests.conftest import ROOT, SMOKE
 
 
+@pytest.mark.slow
 def test_a_stalled_loader_ends_the_process_with_its_stacks():
     code = """
 import time
@@ -30,6 +33,7 @@ with Watchdog(0.4) as watchdog:
     assert re.search(r'File "<string>", line 6 in batches', done.stderr)
 
 
+@pytest.mark.slow
 def test_time_in_which_the_process_is_stopped_is_no_stall():
     code = """
 import time
@@ -54,6 +58,7 @@ with Watchdog(3) as watchdog:
     assert (process.returncode, said) == (0, "[1]\n"), errors
 
 
+@pytest.mark.slow
 def test_a_run_without_batches_ends_with_its_stacks(tiny_beton, tmp_path):
     """The whole command, its loader stuck in a call that nothing can end."""
     code = f"""

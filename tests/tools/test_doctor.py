@@ -174,6 +174,7 @@ def test_the_summary_counts_every_finding(monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("doctor: 1 missing, 2 warnings\n")
 
 
+@pytest.mark.slow
 def test_here_everything_required_is_there(capsys):
     assert doctor.main([]) == 0
     out = capsys.readouterr().out

@@ -355,6 +355,7 @@ def command(tiny_beton, tmp_path, *flags):
     ]
 
 
+@pytest.mark.slow
 def test_a_small_plan_prints_all_parts_and_leaves_nothing(tiny_beton, tmp_path, capsys):
     plan_command.main(command(tiny_beton, tmp_path)[3:])
     page = capsys.readouterr().out
@@ -377,6 +378,7 @@ def test_a_small_plan_prints_all_parts_and_leaves_nothing(tiny_beton, tmp_path, 
     )
 
 
+@pytest.mark.slow
 def test_an_epoch_of_one_step_is_planned(tiny_beton, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "SLOWEST_STEP", 1e9, raising=False)  # on any machine
     flags = ["--training.batch_size=80", "--seconds=20", "--resolution.max_res=32"]
@@ -385,6 +387,7 @@ def test_an_epoch_of_one_step_is_planned(tiny_beton, tmp_path, capsys, monkeypat
     assert "bottleneck:   not known: an epoch is one batch" in page and "total" in page
 
 
+@pytest.mark.slow
 def test_a_slow_machine_is_measured_with_fewer_images(tiny_beton, tmp_path, capsys, monkeypatch):
     """A stand-in: each image of a step takes 20 ms, and they are counted."""
     step, trained = train_imagenet.forward_backward, []
@@ -407,6 +410,7 @@ def test_a_slow_machine_is_measured_with_fewer_images(tiny_beton, tmp_path, caps
     assert sum(row["seconds"] for row in rows) > 15 * 16 * 0.02
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_into_memory_is_not_tried(tiny_beton, tmp_path):
     """In a process of its own: memory that earlier tests have given back would count as room."""
     flags = ["--resolution.min_res=160", "--resolution.max_res=160", "--seconds=9"]
@@ -463,6 +467,7 @@ def test_a_damaged_file_ends_it_with_a_sentence(tiny_beton, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["broken.beton"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
     flags = command(tiny_beton, tmp_path, "--seconds=600")
     options = dict(cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -479,6 +484,7 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tiny_beton, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_loader_that_hangs_ends_the_plan_and_leaves_nothing_behind(tiny_beton, tmp_path):
     code = """
 import runpy, sys, time

@@ -649,6 +649,7 @@ def trained(tiny_beton, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_mistakes_of_the_weights(trained, tiny_beton, capsys):
     words = ["page", str(trained), f"--val={tiny_beton / 'val.beton'}", "--worst=5"]
     assert call(*words) == 0

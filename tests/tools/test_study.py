@@ -176,6 +176,7 @@ def test_data_of_other_settings_is_refused(tmp_path, tiny_beton, capsys):
         )
 
 
+@pytest.mark.slow
 def test_data_that_a_study_wrote_is_compared_whole(tmp_path, capfd):
     data, write = tmp_path / "data", PLAN["write"][0] | {"write.limit": 20}
 
@@ -201,6 +202,7 @@ def command(folder, data, *flags):
     return [sys.executable, "-m", "tools.study", str(folder), *places, *flags]
 
 
+@pytest.mark.slow
 def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # of this process
     settings = PLAN["settings"] | {"training.epochs": 1, "lr.lr_peak_epoch": 0.5}
@@ -221,6 +223,7 @@ def test_a_study_is_carried_out_once(tmp_path, tiny_beton, capsys, monkeypatch):
     assert script.main(places) == 0 and "all 2 runs are done already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_study_resumes(tmp_path, tiny_beton):
     settings = PLAN["settings"] | {"training.epochs": 400}
     folder = write_plan(tmp_path / "records/parts", seeds=[0], settings=settings)
@@ -245,6 +248,7 @@ LAUGHS = ["- &a0 [x, x, x, x, x, x, x, x, x]"]
 LAUGHS += [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module"),
     [("study.yaml", "tools.study FOLDER --list"),
