@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,18 +232,18 @@ def test_the_page_says_everything():
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     session = measure.Session(None, None, SimpleNamespace(world_size=1), 1.0, lambda line: None)
-    session.model, session.t = torch.nn.Linear(1, 1), SimpleNamespace(micro_batch=96)
+    session.model, session.state = torch.nn.Linear(1, 1), SimpleNamespace(micro_batch=96)
     tried = []
 
     def act():
-        tried.append(session.t.micro_batch)
-        if session.t.micro_batch > 24:
+        tried.append(session.state.micro_batch)
+        if session.state.micro_batch > 24:
             raise torch.OutOfMemoryError
 
     session.fit_memory(act)
     assert tried == [96, 48, 24]
     assert measure.smaller_micro_batch(2) == measure.smaller_micro_batch(7) == 0
-    session.t.micro_batch = 25  # no even divisor
+    session.state.micro_batch = 25  # no even divisor
     with pytest.raises(torch.OutOfMemoryError):
         session.fit_memory(act)
 
@@ -263,32 +264,38 @@ class Simulated:
             self.time += 0.001 * resolution
             yield torch.zeros(1), torch.zeros(1), np.zeros(1)
 
-    def train_epoch(self, t, batches, first_step, steps_per_epoch, show):
-        losses, resolution = [], t.resolution
-        for _ in batches:
-            self.time += 0.01 * resolution
-            losses.append(torch.zeros(()))
-            show(0)
-        return losses, 0.0, 0
+    def train_epoch(self, state, batches, run):
+        for step, _ in enumerate(batches):
+            self.time += 0.01 * state.resolution
+            run.after_step(step, torch.zeros(()), 0.1, images=1)
 
-    def prepare_network(self, cfg, model, called, t, epochs, device):
-        t.resolution = 32 if epochs == [0] else 64
+    def forward_backward(self, state, batch, step):
+        raise AssertionError("a step is simulated")
+
+    def prepare_network(self, state, resolutions, forward_backward):
+        (state.resolution,) = resolutions
         self.time += 7.0
 
 
-def simulated_session(seconds: float, cold: bool) -> measure.Session:
+@pytest.fixture
+def simulated_session(monkeypatch):
+    return partial(session_of, monkeypatch)
+
+
+def session_of(monkeypatch, seconds: float, cold: bool) -> measure.Session:
     machine = Simulated(steps=1000)
+    monkeypatch.setattr(measure, "prepare_network", machine.prepare_network)
     ranks = SimpleNamespace(
         world_size=1, device=torch.device("cpu"), all_reduce_max=lambda value: value
     )
     clock = lambda: machine.time  # noqa: E731
     session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold, clock)
-    session.loader, session.model, session.called = machine, None, None
-    session.t = SimpleNamespace(resolution=0)
+    session.loader, session.model = machine, None
+    session.state = SimpleNamespace(resolution=0)
     return session
 
 
-def test_resolutions_are_timed_as_they_run():
+def test_resolutions_are_timed_as_they_run(simulated_session):
     session = simulated_session(50.0, cold=False)
     (one,) = session.measure_training([32, 32, 32])
     assert one.resolution == 32
@@ -301,7 +308,7 @@ def test_resolutions_are_timed_as_they_run():
     assert 0.4 < one.steps * 0.352 / 50 < 0.6  # about the fraction that is meant
 
 
-def test_data_on_the_disk_is_fetched_before_it_is_timed():
+def test_data_on_the_disk_is_fetched_before_it_is_timed(simulated_session):
     session = simulated_session(50.0, cold=True)
     session.measure_training([32])
     passes = session.loader.fetched[2:]  # after the first steps
@@ -392,10 +399,10 @@ def test_a_slow_machine_is_measured_with_fewer_images(tiny_beton, tmp_path, caps
     """A stand-in: each image of a step takes 20 ms, and they are counted."""
     step, trained = train_imagenet.forward_backward, []
 
-    def slow(t, images_bhwc, *others, **places):
-        trained.append(len(images_bhwc))
-        time.sleep(0.02 * len(images_bhwc))
-        return step(t, images_bhwc, *others, **places)
+    def slow(state, batch, number):
+        trained.append(len(batch[0]))
+        time.sleep(0.02 * len(batch[0]))
+        return step(state, batch, number)
 
     monkeypatch.setattr(train_imagenet, "forward_backward", slow)
     plan_command.main(command(tiny_beton, tmp_path)[3:])
@@ -419,9 +426,9 @@ import train_imagenet
 from tools.plan import __main__ as plan_command
 plan_command.available_memory = lambda *_: 30_000_000
 step = train_imagenet.forward_backward
-def noted(t, *others, **places):
-    print("trained on", t.micro_batch)
-    return step(t, *others, **places)
+def noted(state, *batch):
+    print("trained on", state.micro_batch)
+    return step(state, *batch)
 train_imagenet.forward_backward = noted
 plan_command.main({command(tiny_beton, tmp_path, *flags)[3:]})
 """
