@@ -167,7 +167,7 @@ def test_our_own_file_says_what_it_is(quick_run, evaluated, tiny_beton, blurpool
         quick_run(*EVAL, *other)
 
 
-def test_a_training_from_weights_that_say_nothing_of_blurpool_is_reported(quick_run, tmp_path, capsys):
+def test_training_from_weights_that_say_nothing_of_blurpool_is_refused(quick_run, tmp_path, capsys):
     torch.save(network("timm/test_resnet").state_dict(), tmp_path / "w.pth")
     flags = ["--data.backend=torchvision", "--model.arch=timm/test_resnet"]
     flags.append(f"--model.checkpoint={tmp_path}/w.pth")
