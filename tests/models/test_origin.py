@@ -200,7 +200,7 @@ def test_the_weights_that_chose_best_are_those_evaluated(quick_run, capsys):
             )
             said = capsys.readouterr().out.strip().splitlines()[-1]
             assert f"{words} weights of {folder}/{file}" in said
-            assert f" {line[key]:.2f} % 32 px" in said
+            assert f" {line[key]:.2f} % config eval 32 px" in said
 
 
 def test_timms_config_names_network_and_classes(evaluated, tmp_path):
