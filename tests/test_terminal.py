@@ -61,6 +61,7 @@ def test_names_of_classes_and_files_are_escaped_in_a_conversion(folder):
     assert r"\x1b]0;owned" in text
 
 
+@pytest.mark.slow
 def test_classes_of_a_checkpoint_and_names_of_files_are_escaped(tiny_beton, quick_run, tmp_path):
     run = quick_run()
     about = json.loads((run / "weights.json").read_text())

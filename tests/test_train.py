@@ -330,6 +330,7 @@ def test_resume_at_an_epoch_boundary_is_exact(quick_run, tmp_path):
         assert all(torch.equal(first[key][name], second[key][name]) for name in first[key]), key
 
 
+@pytest.mark.slow
 def test_evaluations_can_be_rarer(quick_run, tmp_path):
     common = ["--training.epochs=5", "--lr.lr_peak_epoch=1", "--training.max_steps=0"]
     often = quick_run(*common, folder=tmp_path / "often")
@@ -400,6 +401,7 @@ def test_resume_refuses_what_cannot_be_resumed(quick_run, tmp_path):
         quick_run(*common, folder=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_resume_refuses_other_images_of_the_same_classes(quick_run, tiny_beton, tmp_path, backend):
     data = tmp_path / "data"
@@ -655,6 +657,7 @@ def test_a_forged_or_damaged_state_is_refused(quick_run, tmp_path):
     assert load_checkpoint(folder / "last.pt")["step"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_resume_refuses_another_validation_file(quick_run, tiny_beton, tmp_path, backend):
     data = tmp_path / "data"

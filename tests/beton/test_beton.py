@@ -317,6 +317,7 @@ def test_stock_loader_sees_our_images(mixed, stock):
         assert away.mean() < 2, i
 
 
+@pytest.mark.slow
 def test_stock_loader_reads_our_pages(stock):
     """Quasi-random order reads whole pages instead: each image once, with its own label."""
     seen = np.load(stock / "seen.npz")

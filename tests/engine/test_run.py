@@ -112,6 +112,7 @@ FORMAT_1 = {  # keys of a checkpoint before it had a format; the first ones had 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [[], ["waited"], ["waited", "info"]])
 def test_a_checkpoint_of_an_older_format_is_resumed(quick_run, tmp_path, missing):
     folder = quick_run(*EVERYTHING, "--training.max_steps=7")

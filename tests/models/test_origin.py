@@ -54,7 +54,8 @@ def evaluated(quick_run, monkeypatch, capsys):
         monkeypatch.setattr(
             train_imagenet.Score, "add", lambda s, x, y: (seen.append(x.clone()), add(s, x, y))
         )
-        quick_run(*EVAL, "--validation.lr_tta=0", *flags, config=config)
+        arch = [] if config else ["--model.arch=resnet18"]
+        quick_run(*EVAL, "--validation.lr_tta=0", *arch, *flags, config=config)
         monkeypatch.setattr(train_imagenet.Score, "add", add)
         logits = torch.cat(seen[::2])  # each batch is scored under both protocols
         return logits, capsys.readouterr().out
@@ -153,7 +154,6 @@ def test_our_own_file_says_what_it_is(quick_run, evaluated, tiny_beton, blurpool
         (folder / "weights.json").unlink()
     logits, said = evaluated(
         f"--model.checkpoint={path}",
-        "--model.arch=resnet18",
         f"--training.use_blurpool={not blurpool}",
     )
     model = network("resnet18", blurpool=blurpool)
