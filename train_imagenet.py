@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
     )
 
 from fast_imagenet.config import Bool, Int, Number, OffOr, OneOf, Str, read_config, to_dict
-from fast_imagenet.data.augmentation import MIX_ALPHAS, POLICIES, Augment
+from fast_imagenet.data.augmentation import IMAGENET, MIX_ALPHAS, POLICIES, Augment
 from fast_imagenet.engine.schedules import SCHEDULES
 from fast_imagenet.engine.signals import exit_statuses, stop_at_once
 from fast_imagenet.terminal import ignore_broken_pipe
@@ -172,7 +172,6 @@ from torch import nn
 
 from fast_imagenet.data.class_lists import check_loaders
 from fast_imagenet.data.device_transforms import BatchTransforms, normalize
-from fast_imagenet.engine.checkpoint import load_into, load_weights
 from fast_imagenet.engine.distributed import (
     Distributed,
     autocast_of,
@@ -193,6 +192,7 @@ from fast_imagenet.engine.train_state import (
     TrainState,
 )
 from fast_imagenet.engine.watchdog import Watchdog
+from fast_imagenet.engine.weights import load_into, load_weights
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import (
     create_model,
@@ -203,7 +203,7 @@ from fast_imagenet.models.factory import (
     try_evaluation,
     zero_init_residual,
 )
-from fast_imagenet.models.origin import IMAGENET, check_classes, input_norm, new_origin, origin_of
+from fast_imagenet.models.origin import check_classes, input_norm, new_origin, origin_of
 from fast_imagenet.models.small_maps import use_small_maps
 from fast_imagenet.rng import step_seed
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fast_imagenet.engine.logger import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl
 from tests.conftest import ROOT, SMOKE, write_tiny
 
 EPOCHS = 4

@@ -52,7 +52,7 @@ RETIRED = {  # pattern: what is written instead
 ALLOWED = {  # file: phrases in which a retired word is right
     "benchmarks/table.py": ("pictures",),  # a key of results until 2026-11
     "fast_imagenet/beton/checksums.py": ("stamp",),  # a key of the file format
-    "fast_imagenet/engine/checkpoint.py": ("moving average",),  # a value in files of weights
+    "fast_imagenet/engine/weights.py": ("moving average",),  # a value in files of weights
     "fast_imagenet/engine/run.py": ("moving average",),
     "fast_imagenet/ops/kernel.py": ("stamp",),  # numba's word
 }

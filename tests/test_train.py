@@ -24,11 +24,12 @@ from torch import nn
 import train_imagenet
 from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
-from fast_imagenet.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import choose_precision
 from fast_imagenet.engine.ema import WeightAverage
 from fast_imagenet.engine.run import StepRecorder, data_wait_line
 from fast_imagenet.engine.train_state import TrainState
+from fast_imagenet.engine.weights import load_weights
 from fast_imagenet.models.factory import (
     classification_layer,
     create_model,

@@ -12,18 +12,25 @@ To add a logger, write a Sink, put it into SINKS and declare its setting in sect
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
-import os
 import uuid
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fast_imagenet.engine.json_lines import (
+    RunLogError,
+    append_line,
+    check_lines,
+    drop_torn_line,
+    read_jsonl,
+    read_object,
+    rewrite_lines,
+)
 from fast_imagenet.engine.metrics import RECORD_VERSION, metric_keys
+from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, environment, real_paths, redact_paths
 from fast_imagenet.files import write_atomically, write_json
 
@@ -33,10 +40,6 @@ RUN_KEYS = (
     *("epoch", "train_loss", "lr", "resolution", "images_per_second", "data_wait_share"),
     *("memory_gb", "seconds", "eval_seconds", "total_seconds"),
 )
-
-
-class RunLogError(ValueError):
-    """A folder or a record is not acceptable. The message is one sentence."""
 
 
 def record_keys(version: int | None = None) -> tuple[str, ...]:
@@ -89,14 +92,14 @@ class JsonLines(Sink):
         super().__init__(folder, config, version)
         self._path, self._keys = folder / "log.jsonl", record_keys(version)
         drop_torn_line(self._path)
-        _check_lines(self._path, dict.fromkeys(self._keys, (int, float)))
+        check_lines(self._path, dict.fromkeys(self._keys, (int, float)))
 
     def write(self, record: dict[str, Any]) -> None:
         newer = set(record_keys()) - set(self._keys)
         record = {key: value for key, value in record.items() if key not in newer}
         lines = read_jsonl(self._path)
         _check_keys(record, lines[0] if lines else self._keys, exact=bool(lines))
-        _append_line(self._path, record)
+        append_line(self._path, record)
 
 
 class TensorBoard(Sink):
@@ -199,9 +202,9 @@ class RunLog:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_torn_line(self._steps)
-        config, before = config or {}, _read_object(self.folder / "environment.json")
+        config, before = config or {}, read_object(self.folder / "environment.json")
         version = record_version(before) if self._log.exists() else RECORD_VERSION
-        _check_lines(self._steps, {"first_step": int, "losses": list})
+        check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]
         self._sinks = [sink(self.folder, config, version) for sink in wanted]
         write_json(self.folder / "config.json", redact_paths(config))
@@ -249,15 +252,15 @@ class RunLog:
             if line["first_step"] < first_step
         ]
         if kept != lines:
-            _rewrite_lines(self._steps, kept)
-        _append_line(self._steps, {"first_step": first_step, "losses": losses})
+            rewrite_lines(self._steps, kept)
+        append_line(self._steps, {"first_step": first_step, "losses": losses})
 
     def truncate_after(self, epoch: int) -> None:
         """Drop the lines of epochs that will be done again: all later than `epoch`."""
         lines = read_jsonl(self._log) if self.enabled else []
         kept = [line for line in lines if line["epoch"] <= epoch]
         if len(kept) < len(lines):
-            _rewrite_lines(self._log, kept)
+            rewrite_lines(self._log, kept)
 
     def last(self) -> dict[str, Any]:
         """The last line of log.jsonl.
@@ -274,8 +277,6 @@ class RunLog:
         """Write curves.png, then summary.json, the last file of a finished run; close the sinks."""
         if not self.enabled:
             return
-        from fast_imagenet.engine.plots import plot_curves
-
         plot_curves(self._log, self.folder / "curves.png", summary.get("cut_short", ""))
         write_json(self.folder / "summary.json", redact_paths(summary))
         self.close()
@@ -289,87 +290,6 @@ class RunLog:
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     """What can be drawn against the epoch."""
     return {k: v for k, v in record.items() if not isinstance(v, str) and k != "epoch"}
-
-
-# ------------------------------------------------------------------------------------------------
-# Lines of JSON
-# ------------------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All lines of a log; an absent file is an empty one.
-
-    Raises:
-        RunLogError: a line is not a JSON object.
-    """
-    path = Path(path)
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [_parse_object(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
-
-
-def epoch_line(folder: str | Path, epoch: int) -> dict[str, Any] | None:
-    """The whole line of an epoch, counted from 1, in the log of a run's folder; None without one.
-
-    Raises:
-        RunLogError: a line before its last is not a JSON object.
-    """
-    path = Path(folder, "log.jsonl")
-    whole = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
-    lines = [_parse_object(line, f"a line of {path}") for line in whole]
-    return next((line for line in lines if line.get("epoch") == epoch), None)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _parse_object(path.read_bytes(), str(path)) if path.exists() else {}
-
-
-def _parse_object(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
-        raise RunLogError(f"{where} is damaged ({error}); restore it or delete it") from error
-    return value
-
-
-def _check_lines(path: Path, kinds: dict[str, Any]) -> None:
-    """Refuse a log that a run cannot continue, before the first step and not after the last.
-
-    Raises:
-        RunLogError: one of the keys `kinds` is missing in a line, or its value is of another kind.
-    """
-    for number, line in enumerate(read_jsonl(path), 1):
-        for key, kind in kinds.items():
-            if not isinstance(line.get(key), kind):
-                raise RunLogError(
-                    f"line {number} of {path} is damaged ({key} is {line.get(key)!r:.40}); "
-                    f"restore it or delete it"
-                )
-
-
-def drop_torn_line(path: Path) -> None:
-    """Remove an unfinished last line, which a killed process leaves; warns when there was one."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        warnings.warn(
-            f"the last line of {path} is incomplete (the process was killed) and is dropped",
-            stacklevel=3,
-        )
-        write_atomically(path, lambda file: file.write(whole))
-
-
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rewrite_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _plain_value(key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import RunLogError, read_jsonl
+from fast_imagenet.engine.json_lines import RunLogError, read_jsonl
 from fast_imagenet.engine.progress import accuracy_text
 from fast_imagenet.files import write_atomically
 

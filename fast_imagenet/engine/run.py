@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from fast_imagenet.config import to_dict
-from fast_imagenet.engine.checkpoint import save_weights
 from fast_imagenet.engine.distributed import Consensus, Distributed
 from fast_imagenet.engine.finite import NotFinite, mean_losses
-from fast_imagenet.engine.logger import RunLog, epoch_line
+from fast_imagenet.engine.json_lines import epoch_line
+from fast_imagenet.engine.logger import RunLog
 from fast_imagenet.engine.progress import Progress, accuracy_text, peak_memory_gb
 from fast_imagenet.engine.run_lock import lock_folder
 from fast_imagenet.engine.run_state import (
@@ -43,6 +43,7 @@ from fast_imagenet.engine.schedules import is_evaluated
 from fast_imagenet.engine.signals import SignalWatch
 from fast_imagenet.engine.train_state import Batch, EvalBatches, TrainState
 from fast_imagenet.engine.watchdog import Watchdog
+from fast_imagenet.engine.weights import save_weights
 from fast_imagenet.environment import redact_paths
 from fast_imagenet.models.factory import try_evaluation
 

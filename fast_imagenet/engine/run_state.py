@@ -12,15 +12,14 @@ from typing import Any
 from fast_imagenet.engine.checkpoint import (
     FORMAT,
     CheckpointError,
-    load_into,
     load_run_checkpoint,
-    refuse_misfit,
     save_checkpoint,
 )
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.finite import refuse_not_finite
-from fast_imagenet.engine.logger import epoch_line
+from fast_imagenet.engine.json_lines import epoch_line
 from fast_imagenet.engine.train_state import TrainState
+from fast_imagenet.engine.weights import load_into, refuse_misfit
 from fast_imagenet.models.origin import input_norm
 from fast_imagenet.validation import differences
 

@@ -17,15 +17,14 @@ import torchvision
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from fast_imagenet.data.augmentation import IMAGENET, Triple
 from fast_imagenet.data.class_lists import class_list, difference, same_names
-from fast_imagenet.engine.checkpoint import load_weights
+from fast_imagenet.engine.weights import load_weights
 from fast_imagenet.models.layers import plain_model
 from fast_imagenet.terminal import readable
 
-Triple = tuple[float, float, float]
 Norm = tuple[Triple, Triple]  # mean and std, for pixels in 0..1
 
-IMAGENET: Norm = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NORMALIZATIONS: dict[str, Norm] = {
     "imagenet": IMAGENET,
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

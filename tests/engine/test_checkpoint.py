@@ -18,15 +18,8 @@ import torchvision
 from torch import nn
 
 from fast_imagenet.engine import checkpoint
-from fast_imagenet.engine.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_into,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-    strip_prefixes,
-)
+from fast_imagenet.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fast_imagenet.engine.weights import load_into, load_weights, save_weights, strip_prefixes
 
 
 def small_network(classes=3):

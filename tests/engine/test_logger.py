@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from PIL import Image
 from fast_imagenet import environment as environment_module
 from fast_imagenet.engine import logger as runlog
 from fast_imagenet.engine import metrics, plots
-from fast_imagenet.engine.logger import LOG_KEYS, RunLog, RunLogError, read_jsonl
+from fast_imagenet.engine.json_lines import RunLogError, read_jsonl
+from fast_imagenet.engine.logger import LOG_KEYS, RunLog
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import REPOSITORY, redact_paths
 from tools.report.records import read_run
@@ -59,8 +61,8 @@ def test_a_run_leaves_its_files(tmp_path):
 
 def test_each_line_is_on_disk_at_once(tmp_path, monkeypatch):
     log, synced = open_log(tmp_path), []
-    real = runlog.os.fsync
-    monkeypatch.setattr(runlog.os, "fsync", lambda fd: synced.append(real(fd)))
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(real(fd)))
     log.write(**record(1))
     assert synced
     assert lines_of(tmp_path) == [record(1)]

@@ -11,7 +11,8 @@ import torchvision
 
 import train_imagenet
 from fast_imagenet.data.torch_loader import TorchEvalLoader
-from fast_imagenet.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
+from fast_imagenet.engine.weights import load_weights
 from fast_imagenet.models.blurpool import apply_blurpool
 
 EVAL = ["--data.backend=torchvision", "--training.eval_only=1"]

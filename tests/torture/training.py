@@ -161,7 +161,7 @@ def _lives(moments: int, photos: Path | None, life) -> list[dict]:
 def differences(folder: Path, whole: Path) -> list[str]:
     """What differs between two finished runs: weights, average, optimizer state, losses, log."""
     from fast_imagenet.engine.checkpoint import load_checkpoint
-    from fast_imagenet.engine.logger import read_jsonl
+    from fast_imagenet.engine.json_lines import read_jsonl
 
     states = [load_checkpoint(path / "last.pt") for path in (folder, whole)]
     found = [key for key in ("model", "ema", "optimizer") if not _same(*(s[key] for s in states))]

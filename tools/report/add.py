@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl
 from fast_imagenet.environment import redact_paths
 from fast_imagenet.files import write_json
 from tools.report.records import Run, group_file_with, read_object, read_run

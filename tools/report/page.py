@@ -21,7 +21,7 @@ import train_imagenet as script
 from fast_imagenet.config import read_config
 from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
-from fast_imagenet.engine.logger import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, REPOSITORY
 from fast_imagenet.files import write_atomically

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.logger import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl
 from fast_imagenet.engine.schedules import is_evaluated
 from fast_imagenet.environment import redact_paths
 from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study

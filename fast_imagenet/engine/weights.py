@@ -1,0 +1,300 @@
+"""Weights anyone can load: safetensors with a JSON of what made them; files of other programs."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from fast_imagenet.engine.checkpoint import (
+    CheckpointError,
+    entry_of,
+    first_line,
+    load_run_checkpoint,
+    refuse_beyond_memory,
+)
+from fast_imagenet.files import write_atomically, write_json
+from fast_imagenet.models.layers import plain_model
+
+# Where the weights are in a checkpoint: ours and torchvision's reference scripts say model, timm
+# says state_dict. A file with none of these is taken to be a state dict itself.
+RAW_KEYS = ("model", "state_dict")
+EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
+EMBEDDED = ("arch", "num_classes", "classes", "use_blurpool", "mean", "std", "weights")
+LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
+
+
+def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:
+    """Write weights.safetensors and, beside it, weights.json.
+
+    Args:
+        path: *.safetensors; the JSON takes the same stem.
+        model_state: state dict of the plain network; wrappers' prefixes are removed.
+        info: what made the weights (arch, classes, config, top-1 ...), JSON values only. The
+            JSON also gets `sha256` of the weights, by which a pair that does not belong together
+            is noticed.
+    Raises:
+        ValueError, TypeError: the name does not end in .safetensors, or info is not JSON.
+        CheckpointError: the files cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights are written as safetensors: {path} must end in .safetensors")
+    tensors = {
+        # clone: safetensors refuses tensors that share memory
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in strip_prefixes(model_state).items()
+    }
+    # in the file, too: the JSON beside it may not be copied with it
+    kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
+    content = _with_info(safetensors.torch.save(tensors, metadata={"format": "pt"}), kept)
+    info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
+    json.dumps(info, allow_nan=False)  # what JSON does not know stops us before the first file
+    try:
+        write_atomically(path, lambda file: file.write(content))
+        write_json(path.with_suffix(".json"), info)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path} ({error.strerror}); make room") from error
+
+
+def _with_info(content: bytes, info: str) -> bytes:
+    """A safetensors file with `info` in its metadata; the library orders two keys at random."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"]["info"] = info
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
+    """Read the weights of a network, whoever wrote them.
+
+    Accepts our checkpoints and safetensors, torchvision's and timm's state dicts, the checkpoints
+    of their training scripts, and safetensors of other origin. Prefixes that wrappers leave in the
+    names (module., _orig_mod.) are removed.
+
+    Args:
+        path: *.safetensors, or any file torch.save wrote.
+        ema: take the EMA where the file has one, the raw weights otherwise.
+    Returns:
+        (state dict on the CPU, info). info is the JSON beside a .safetensors file or the entry
+        `info` of one of our checkpoints; of other files what they say about the network. Its key
+        `ema` is which weights were taken: True, False, or None where the file has one kind.
+    Raises:
+        CheckpointError: the file cannot be read, or holds no weights.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    # timm's and torchvision's training scripts store their command line; a Namespace is inert.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = load_run_checkpoint(path)
+    names = (EMA_KEYS + RAW_KEYS) if ema else RAW_KEYS
+    found = next((name for name in names if isinstance(content.get(name), dict)), None)
+    state = content[found] if found else content
+    is_weights = all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    if not state or not is_weights:
+        raise CheckpointError(
+            f"{path} holds no weights: expected a state dict, or one under any of "
+            f"{', '.join(RAW_KEYS + EMA_KEYS)}, found {', '.join(map(str, list(content)[:5]))}"
+        )
+    state, info = strip_prefixes(state), _info_of(content) if found else {}
+    state, blurred = strip_blur_filters(state)
+    decay = entry_of(content.get("config"), "ema", "decay")  # at 0 ours has the raw weights twice
+    info |= {"blur_filters": True} if blurred else {}
+    return state, {**info, "ema": (found in EMA_KEYS and decay != 0) if found else None}
+
+
+def _info_of(content: dict) -> dict:
+    """What a checkpoint says about its network: ours, and those of timm's and torch's scripts."""
+    if isinstance(content.get("info"), dict):
+        return dict(content["info"])
+    args = content.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else {}
+    info = {"arch": content.get("arch") or args.get("model")}
+    if "mean" in args:  # an option of timm's; not given, it is that of the architecture
+        info |= {"timm_script": True, "mean": args["mean"], "std": args.get("std")}
+    return {key: value for key, value in info.items() if value is not None}
+
+
+def strip_blur_filters(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """The plain network's names for BlurPool layers of ffcv-imagenet and Composer.
+
+    Those hold the convolution as a part `conv`, beside a buffer `blur_filter`.
+
+    Returns:
+        (state dict, whether it had such layers).
+    """
+    layers = [n.removesuffix("blur_filter") for n in state if n.endswith(".blur_filter")]
+    inner = {f"{layer}conv.": layer for layer in layers}
+
+    def plain(name: str) -> str:
+        start = next((part for part in inner if name.startswith(part)), None)
+        return inner[start] + name.removeprefix(start) if start else name
+
+    kept = {name: value for name, value in state.items() if not name.endswith(".blur_filter")}
+    return ({plain(n): value for n, value in kept.items()} if layers else state), bool(layers)
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    if not path.is_file():
+        raise CheckpointError(f"weights {path} do not exist; check the name")
+    written = _check_header(path)
+    content = path.read_bytes()
+    try:
+        state = safetensors.torch.load(content)
+    except Exception as error:  # some headers fail inside torch only
+        raise CheckpointError(
+            f"{path} is cut off, damaged or not safetensors ({first_line(error)}); use another copy"
+        ) from error
+    info = written | _read_info(path.with_suffix(".json"))
+    digest = hashlib.sha256(content).hexdigest()
+    if info.get("sha256", digest) != digest:
+        raise CheckpointError(
+            f"{path} is not the file that {path.with_suffix('.json').name} describes (sha256 "
+            f"differs): one of them is damaged or from another run, use another copy of the pair"
+        )
+    state, blurred = strip_blur_filters(strip_prefixes(state))
+    info |= {"blur_filters": True} if blurred else {}
+    kinds = {"moving average": True, "raw": False}
+    return state, {"ema": kinds.get(str(info.get("weights"))), **info}
+
+
+def _check_header(path: Path) -> dict:
+    """Look at the header of a safetensors file before memory is taken for the rest of it.
+
+    Returns:
+        What the file, or timm's config.json beside it, says about the network.
+    Raises:
+        CheckpointError: the file is not as long as its header says, or longer than the memory.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 0 < length <= min(size - 8, LONGEST_HEADER) else b""
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        whole = -1
+    if whole != size:
+        raise CheckpointError(
+            f"{path} is cut off, damaged or not safetensors (its header does not describe a file "
+            f"of {size:,} bytes); use another copy"
+        )
+    refuse_beyond_memory(path, size)
+    written = None
+    with suppress(ValueError, TypeError, RecursionError):
+        written = json.loads(entry_of(header, "__metadata__", "info") or "{}")
+    if isinstance(written, dict) and written:
+        return written
+    return _read_card(path.with_name("config.json"))
+
+
+def _read_card(path: Path) -> dict:
+    """What timm's config.json says about the network; {} of another config.json."""
+    config = _read_info(path)
+    card = config.get("pretrained_cfg")
+    if not isinstance(card, dict):
+        return {}
+    labels = config.get("label_names") or card.get("label_names")
+    info = {"arch": config.get("architecture"), "label_names": labels}
+    if card.get("mean") and card.get("std"):
+        info |= {"mean": card["mean"], "std": card["std"]}
+    return {key: value for key, value in info.items() if value}
+
+
+def _read_info(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); restore or delete it") from error
+    return info if isinstance(info, dict) else {}
+
+
+def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state dict under the plain network's names: without what wrappers add to them."""
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    state.pop("n_averaged", None)  # a counter of torch.optim.swa_utils.AveragedModel
+    # Only where all names have it: a network may call one of its parts "module".
+    while state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def load_into(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Copy weights into a network; every name and shape must match.
+
+    Args:
+        model: the network, plain or wrapped by torch.compile or DistributedDataParallel.
+        state: as `load_weights` returns it.
+    Raises:
+        CheckpointError: one sentence with the first few names that are missing, unexpected or of
+            another shape; the network is unchanged.
+    """
+    model = plain_model(model)
+    refuse_misfit(model.state_dict(), state)
+    model.load_state_dict(state)
+
+
+def refuse_misfit(wanted: dict, state: dict, what: str = "the weights") -> None:
+    """Every tensor of a network must be in `state`, of its shape and finite, and no other.
+
+    Args:
+        wanted: the network's own state dict.
+        state: from a file.
+        what: words for `state`.
+    Raises:
+        CheckpointError: as `load_into`.
+    """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{what} are a {type(state).__name__}, not a state dict")
+    common = [name for name in wanted if name in state]
+    if unfit := [name for name in common if not _can_hold(wanted[name], state[name])]:
+        raise CheckpointError(
+            f"{what} have {len(unfit)} tensors that are not ordinary ones of finite numbers "
+            f"({_first_few(unfit)}); use another copy, or save a plain state_dict"
+        )
+    # Files older than 2018 have no such counter, and load_state_dict manages without it.
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in wanted]
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} in the file, {tuple(wanted[name].shape)} in the model"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    problems = [f"{len(names)} {k} ({_first_few(names)})" for k, names in kinds.items() if names]
+    if problems:
+        raise CheckpointError(
+            f"{what} do not fit the model, of {len(wanted)} tensors: {', '.join(problems)}; "
+            f"check model.arch and the number of classes"
+        )
+
+
+def _can_hold(wanted: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether `found` may become the values of `wanted`, if its shape is right."""
+    if not isinstance(found, torch.Tensor):
+        return False
+    special = found.layout is not torch.strided or found.is_nested or found.is_meta
+    if special or found.is_quantized or found.is_complex():
+        return False
+    if not wanted.is_floating_point():
+        return True
+    return found.is_floating_point() and bool(found.isfinite().all())
+
+
+def _first_few(names: list[str], count: int = 3) -> str:
+    rest = len(names) - count
+    return "; ".join(names[:count]) + (f"; and {rest} more" if rest > 0 else "")
