@@ -204,3 +204,12 @@ def _number(value: int) -> bytes:
 def _text(value: str) -> bytes:
     body = _part(6, struct.pack("<II", 4, 0)) + _part(5, struct.pack("<ii", 1, len(value)))
     return _part(14, body + _part(1, b"") + _part(4, value.encode("utf-16-le")))
+
+
+MAKERS = {
+    "image_folder": make_image_folder,
+    "ilsvrc_tar": make_ilsvrc_tar,
+    "kaggle": make_kaggle,
+    "parquet": make_parquet,
+    "webdataset": make_webdataset,
+}

@@ -44,7 +44,7 @@ BASE_ROOMS = (
     "sources/base",
 )
 # Where the packages of an extra may be imported besides the scripts, tools and tests
-EXTRA_ROOMS = {"parquet": ("sources/parquet",), "logging": ("engine/logger", "engine/sinks")}
+EXTRA_ROOMS = {"parquet": ("sources/parquet",), "logging": ("engine/logger",)}
 
 
 def tracked_files() -> list[Path]:

@@ -1,10 +1,13 @@
 """Settings that are valid one by one and impossible together; and a warm-up without a trace."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import train_imagenet
+from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.models.factory import warm_up
 from fast_imagenet.validation import differences
 from tests.test_shipped_configs import ROOT, SHIPPED
@@ -194,3 +197,9 @@ def test_warm_up_visits_every_resolution_and_leaves_no_trace():
     assert visited == [32, 64]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_every_augmentation_is_a_setting():
+    settings = {key for section, key in train_imagenet.SETTINGS.entries if section == "augment"}
+    fields = {field.name for field in dataclasses.fields(Augment)} - {"crop_area"}
+    assert settings == fields | {"crop_min_area", "crop_max_area"}

@@ -83,10 +83,7 @@ def test_imagenet_dir_alone_is_enough(folder, tmp_path):
     assert BetonFile(tmp_path / "data/val.beton").classes == make.WNIDS
 
 
-KINDS = ["image_folder", "ilsvrc_tar", "kaggle", "parquet", "webdataset"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", make.MAKERS)
 def test_every_kind_becomes_the_same_images(kind, tmp_path):
     """Stored raw, so that the pixels in the file are exactly Pillow's."""
     getattr(make, f"make_{kind}")(tmp_path / "in")

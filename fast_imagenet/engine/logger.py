@@ -74,7 +74,10 @@ class Sink:
         return True
 
     def write(self, record: dict[str, Any]) -> None:
-        """One evaluated epoch: plain numbers, bool and str."""
+        """One evaluated epoch: plain numbers, bool and str.
+
+        After a resume an epoch may come again: what was written of it before no longer holds.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -95,8 +98,6 @@ class JsonLines(Sink):
         check_lines(self._path, dict.fromkeys(self._keys, (int, float)))
 
     def write(self, record: dict[str, Any]) -> None:
-        newer = set(record_keys()) - set(self._keys)
-        record = {key: value for key, value in record.items() if key not in newer}
         lines = read_jsonl(self._path)
         _check_keys(record, lines[0] if lines else self._keys, exact=bool(lines))
         append_line(self._path, record)
@@ -193,6 +194,7 @@ class RunLog:
         self.folder, self.enabled = Path(folder), enabled
         self._log, self._steps = self.folder / "log.jsonl", self.folder / "steps.jsonl"
         self._sinks: list[Sink] = []
+        self._newer: set[str] = set()  # keys that the record of this run is too old for
         if not enabled:
             return
         if self._log.exists() and not resume:
@@ -204,6 +206,7 @@ class RunLog:
         drop_torn_line(self._steps)
         config, before = config or {}, read_object(self.folder / "environment.json")
         version = record_version(before) if self._log.exists() else RECORD_VERSION
+        self._newer = set(record_keys()) - set(record_keys(version))
         check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]
         self._sinks = [sink(self.folder, config, version) for sink in wanted]
@@ -221,17 +224,21 @@ class RunLog:
         now |= {"earlier": earlier} if earlier else {}
         write_json(self.folder / "environment.json", now)
 
-    def write(self, **record: Any) -> None:
+    def write(self, **record: Any) -> dict[str, Any]:
         """Give one epoch to all sinks; it is on the disk when this returns.
 
         Args:
             record: LOG_KEYS at least; the same keys at every call; finite numbers, bool or str.
+        Returns:
+            What was written: a resumed run has no metric that is newer than its record.
         Raises:
             RunLogError: a key is missing, new, null or not finite.
         """
-        record = {key: _plain_value(key, value) for key, value in record.items()}
+        known = {key: value for key, value in record.items() if key not in self._newer}
+        record = {key: _plain_value(key, value) for key, value in known.items()}
         for sink in self._sinks:
             sink.write(record)
+        return record
 
     def write_steps(self, first_step: int, losses: list[float]) -> None:
         """Append the losses of consecutive steps to steps.jsonl; what they replace is dropped.

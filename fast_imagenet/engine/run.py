@@ -311,7 +311,7 @@ class Run(StepRecorder):
         self._record["memory_gb"] = peak_memory_gb(self.distributed.device)
         self._log.write_steps(where.epoch * self.steps, where.losses)
         if scores:
-            self._log.write(**self._record)
+            self._record = self._log.write(**self._record)
         if where.step == self.steps:  # else cut short by max_steps: it is resumed inside the epoch
             best = max(where.best, scores.get("ema_top1", where.best))
             better = best > where.best

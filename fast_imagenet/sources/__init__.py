@@ -18,7 +18,13 @@ SPLITS = ("train", "val")
 # Each is a module with a function open_KIND; imported on use: parquet needs pyarrow, imagenette
 # needs torchvision.
 KINDS = (
-    *("image_folder", "ilsvrc_tar", "kaggle", "parquet", "webdataset", "imagenette", "synthetic"),
+    "image_folder",
+    "ilsvrc_tar",
+    "kaggle",
+    "parquet",
+    "webdataset",
+    "imagenette",
+    "synthetic",
 )
 
 

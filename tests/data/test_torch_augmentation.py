@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from fast_imagenet.data import augmentation as augment
 from fast_imagenet.data import torch_augmentation as torch_augment
-from fast_imagenet.data.augmentation import POLICIES, Augment
+from fast_imagenet.data.augmentation import POLICIES, STAGES, Augment
 from fast_imagenet.data.torch_augmentation import (
     KeyedTransforms,
     LiteRandAugment,
@@ -27,6 +27,12 @@ from tests.ops_data import image as make_image
 SEED, EPOCH = 3, 2
 EVERYTHING = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
 EVERYTHING |= {"grayscale": 0.3, "solarize": 0.3, "blur": 0.3}
+
+
+def test_every_stage_is_in_everything():
+    augment = Augment(**EVERYTHING)
+    off = [s.name for s in STAGES if s.name != "policy" and not s.wanted(augment)]
+    assert not off, f"switch on in EVERYTHING: {', '.join(off)}"
 
 
 def made_images(n=12):

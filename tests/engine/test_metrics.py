@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fast_imagenet.engine.metrics import Score
+from fast_imagenet.engine.metrics import Score, metric_keys
 from tests.reference import top_k_hits
 
 
@@ -56,3 +56,11 @@ def test_counting_a_batch_does_not_wait_for_the_device():
 def test_score_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="validation set is empty"):
         Score(torch.device("cpu")).read()
+
+
+def test_the_keys_of_the_first_records_stay():
+    """A new metric says since which version of the record it is there."""
+    views = [f"{ema}{view}" for ema in ("", "ema_") for view in ("", "plain_")]
+    keys = {f"{view}{name}" for view in views for name in ("top1", "top5")}
+    keys |= {"val_loss", "val_loss_ema"}
+    assert set(metric_keys(1)) == keys

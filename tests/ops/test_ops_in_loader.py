@@ -22,7 +22,7 @@ from ffcv.transforms import ToTensor
 
 from fast_imagenet import ops
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.data.augmentation import POLICIES, Augment
+from fast_imagenet.data.augmentation import POLICIES, STAGES, Augment
 from tests import ops_data
 from tests.conftest import ROOT
 from tools.preview import Stored
@@ -242,6 +242,11 @@ ALL = Augment(
     blur=0.3,
 )
 SIDE = 28
+
+
+def test_every_stage_is_in_the_loader_test():
+    off = [stage.name for stage in STAGES if not stage.wanted(ALL)]
+    assert not off, f"switch on in ALL: {', '.join(off)}"
 
 
 def train_loader(path, augment=ALL, **options):

@@ -34,15 +34,8 @@ from fast_imagenet.sources.official import Official
 from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_image
 from fast_imagenet.terminal import readable
 from tests import make_sources as make
+from tests.make_sources import MAKERS
 from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, saved, scene
-
-MAKERS = {
-    "image_folder": make.make_image_folder,
-    "ilsvrc_tar": make.make_ilsvrc_tar,
-    "kaggle": make.make_kaggle,
-    "parquet": make.make_parquet,
-    "webdataset": make.make_webdataset,
-}
 
 # ------------------------------------------------------------------------------------------------
 # Decoding
