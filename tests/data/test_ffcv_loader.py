@@ -217,8 +217,8 @@ def test_leaving_an_epoch_early_ends_its_thread(one_rank):
         batches = one_rank.epoch(0, 32)
         for _ in range(taken):
             next(batches)
-        if taken:  # the thread runs from the first batch on
-            (thread,) = [t for t in threading.enumerate() if isinstance(t, loader._Epoch)]
+        if taken:  # the thread is there from the first batch on, and may have run to its end
+            (thread,) = [t for t in gc.get_objects() if isinstance(t, loader._Epoch)]
             buffers = [weakref.ref(part) for part in arrays_in(thread.memory_allocations)]
             assert buffers
             del thread
