@@ -218,7 +218,7 @@ def test_leaving_an_epoch_early_ends_its_thread(one_rank):
         for _ in range(taken):
             next(batches)
         if taken:  # the thread is there from the first batch on, and may have run to its end
-            (thread,) = [t for t in gc.get_objects() if isinstance(t, loader._Epoch)]
+            (thread,) = [t for t in gc.get_objects() if type(t) is loader._Epoch]
             buffers = [weakref.ref(part) for part in arrays_in(thread.memory_allocations)]
             assert buffers
             del thread
