@@ -24,6 +24,7 @@ STALLED = 70  # no batch came (sysexits: EX_SOFTWARE)
 STOPPED = 75  # stopped on request, the same command resumes (sysexits: EX_TEMPFAIL)
 INTERRUPTED = 130
 
+LOWER_MEMORY = "Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
 SignalHandler = Callable[[int, Optional[FrameType]], None]  # noqa: UP045  read by old Pythons
 
 
@@ -32,6 +33,7 @@ def run_program(
     main: Callable[[], int | None],
     *,
     interrupted: str = "interrupted",
+    out_of_memory: str = "",
     on_signal: SignalHandler | None = None,
 ) -> NoReturn:
     """Run `main` and end the process with the status that it returns; None is 0.
@@ -39,6 +41,7 @@ def run_program(
     Args:
         name: of the program, for its error messages.
         interrupted: what to print after Ctrl-C.
+        out_of_memory: what to change when the memory was too small.
         on_signal: answers SIGTERM and a hang-up, as `interrupt` or `exit_on_signal`; None leaves
             them to the system.
     """
@@ -46,14 +49,19 @@ def run_program(
     if on_signal is not None:
         for number in (signal.SIGTERM, *HANG_UP):
             signal.signal(number, on_signal)
-    with errors_as_sentences(name, interrupted):
+    with errors_as_sentences(name, interrupted, out_of_memory):
         sys.exit(main())
 
 
 @contextmanager
-def errors_as_sentences(name: str, interrupted: str = "interrupted") -> Iterator[None]:
+def errors_as_sentences(
+    name: str, interrupted: str = "interrupted", out_of_memory: str = "", disk_full: str = ""
+) -> Iterator[None]:
     """Within the block, an error that is the user's to fix ends the process with one sentence.
 
+    Args:
+        name: of the program; interrupted, out_of_memory: as run_program.
+        disk_full: what to do once there is room.
     Raises:
         SystemExit: FAILED with the sentence on stderr, or INTERRUPTED. Any other error passes, with
             its traceback: it is a defect.
@@ -64,18 +72,18 @@ def errors_as_sentences(name: str, interrupted: str = "interrupted") -> Iterator
         print(readable(f"{name}: {interrupted}"), file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if (sentence := error_sentence(error)) is None:
+        if (sentence := error_sentence(error, out_of_memory, disk_full)) is None:
             raise
         sys.exit(readable(f"{name}: {sentence}", keep="\n"))
 
 
-def error_sentence(error: BaseException) -> str | None:
+def error_sentence(error: BaseException, out_of_memory: str, disk_full: str) -> str | None:
     """What is wrong and what to change, for the user; None for a defect of the program."""
     from fast_imagenet.config import format_error
 
     if isinstance(error, ValueError):
         return str(error)
-    if (hint := resource_hint(error)) is not None:
+    if (hint := resource_hint(error, out_of_memory, disk_full)) is not None:
         return hint
     # a path that the system refuses (rights, a folder removed meanwhile, a failing disk), or a
     # library's own words
@@ -84,20 +92,17 @@ def error_sentence(error: BaseException) -> str | None:
     return None
 
 
-def resource_hint(error: BaseException) -> str | None:
-    """What was too small and which setting to change, as a sentence; None: it is another error."""
+def resource_hint(error: BaseException, out_of_memory: str, disk_full: str) -> str | None:
+    """What was too small and what to do about it, as a sentence; None: it is another error."""
     text = str(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
     if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
-        lower = "training.micro_batch_size (images per forward pass) or validation.batch_size"
-        return f"{text or 'out of memory'}\nLower {lower}"
+        return "\n".join(filter(None, (text or "out of memory", out_of_memory)))
     if "WorkerError" in kinds:
         return text
     if isinstance(error, OSError) and error.errno in FULL:
-        return (
-            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room or move "
-            f"the run's folder. last.pt is whole: resume with --training.resume=auto"
-        )
+        file = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{file}; make room or choose another folder{disk_full}"
     return None
 
 

@@ -101,7 +101,7 @@ def migrate(content: dict[Any, Any], path: str | Path) -> dict[Any, Any]:
     if "optimizer" not in content or not isinstance(content.get("config"), dict):
         return content
     version = content.get("format", 1)
-    if version not in (1, FORMAT):
+    if type(version) is not int or version not in (1, FORMAT):
         raise CheckpointError(
             f"{path} has format {version!r:.40}, and this version of the program reads 1 to "
             f"{FORMAT}; use the version that wrote it"

@@ -120,7 +120,10 @@ class RunCheckpoints:
                 _load_parts(saved, self.state)
                 return position
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be resumed from ({error}); use another one") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"{path} cannot be resumed from ({reason}); use another one"
+            ) from error
         raise ValueError(
             f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
             f"afresh in another logging.folder"

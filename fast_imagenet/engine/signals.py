@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 
 from fast_imagenet.config import interpreter
 from fast_imagenet.processes import SIGNALS
-from fast_imagenet.program import STOPPED, errors_as_sentences
+from fast_imagenet.program import LOWER_MEMORY, STOPPED, errors_as_sentences
 
 CLOSE_SECONDS = 10  # from the failure of a program to its end, whatever does not close
 
@@ -136,7 +136,10 @@ def exit_statuses(name: str) -> Iterator[None]:
     faulthandler.enable()  # SIGBUS, when the data file is cut meanwhile, would end without a word
     try:
         with errors_as_sentences(
-            name, "interrupted; the last checkpoint resumes with --training.resume=auto"
+            name,
+            "interrupted; the last checkpoint resumes with --training.resume=auto",
+            out_of_memory=LOWER_MEMORY,
+            disk_full=", then start again with --training.resume=auto",
         ):
             yield
     except Stopped as stop:

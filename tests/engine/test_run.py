@@ -128,9 +128,10 @@ def test_a_checkpoint_of_a_newer_format_is_refused_by_name(quick_run):
     flags = [SMALL, "--training.epochs=2", "--lr.lr_peak_epoch=1"]
     folder = quick_run(*flags)
     state = load_checkpoint(folder / "last.pt")
-    torch.save({**state, "format": 3}, folder / "last.pt")
-    with pytest.raises(ValueError, match=r"last.pt has format 3, and this version .* reads 1 to 2"):
-        quick_run(*flags, "--training.resume=auto", folder=folder)
+    for version in (3, True, torch.zeros(3)):
+        torch.save({**state, "format": version}, folder / "last.pt")
+        with pytest.raises(ValueError, match=r"last.pt has format .*, and this .* reads 1 to 2"):
+            quick_run(*flags, "--training.resume=auto", folder=folder)
 
 
 def run_flags(tiny_beton, folder, *flags):

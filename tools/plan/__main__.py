@@ -31,7 +31,7 @@ from fast_imagenet.config import Number, OneOf, Str, extended, read_config
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory, cpu_quota
-from fast_imagenet.program import exit_on_signal, run_program
+from fast_imagenet.program import LOWER_MEMORY, exit_on_signal, run_program
 from fast_imagenet.validation import unwritable, validate
 from tools.plan import forecast
 from tools.plan.report import Machine, Memory, Plan, render
@@ -171,5 +171,9 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run_program(
-        "plan", main, interrupted="interrupted, nothing is left behind", on_signal=exit_on_signal
+        "plan",
+        main,
+        interrupted="interrupted, nothing is left behind",
+        out_of_memory=LOWER_MEMORY,
+        on_signal=exit_on_signal,
     )
