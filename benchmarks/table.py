@@ -6,6 +6,7 @@ The newest folder of benchmarks/results/ is shown, and the newest GPU result. No
 here; tests/test_benchmarks.py fails when the tables are older than the results.
 """
 
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -267,6 +268,7 @@ def render_readme(text: str, results: dict) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     folder, results = read_results()
     PAGE.write_text(render_page(folder, results))
     README.write_text(render_readme(README.read_text(), results))

@@ -578,6 +578,24 @@ def test_add_refuses_what_is_not_a_record_and_leaves_nothing(
     assert sorted(place.rglob("*")) == before
 
 
+def test_add_writes_nothing_where_there_are_no_records(place, capsys):
+    source, elsewhere = make_run(place / "runs/mine"), place / "elsewhere"
+    assert call("--folder", str(elsewhere), "add", str(source)) == 1
+    assert "holds no reported.yaml" in capsys.readouterr().err
+    assert not elsewhere.exists()
+
+
+def test_add_that_fails_leaves_nothing(place, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    source = make_run(place / "runs/mine")
+    monkeypatch.setattr("tools.report.add.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        add_run(source, place / "records")
+    assert not list(place.rglob("*partial*"))
+
+
 def test_add_takes_an_unfinished_run_on_request_and_the_row_names_it(place):
     source = make_run(place / "runs/cut", training__epochs=9)
     assert run(place, "add", str(source), "--name=cut", "--unfinished") == 0

@@ -84,6 +84,7 @@ def run_add(args: argparse.Namespace) -> int:
     flags = ("label", "data", "main", "unfinished")
     about = {key: getattr(args, key) for key in flags if getattr(args, key)}
     options = dict(name=args.name, group=args.group, config=args.config, about=about)
+    open_book(args.folder)  # a folder that holds no records is refused before anything is written
     place = add_run(args.run, args.folder, **options)
     book, name = open_book(args.folder), place.parents[1].name
     print(f"{place}: added\n{render_runs(book, (book.rows | book.studies)[name])}")

@@ -89,15 +89,23 @@ def _write(run: Run, source: Path, place: Path) -> None:
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write_files(run, source, partial)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_files(run: Run, source: Path, folder: Path) -> None:
     summary = read_object(run.folder / "summary.json")
     objects = {"config": run.settings, "environment": run.environment, "summary": summary}
     for name, content in objects.items():
         if content:
-            write_json(partial / f"{name}.json", redact_paths(content))
+            write_json(folder / f"{name}.json", redact_paths(content))
     log = source if source.is_file() else source / "log.jsonl"
     logs = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(log.parent / "steps.jsonl")}
     for name, lines in logs.items():
         if lines:
             text = "".join(json.dumps(redact_paths(line)) + "\n" for line in lines)
-            (partial / name).write_text(text, encoding="utf-8")
-    partial.rename(place)
+            (folder / name).write_text(text, encoding="utf-8")
