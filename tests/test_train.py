@@ -765,9 +765,10 @@ def test_best_follows_the_log_wherever_a_run_is_killed(quick_run, tmp_path, monk
         save(path, state)
 
     def dying_write(log, **record):
-        write(log, **record)
+        written = write(log, **record)
         if killed_at == "log.jsonl" and record["epoch"] == 2:
             raise KeyboardInterrupt
+        return written
 
     monkeypatch.setattr(runstate, "save_checkpoint", dying_save)
     monkeypatch.setattr(runlog.RunLog, "write", dying_write)
