@@ -63,8 +63,9 @@ def measure(arguments: argparse.Namespace, path: str) -> dict[str, int]:
 def main() -> None:
     arguments = common.read_arguments(None, __doc__, rounds=1, **FLAGS)
     machine = common.start(arguments.cores, arguments.smoke)
-    import data
     import numpy as np
+
+    import data
 
     shape = (IMAGES, arguments.side, arguments.side, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -39,6 +39,7 @@ def measure(images: list, size: int, arguments: argparse.Namespace) -> dict[str,
     """Operation -> who -> ms per image, median and spread; on the images squeezed to a square."""
     import cv2
     import numpy as np
+
     import operations
 
     squares = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images]

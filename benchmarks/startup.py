@@ -61,8 +61,9 @@ def main() -> None:
     if arguments.first_batch:
         time_first_batch(*arguments.first_batch, arguments.clock, arguments.smoke)
     machine = common.start(1, arguments.smoke)
-    import data
     import numpy as np
+
+    import data
 
     # synthetic: their content does not matter here
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 64, 80, 3), dtype=np.uint8)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import common
 from PIL import Image
 
+import common
 from fast_imagenet.beton.encode import EncodeSettings
 from fast_imagenet.sources import Source, open_source
 

@@ -121,7 +121,7 @@ def rounded(values: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
 def halved(blocks: np.ndarray, steps: np.ndarray, tall: int, wide: int) -> np.ndarray:
     """Coefficients of 4:4:4 chroma -> of the means of 2 x 2 pixels, float [tall / 2, wide / 2, 64].
 
-    The image goes on mirrored where it has an odd number of blocks.
+    The image is continued by its mirror image where it has an odd number of blocks.
     """
     waves = np.zeros((tall, wide, 64))
     waves[..., PLACES] = blocks * steps.astype(float)

@@ -20,13 +20,11 @@ class DatasetLoader:
         num_samples, num_classes: counts.
         classes: class identifiers in the order of the labels; None for a .beton without its JSON.
         class_digest: their checksum; None where it is unknown.
-        content: checksum of the data; of an image folder, of its names, labels and file sizes.
         note: what a user should know about the file; may be empty.
     """
 
     def __init__(self, source: BetonFile | Source) -> None:
-        self.num_samples = len(source)
-        self.content: str | None = source.content  # type: ignore[union-attr]  # of folders only
+        self._source, self.num_samples = source, len(source)
         self.classes: list[str] | None = source.classes
         if isinstance(source, BetonFile):
             self.num_classes, self.note = source.num_classes, source.note
@@ -34,6 +32,14 @@ class DatasetLoader:
         else:
             self.num_classes, self.note = len(source.classes), ""
             self.class_digest = class_digest(source.classes)
+
+    @property
+    def content(self) -> str | None:
+        """Checksum of the data; of an image folder, of its names, labels and file sizes.
+
+        Asked for by runs that can be resumed alone: a folder looks up the size of every file.
+        """
+        return self._source.content  # type: ignore[union-attr]  # of folders only
 
     def close(self) -> None:
         """End worker processes, where there are any; a later epoch starts new ones."""

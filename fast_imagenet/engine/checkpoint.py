@@ -175,11 +175,17 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of its message, 160 characters at most; its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".")[:160] if lines else type(error).__name__
 
 
 def refuse_beyond_memory(path: Path, size: int) -> None:
+    """Refuse `size` bytes before they are read, where less memory is free.
+
+    Raises:
+        CheckpointError: names both sizes.
+    """
     room = machine.available_memory()
     if size > room:
         raise CheckpointError(
@@ -189,6 +195,7 @@ def refuse_beyond_memory(path: Path, size: int) -> None:
 
 
 def entry_of(tree: Any, *keys: str) -> Any:
+    """tree[key][key]...; None where a key is missing or its parent is not a dict."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree

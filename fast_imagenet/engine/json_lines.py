@@ -39,10 +39,16 @@ def epoch_line(folder: str | Path, epoch: int) -> dict[str, Any] | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; {} without the file. Raises: RunLogError."""
     return parse_object(path.read_bytes(), str(path)) if path.exists() else {}
 
 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `content`.
+
+    Raises:
+        RunLogError: it is not one; names `where` it stands.
+    """
     try:
         value = json.loads(content)
         if not isinstance(value, dict):
@@ -80,6 +86,7 @@ def drop_torn_line(path: Path) -> None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Add one line; it is on the disk when this returns."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
         file.flush()
@@ -87,5 +94,6 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def rewrite_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Replace all lines at one instant."""
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     write_atomically(path, lambda file: file.write(text.encode()))

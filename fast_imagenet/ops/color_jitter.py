@@ -24,7 +24,6 @@ def jitter_image(image, order, factors, program):
     Args: order: int64 [4], what to do first, second, ... (ABSENT: nothing). factors: float64 [4],
         by operation. program: float32 [4, 3], scratch.
 
-
     Blends gather in `program` until something needs their result: a hue shift needs the pixels,
     contrast their mean. A single brightness is cheaper done twice than written in between.
     """

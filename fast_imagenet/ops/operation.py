@@ -116,6 +116,10 @@ class KeyedOperation(EpochCounter, Operation):
         return self.seed, self._epoch, samples
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
+        """All choices of a batch, as `apply` takes them.
+
+        Args: samples: int64 [b], indices of the images. size: (height, width) in pixels.
+        """
         raise NotImplementedError
 
     def options(self, dtype: np.dtype) -> tuple:

@@ -3,7 +3,7 @@
 Every number that the project promises about faults comes from here. All parts take less than 20
 minutes on two cores. The result goes to records/torture/<date>.json; exit status 1 when a promise
 was broken. FAST_IMAGENET_PHOTOS=folder with imagenette/ lets it work on photographs; without it
-the images are drawn.
+they are synthetic.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     usable = sorted(os.sched_getaffinity(0))
     result = {
         "machine": describe_machine(usable),
-        "pictures": "photographs of Imagenette" if photos else "drawn",
+        "images": "photographs of Imagenette" if photos else "synthetic",
         "share_of_the_full_numbers": args.share,
     }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

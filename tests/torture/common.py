@@ -91,7 +91,7 @@ def _finish(script: str, flags: tuple, begin: float, process) -> float:
 
 
 def source_flags(photos: Path | None) -> list[str]:
-    """Photographs of Imagenette where there are any, else drawn images."""
+    """Photographs of Imagenette where there are any, else synthetic images."""
     if photos is None:
         return ["--source.kind=synthetic"]
     return ["--source.kind=image_folder", f"--source.path={photos / 'imagenette'}"]
