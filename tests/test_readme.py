@@ -112,6 +112,15 @@ def test_link_leads_somewhere(link):
     assert (ROOT / link).exists()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_code_imports_what_is_there(page):
+    blocks = re.findall(r"```py(?:thon)?\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    imports = [line for line in lines if line.startswith("from fast_imagenet")]
+    assert imports
+    exec("\n".join(imports), {})
+
+
 def test_commands_name_targets_scripts_and_configs_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     lines = [line for block in COMMANDS for line in block.splitlines() if line.strip()]
