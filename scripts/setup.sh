@@ -30,10 +30,11 @@ check_python() {
         fail "$python is not Python 3.11 or later; choose one: make setup PYTHON=/path/to/python3.11"
 }
 
-# What .venv depends on: the interpreter, the packages, this script, the C library.
+# What .venv depends on: the interpreter, the packages, this script, how the C library is compiled.
 wanted_state() {
     "$python" --version
-    cat requirements.txt pyproject.toml scripts/setup.sh fast_imagenet/native/*.[chp]* | sha256sum
+    cat requirements.txt pyproject.toml setup.py scripts/setup.sh | sha256sum
+    echo "FAST_IMAGENET_PATHS=${FAST_IMAGENET_PATHS:-}"
 }
 
 # Names of the Debian packages that are missing.
@@ -90,14 +91,17 @@ install_python_packages() {
         LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" quietly "${pip[@]}" install -q --no-deps \
             --no-build-isolation --no-cache-dir --no-binary ffcv "$ffcv"
     fi
-    # As a path to this folder, so that the library and tools/ are found from any folder.
+    # As a path to this folder, so that the package and tools/ are found from any folder; compiles
+    # the C library.
     quietly "${pip[@]}" install -q --no-deps --no-build-isolation --editable .
     quietly "${pip[@]}" check
     quietly "$venv/bin/python" -c 'import ffcv.loader, cv2, torch, torchvision'
 }
 
+# The import fails where the C library is missing or was compiled from other sources.
 up_to_date() {
-    [ -x "$venv/bin/python" ] && [ -f "$state" ] && [ "$(cat "$state")" = "$(wanted_state)" ]
+    [ -x "$venv/bin/python" ] && [ -f "$state" ] && [ "$(cat "$state")" = "$(wanted_state)" ] &&
+        env -u FAST_IMAGENET_NATIVE "$venv/bin/python" -c 'import fast_imagenet.native' 2>/dev/null
 }
 
 check_python
@@ -112,6 +116,5 @@ make_venv
 install_python_packages
 echo "setup: compiling the operations for this processor (a minute or two)"
 quietly "$venv/bin/python" -m fast_imagenet.ops.compile
-quietly "$venv/bin/python" -m fast_imagenet.native
 wanted_state >"$state"
 echo "setup: ready"

@@ -14,7 +14,7 @@ FLOORS = (  # from the ground up; a module imports from its own floor and those 
     {f"fast_imagenet.{name}" for name in GROUND},
     {"fast_imagenet.ops", "fast_imagenet.beton", "fast_imagenet.sources"},
     {"fast_imagenet.engine", "fast_imagenet.data", "fast_imagenet.models"},
-    {"train_imagenet", "write_dataset"},
+    {"train_imagenet", "write_dataset", "setup"},
     {"tools", "benchmarks"},
 )
 OWN = {"fast_imagenet", "train_imagenet", "write_dataset", "tools", "benchmarks", "tests"}

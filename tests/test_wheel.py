@@ -4,6 +4,7 @@ import email
 import fcntl
 import inspect
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fast_imagenet import ops, rng
+from fast_imagenet import native, ops, rng
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.data.device_transforms import BatchTransforms
@@ -33,7 +34,7 @@ from tools.preview import Stored
 DOCS = (ROOT / "docs/operations.md").read_text()
 (PROGRAM,) = re.findall(r"```python\n(.*?)```", DOCS, re.S)
 (STOP,) = (code for code in re.findall(r"```py\n(.*?)```", DOCS, re.S) if "excepthook" in code)
-SHIPPED = (".py", ".c", ".h", ".typed")
+SHIPPED = (".py", ".typed")
 SEED, SIDE, BATCH, COUNT = 7, 64, 16, 37  # of PROGRAM, and of its file: the last batch is partial
 AUGMENT = Augment(
     crop_area=(0.25, 1.0),
@@ -70,7 +71,9 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     for name in ("fast_imagenet", "tests", "benchmarks", "scripts"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "README.md", ROOT / "LICENSE"):
         shutil.copy(path, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
@@ -107,6 +110,8 @@ EVERY_MODULE = """
 import importlib, pkgutil, sys
 import fast_imagenet
 for module in pkgutil.walk_packages(fast_imagenet.__path__, "fast_imagenet."):
+    if module.name.startswith("fast_imagenet.native._"):
+        continue  # the C library: no module
     loaded = importlib.import_module(module.name)
     assert loaded.__file__.startswith(sys.prefix), loaded.__file__
     print(module.name)
@@ -160,9 +165,14 @@ def test_operations_files_and_loader_need_no_extra(installed, tmp_path):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if name.startswith("fast_imagenet/")}
+    libraries = {name for name in package if name.endswith(".so")}
+    paths = native.PATHS if platform.machine() == "x86_64" else ("plain",)
+    folder, suffix = "fast_imagenet/native", sysconfig.get_config_var("EXT_SUFFIX")
+    assert libraries == {f"{folder}/_{path}{suffix}" for path in paths}
+    package -= libraries
     sources = [p for p in (ROOT / "fast_imagenet").rglob("*") if p.suffix in SHIPPED]
     assert package == {path.relative_to(ROOT).as_posix() for path in sources}
-    assert {name.split("/")[0].partition("-")[2] for name in names - package} == {
+    assert {name.split("/")[0].partition("-")[2] for name in names - package - libraries} == {
         f"{project()['version']}.dist-info"
     }
 

@@ -163,19 +163,24 @@ def judge_ffcv(answer: Answer) -> Finding:
 
 LIBRARY_PROBE = """
 import json
-from fast_imagenet.native import built_file
-print(json.dumps({"path": str(built_file()), "exists": built_file().exists()}))
+from fast_imagenet import native
+print(json.dumps({"path": native.path(), "built": native.built(), "best": native.supported()[-1]}))
 """
 
 
 def judge_library(answer: Answer) -> Finding:
-    """The C library: `{"path": file, "exists": bool}` or `{"error": ...}`."""
+    """The code path in use: `{"path": name, "built": names, "best": name}` or `{"error": ...}`."""
     if "error" in answer:
-        return Finding("C library", "warning", answer["error"], SETUP)
-    fix = "`python -m fast_imagenet.native` prints the reason; it needs a C compiler"
-    found = "not built for this processor: writing data takes twice the time"
-    built = answer["exists"]
-    return warn_if(not built, "C library", answer["path"] if built else found, fix)
+        return Finding("native library", "missing", answer["error"], SETUP)
+    path, best = answer["path"], answer["best"]
+    if path == best:
+        return Finding("native library", "ok", path)
+    reason, fix = "not built", f"unset FAST_IMAGENET_PATHS, {SETUP}"
+    if best in answer["built"]:
+        reason, fix = "switched off by FAST_IMAGENET_NATIVE", "unset FAST_IMAGENET_NATIVE"
+    return Finding(
+        "native library", "warning", f"{path}; {best}, which is faster, is {reason}", fix
+    )
 
 
 TORCH_PROBE = """
@@ -344,7 +349,7 @@ CHECKS: dict[str, Callable[[], Iterable[Finding]]] = {
     "packages": check_packages,
     "libturbojpeg": check_turbojpeg,
     "FFCV": lambda: [judge_ffcv(probe(FFCV_PROBE))],
-    "C library": lambda: [judge_library(probe(LIBRARY_PROBE))],
+    "native library": lambda: [judge_library(probe(LIBRARY_PROBE))],
     "torch": check_torch,
     "numba threads": check_numba,
     "kernel cache": lambda: [judge_kernels(probe(KERNEL_PROBE))],

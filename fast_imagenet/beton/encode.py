@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from PIL import ImageFile
 
-from fast_imagenet import native as recode
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
 from fast_imagenet.beton.jpeg import encode_jpeg, rewrite_jpeg
+from fast_imagenet.native import recode
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, ImageError, Source, SourceError
 from fast_imagenet.sources.decode import decode_opened, kinds_of_name, open_image
 

@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fast_imagenet import native as recode
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.checksums import BlockChecksums, class_digest, write_tables
 from fast_imagenet.beton.disk_space import SMALLER, check_disk, estimate_file, fill_holes
@@ -83,7 +82,6 @@ def write_beton(
         OSError: the disk refuses, because it is full or, by the estimate, will be.
     """
     path, settings, started = Path(path), settings or EncodeSettings(), time.perf_counter()
-    missing = recode.ensure()
     with output_file(path, overwrite, SMALLER) as (partial, removed):
         order = _order(source, settings, limit)
         indices = order[shard_slice(len(order), *shard)]
@@ -97,8 +95,6 @@ def write_beton(
         summary["file"] = readable(path.name)
         if shard[1] == 1:
             summary["notes"] += all_skipped(source, indices, summary["counts"])
-        if missing:
-            summary["notes"].append(f"without the C library, images took longer: {missing}")
         if removed:
             names = ", ".join(readable(file.name) for file in removed)
             summary["notes"].append(f"removed what a killed conversion had left: {names}")

@@ -1,4 +1,4 @@
-"""The only file that reaches C: libturbojpeg and two functions of libc.
+"""C functions that kernels call: of libturbojpeg, and two of libc.
 
 Kernels name C functions through `numba.types.ExternalFunction`, so that they can be cached on disk
 (a kernel that holds a ctypes pointer never is). The addresses behind the names are registered when
@@ -7,52 +7,14 @@ links one, conda brings one) cannot be taken by mistake.
 """
 
 import ctypes
-import ctypes.util
-import glob
-import os
-import sys
 
 import llvmlite.binding as llvm
 from numba import types
 
+from fast_imagenet.native.turbojpeg import load_turbojpeg
+
 PIXELS_RGB = 0  # TJPF_RGB
 ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT: the transform every other decoder uses by default
-
-_LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
-
-
-def _library_candidates() -> list[str]:
-    """Paths and names to try, the active environment before the system."""
-    prefixes = [os.environ.get("CONDA_PREFIX", ""), sys.prefix]
-    folders = [os.path.join(prefix, "lib") for prefix in dict.fromkeys(prefixes) if prefix]
-    paths = [
-        path
-        for folder in (*folders, *_LIBRARY_FOLDERS)
-        for path in sorted(glob.glob(os.path.join(folder, "libturbojpeg.so*")), key=len)
-    ]
-    named = ctypes.util.find_library("turbojpeg")
-    return [*paths, *([named] if named else []), "libturbojpeg.so.0"]
-
-
-def load_turbojpeg() -> ctypes.CDLL:
-    """Open libturbojpeg (2.0 or newer; 2.1 is what Debian 12 and Ubuntu 22.04 have).
-
-    Raises: ImportError naming the package to install, when no usable library is found.
-    """
-    tried = []
-    for candidate in _library_candidates():
-        try:
-            library = ctypes.CDLL(candidate)
-            library.tjGetErrorCode  # noqa: B018  absent before 2.0
-            return library
-        except (OSError, AttributeError) as error:
-            tried.append(f"{candidate} ({error})")
-    raise ImportError(
-        "libturbojpeg 2.0 or newer was not found; install it with "
-        "`apt-get install libturbojpeg0-dev` or `conda install -c conda-forge libjpeg-turbo`. "
-        "Tried: " + "; ".join(tried)
-    )
-
 
 _turbojpeg = load_turbojpeg()
 _turbojpeg.tjInitDecompress.restype = ctypes.c_void_p

@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,20 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fast_imagenet import native as recode
 from fast_imagenet.beton import jpeg
-from fast_imagenet.beton.encode import EncodeSettings, fitting_size
-from fast_imagenet.beton.writer import write_beton
-from fast_imagenet.sources import open_source
+from fast_imagenet.beton.encode import fitting_size
+from fast_imagenet.native import FOLDER, recode
 from tests import jpeg_reference
 from tests.beton.test_jpeg import made_image
 from tests.conftest import ROOT
-from tests.odd_images import as_jpeg, odd_images, scene
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    assert recode.ensure() == ""
+from tests.odd_images import as_jpeg, odd_images
 
 
 def pixels(data):
@@ -273,7 +265,7 @@ def test_damaged_files_under_the_sanitizers(tmp_path):
     program = tmp_path / "fuzz"
     source = ROOT / "tests" / "fuzz_recode.c"
     checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = ["cc", *checks, "-I", str(recode.FOLDER), "-o", str(program), str(source)]
+    command = ["cc", *checks, "-I", str(FOLDER), "-o", str(program), str(source)]
     if not shutil.which("cc") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no compiler with sanitizers")
     files = [*damaged(2000, 0, 2), *damaged(2000, 2, 3)]
@@ -294,68 +286,6 @@ def test_damaged_files_under_the_sanitizers(tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-def make_folder(path, count=6):
-    (path / "train" / "a").mkdir(parents=True)
-    for number in range(count):
-        data = as_jpeg(scene(60, 80 + 40 * (number % 2), seed=number))
-        (path / "train" / "a" / f"{number}.JPEG").write_bytes(data)
-    return open_source("image_folder", path, "train")
-
-
-def test_without_the_library_the_long_way_is_taken_and_told(tmp_path, monkeypatch):
-    source, settings = make_folder(tmp_path), EncodeSettings(max_side=100)
-    usual = write_beton(tmp_path / "a.beton", source, settings)
-    monkeypatch.setattr(recode, "_library", lambda: None)
-    monkeypatch.setattr(recode, "ensure", lambda: "no compiler")
-    other = write_beton(tmp_path / "b.beton", source, settings)
-    assert usual["notes"] == []
-    assert other["notes"] == ["without the C library, images took longer: no compiler"]
-    for key in ("num_samples", "max_width", "max_height", "modes"):
-        assert usual[key] == other[key]
-    assert (tmp_path / "a.beton").read_bytes() != (tmp_path / "b.beton").read_bytes()
-
-
-def test_it_is_built_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    recode._library.cache_clear()
-    try:
-        assert not recode.built_file().exists()
-        assert recode.read_header(as_jpeg(scene())) is None
-        assert recode.ensure() == ""
-        assert recode.built_file().exists()
-        assert recode.read_header(as_jpeg(scene())).width == 80
-    finally:
-        recode._library.cache_clear()
-
-
-def test_bytes_do_not_depend_on_the_processor(tmp_path, monkeypatch):
-    """The same from code for any processor of the kind, without vectors of eight."""
-    sources = [
-        as_jpeg(made_image(97, 150, seed), quality=quality, subsampling=subsampling)
-        for seed, (quality, subsampling) in enumerate(((96, 0), (90, 2), (60, 0)))
-    ]
-    sizes = None, (75, 49), (149, 97)
-    usual = [rewrite(data, 90, size_wh) for data in sources for size_wh in sizes]
-    monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    monkeypatch.setattr(recode, "FLAGS", recode.FLAGS.replace("-O3 -march=native", "-O1"))
-    recode._library.cache_clear()
-    try:
-        assert recode.ensure() == ""
-        other = [rewrite(data, 90, size_wh) for data in sources for size_wh in sizes]
-    finally:
-        recode._library.cache_clear()
-    assert usual == other
-
-
-def test_a_build_that_fails_says_why(monkeypatch):
-    monkeypatch.setenv("CC", "no_such_compiler")
-    with pytest.raises(RuntimeError, match="no_such_compiler for .*No such file"):
-        recode.build()
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(RuntimeError, match="false -O3"):
-        recode.build()
-
-
 def test_the_structure_is_the_one_of_the_c_code(tmp_path):
     program = tmp_path / "size"
     text = (
@@ -363,6 +293,6 @@ def test_the_structure_is_the_one_of_the_c_code(tmp_path):
     )
     source = tmp_path / "size.c"
     source.write_text(text)
-    subprocess.run(["cc", "-I", str(recode.FOLDER), "-o", program, source], check=True)
+    subprocess.run(["cc", "-I", str(FOLDER), "-o", program, source], check=True)
     size = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     assert int(size) == ctypes.sizeof(recode.Header)

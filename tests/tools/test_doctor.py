@@ -77,9 +77,9 @@ def test_memory(total, limit, file_bytes, state, word):
         (doctor.judge_ffcv({"modules": ["core", "imgproc"], "cv2": "5"}), "ok"),
         (doctor.judge_ffcv({"modules": list("abcdefghijkl"), "cv2": "5"}), "warning"),
         (doctor.judge_ffcv({"error": "boom"}), "missing"),
-        (doctor.judge_library({"path": "x", "exists": True}), "ok"),
-        (doctor.judge_library({"path": "x", "exists": False}), "warning"),
-        (doctor.judge_library({"error": "boom"}), "warning"),
+        (doctor.judge_library({"path": "avx2", "built": ["avx2"], "best": "avx2"}), "ok"),
+        (doctor.judge_library({"path": "plain", "built": ["plain"], "best": "avx2"}), "warning"),
+        (doctor.judge_library({"error": "boom"}), "missing"),
     ],
 )
 def test_thresholds(finding, state):
@@ -178,7 +178,7 @@ def test_the_summary_counts_every_finding(monkeypatch, capsys):
 def test_here_everything_required_is_there(capsys):
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    names = ["Python", "packages", "libturbojpeg", "FFCV", "C library", "torch, torchvision",
+    names = ["Python", "packages", "libturbojpeg", "FFCV", "native library", "torch, torchvision",
              "GPU", "numba threads", "cores", "memory", "disk", "/dev/shm"]  # fmt: skip
     assert [name for name in names if f" {name} " not in out] == []
     assert "the check failed" not in out
