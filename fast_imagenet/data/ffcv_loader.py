@@ -123,12 +123,14 @@ class TrainLoader(BaseTrainLoader):
         super().__init__(file, path, global_batch, seed, rank, world_size)
         self._pages = None if in_memory else file.offsets // file.page_size
         self._operations = image_operations(augment, 224, seed)
-        self._operations[0].before_batch = _page_checker(file, check_pages)
+        decoder = self._operations[0]
+        decoder.then = self._operations[1:]  # so that threads wait for each other once a batch
+        decoder.before_batch = _page_checker(file, check_pages)
         if rank == 0 and not is_compiled(apply_crops):
             print("compiling the operations, once on this machine: about a minute", flush=True)
         self._loader = _make_loader(
             file,
-            self._operations,
+            decoder,
             batch_size=global_batch // world_size,
             num_workers=num_workers,
             device=device,
@@ -152,8 +154,7 @@ class TrainLoader(BaseTrainLoader):
         """
         mine = self.step_samples(epoch, start_step)
         self._operations[0].output_size = resolution
-        for operation in self._operations:
-            operation.set_epoch(epoch)
+        self._operations[0].set_epoch(epoch)
         return _train_batches(self._loader, mine)
 
 
@@ -185,7 +186,7 @@ class EvalLoader(DatasetLoader):
         self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = _make_loader(
             file,
-            [self._decoder],
+            self._decoder,
             batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
             num_workers=num_workers,
             device=device,
@@ -212,7 +213,7 @@ def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], Any] 
 
 def _make_loader(
     file: BetonFile,
-    image_operations: list,
+    decoder: ops.CropDecode | ops.CenterCropDecode,
     *,
     batch_size: int,
     num_workers: int,
@@ -233,7 +234,7 @@ def _make_loader(
         drop_last=False,
         seed=0,
         pipelines={
-            fields.image: [*image_operations, *to_device()],
+            fields.image: [decoder, *to_device()],
             fields.label: [IntDecoder(), *to_device()],
             **dict.fromkeys(fields.unused),
         },

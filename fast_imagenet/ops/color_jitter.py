@@ -53,10 +53,10 @@ def jitter_image(image, order, factors, program):
 
 
 @kernel
-def apply_jitter(first, step, images_bhwc, order, factors):
-    """Change images first, first + step, ... of a batch. order, factors: [b, 4], one per image."""
+def apply_jitter(first, end, images_bhwc, order, factors):
+    """Change images first to end - 1 of a batch. order, factors: [b, 4], one per image."""
     program = np.empty((4, 3), np.float32)
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         jitter_image(images_bhwc[b], order[b], factors[b], program)
 
 

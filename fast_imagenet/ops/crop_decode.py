@@ -15,7 +15,7 @@ import dataclasses
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from . import native
 from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
 from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
 from .kernel import kernel
-from .operation import EpochCounter, check_probability, whole_seed
+from .operation import EpochCounter, KeyedOperation, check_probability, whole_seed
 from .precompiled import enable_precompiled, run_threads, thread_count
 from .resize import METHODS, resize_box
 from .vectors import store_byte
@@ -187,11 +187,10 @@ def apply_crop_jpeg(address, size, height, width, crop, out, out_size, options, 
 
 
 @kernel
-def apply_crops(first, step, samples, crops, out, out_size, options, workspace, status):
-    """Decode, crop, flip and resize samples first, first + step, ... of a batch.
+def apply_crops(first, end, samples, crops, out, out_size, options, workspace, status):
+    """Decode, crop, flip and resize samples first to end - 1 of a batch.
 
     Args:
-        first, step: which samples this thread does.
         samples: int64 [b, 5], columns address, size in bytes, mode (RAW_MODE or JPEG), height,
             width. Address 0 marks a sample whose bytes lie outside the file.
         crops: int64 [b, 5] from a draw, boxes inside the images.
@@ -202,7 +201,7 @@ def apply_crops(first, step, samples, crops, out, out_size, options, workspace, 
             sample's bytes, for RGB pixels, planes and tables, see `_Workspace`.
         status: int64 [b], written: GOOD or what went wrong; failed samples become black.
     """
-    for b in range(first, len(samples), step):
+    for b in range(first, end):
         address, size = np.uintp(samples[b, 0]), samples[b, 1]
         mode, height, width = samples[b, 2], samples[b, 3], samples[b, 4]
         crop = crops[b]
@@ -273,7 +272,7 @@ def locate_samples(
     return np.stack([column.astype(np.int64) for column in columns], axis=1)
 
 
-class _CropOperation(SimpleRGBImageDecoder):
+class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
     """What the two decoders share: buffers, threads, errors. Subclasses draw the boxes.
 
     The base class is what FFCV takes for a decoder at the head of an image pipeline; nothing else
@@ -281,7 +280,12 @@ class _CropOperation(SimpleRGBImageDecoder):
     """
 
     def __init__(
-        self, output_size: Size, *, method: str, reduced_decode: bool, on_error: str
+        self,
+        output_size: Size,
+        method: str,
+        reduced_decode: bool,
+        on_error: str,
+        then: Sequence[KeyedOperation],
     ) -> None:
         super().__init__()
         enable_precompiled()
@@ -293,6 +297,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         self._lock = threading.Lock()
         self.method, self.reduced_decode, self.on_error = method, reduced_decode, on_error
         self._own_decoder = True  # tests compare the two
+        self.then = list(then)
         # called with the indices of a batch before it is read
         self.before_batch: Callable[[np.ndarray], Any] | None = None
         self.error_count = 0
@@ -317,9 +322,20 @@ class _CropOperation(SimpleRGBImageDecoder):
             )
         self._output_size = (int(sides[0]), int(sides[1]))
 
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        for operation in self.then:
+            operation.set_epoch(epoch)
+
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        self.count_epoch()
         shape, pixel_type = (*self.output_size, 3), np.dtype("<u1")
         state = dataclasses.replace(previous_state, jit_mode=True, shape=shape, dtype=pixel_type)
+        for operation in self.then:
+            if not isinstance(operation, KeyedOperation):
+                name = type(operation).__name__
+                raise ValueError(f"then takes KeyedOperations; put {name} behind the decoder")
+            operation.declare_state_and_memory(state)
         return state, AllocationQuery(shape, pixel_type)
 
     def generate_code(self) -> Callable:
@@ -330,7 +346,8 @@ class _CropOperation(SimpleRGBImageDecoder):
             images_bhwc = images_bhwc[: len(batch_indices)]
             indices = np.asarray(batch_indices, np.int64)
             crops = self.draw(indices, samples[:, 3], samples[:, 4], images_bhwc.shape[1:3])
-            status = self.apply(samples, crops, images_bhwc)
+            changes = [operation.prepare(images_bhwc, indices) for operation in self.then]
+            status = self.apply(samples, crops, images_bhwc, changes)
             if status.any():
                 self._report(indices, status, storage_state[0])
             return images_bhwc
@@ -344,19 +361,29 @@ class _CropOperation(SimpleRGBImageDecoder):
         """The boxes of a batch, int64 [b, 5]: top, left, height, width, flipped."""
         raise NotImplementedError
 
-    def apply(self, samples: np.ndarray, crops: np.ndarray, images_bhwc: np.ndarray) -> np.ndarray:
-        """Fill uint8 images_bhwc [b, h, w, 3] (contiguous). Returns int64 [b], one status each."""
-        threads = thread_count(len(samples))
+    def apply(
+        self,
+        samples: np.ndarray,
+        crops: np.ndarray,
+        images_bhwc: np.ndarray,
+        changes: Sequence[Callable[[int, int], None]] = (),
+    ) -> np.ndarray:
+        """Fill uint8 images_bhwc [b, h, w, 3] (contiguous). Returns int64 [b], one status each.
+
+        changes: functions of (first, end), called in this order for images just decoded.
+        """
         status = np.zeros(len(samples), np.int64)
         options = (METHODS[self.method], bool(self.reduced_decode), bool(self._own_decoder))
         out, size = np.uintp(images_bhwc.ctypes.data), images_bhwc.shape[1:3]
 
-        def work(thread):
+        def work(thread, first, end):
             workspace = workspaces[thread].addresses
-            apply_crops(thread, threads, samples, crops, out, size, options, workspace, status)
+            apply_crops(first, end, samples, crops, out, size, options, workspace, status)
+            for change in changes:
+                change(first, end)
 
-        with self._borrowed(threads, samples) as workspaces:
-            run_threads(work, threads)
+        with self._borrowed(thread_count(len(samples)), samples) as workspaces:
+            run_threads(work, len(samples))
         return status
 
     @contextmanager
@@ -407,7 +434,7 @@ class _CropOperation(SimpleRGBImageDecoder):
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-class CropDecode(EpochCounter, _CropOperation):
+class CropDecode(_CropOperation):
     """Random resized crop and flip of encoded or raw images.
 
     Args:
@@ -421,6 +448,9 @@ class CropDecode(EpochCounter, _CropOperation):
             at least that many times the output; off, pixels come from an exact decode always.
         on_error: 'raise' a DecodeError naming file and sample, or 'count' in `error_count` and
             `errors` and give a black image.
+        then: operations for uint8 images, which a thread puts every image through before it decodes
+            the next: the result is as behind the decoder in the pipeline, the threads wait for
+            each other once a batch. `set_epoch` reaches them too.
     Shape: uint8 [b, height, width, 3], RGB.
     Raises: ValueError for settings out of range; DecodeError while loading.
     Source: Szegedy et al., arXiv 1409.4842 (the crop); torchvision RandomResizedCrop (semantics).
@@ -437,20 +467,15 @@ class CropDecode(EpochCounter, _CropOperation):
         method: str = "bilinear",
         reduced_decode: bool = True,
         on_error: str = "raise",
+        then: Sequence[KeyedOperation] = (),
     ) -> None:
-        super().__init__(
-            output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
-        )
+        super().__init__(output_size, method, reduced_decode, on_error, then)
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale is {scale}; give 0 < low <= high <= 1")
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio is {ratio}; give 0 < low <= high")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
         self.flip, self.seed = check_probability(flip, "flip"), whole_seed(seed)
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        self.count_epoch()
-        return super().declare_state_and_memory(previous_state)
 
     def draw(
         self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, size: tuple[int, int]
@@ -469,7 +494,7 @@ class CenterCropDecode(_CropOperation):
         output_size: (height, width) in pixels, or one integer for both.
         ratio: side of the box as a fraction of the largest box that fits, 0 < ratio <= 1 (224 / 256
             for the usual protocol).
-        method, reduced_decode, on_error: as `CropDecode`.
+        method, reduced_decode, on_error, then: as `CropDecode`.
     Shape: uint8 [b, height, width, 3], RGB.
     Raises: ValueError for settings out of range; DecodeError while loading.
     Source: FFCV CenterCropRGBImageDecoder (box); Pillow (resize).
@@ -483,10 +508,9 @@ class CenterCropDecode(_CropOperation):
         method: str = "bilinear",
         reduced_decode: bool = True,
         on_error: str = "raise",
+        then: Sequence[KeyedOperation] = (),
     ) -> None:
-        super().__init__(
-            output_size, method=method, reduced_decode=reduced_decode, on_error=on_error
-        )
+        super().__init__(output_size, method, reduced_decode, on_error, then)
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio is {ratio}; give a fraction, 0 < ratio <= 1")
         self.ratio = float(ratio)

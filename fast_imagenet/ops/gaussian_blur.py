@@ -11,9 +11,9 @@ from .operation import KeyedOperation, check_probability
 
 
 @kernel
-def apply_blur(first, step, images_bhwc, radii):
-    """Change images first, first + step, ... of a batch. radii: float64 [b], 0 for no blur."""
-    for b in range(first, len(images_bhwc), step):
+def apply_blur(first, end, images_bhwc, radii):
+    """Change images first to end - 1 of a batch. radii: float64 [b], 0 for no blur."""
+    for b in range(first, end):
         if radii[b] > 0:
             gaussian_blur(images_bhwc[b], radii[b])
 

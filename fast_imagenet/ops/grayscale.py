@@ -9,9 +9,9 @@ from .operation import KeyedOperation, check_probability
 
 
 @kernel
-def apply_grayscale(first, step, images_bhwc, chosen):
-    """Change images first, first + step, ... of a batch where chosen, bool [b]."""
-    for b in range(first, len(images_bhwc), step):
+def apply_grayscale(first, end, images_bhwc, chosen):
+    """Change images first to end - 1 of a batch where chosen, bool [b]."""
+    for b in range(first, end):
         if chosen[b]:
             to_grayscale(images_bhwc[b])
 

@@ -20,7 +20,7 @@ from ffcv.pipeline.state import State
 
 from .kernel import kernel
 from .operation import check_batch, check_place
-from .precompiled import enable_precompiled, run_threads, thread_count
+from .precompiled import enable_precompiled, run_threads
 
 # numpy has no bfloat16: its 16 bits travel as uint16.
 UINT8 = (np.dtype("u1"),)  # what it takes
@@ -40,13 +40,13 @@ def normalize_table(mean: Sequence[float], std: Sequence[float], dtype: str) -> 
 
 
 @kernel
-def apply_normalize(first, step, images_bhwc, table, out_bhwc):
-    """Samples first, first + step, ...: uint8 images_bhwc through table [3, 256] to out_bhwc.
+def apply_normalize(first, end, images_bhwc, table, out_bhwc):
+    """Images first to end - 1: uint8 images_bhwc through table [3, 256] to out_bhwc.
 
     Both arrays [b, h, w, 3]; table and out_bhwc of one type (float16 and bfloat16 as uint16).
     """
     red, green, blue = table[0], table[1], table[2]
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         for y in range(images_bhwc.shape[1]):
             source, out = images_bhwc[b, y], out_bhwc[b, y]
             for x in range(images_bhwc.shape[2]):
@@ -91,10 +91,14 @@ class Normalize(Operation):
         check_batch(images_bhwc, len(images_bhwc), UINT8, "Normalize")
         if out_bhwc is None:
             out_bhwc = np.empty(images_bhwc.shape, TYPES[self.dtype])
-        table, out, threads = self._table, out_bhwc, thread_count(len(images_bhwc))
+        table, out = self._table, out_bhwc
         if self.dtype == "float16":  # numba has no float16 on a CPU: copy the bits
             table, out = table.view(np.uint16), out.view(np.uint16)
-        run_threads(lambda first: apply_normalize(first, threads, images_bhwc, table, out), threads)
+
+        def work(_: int, first: int, end: int) -> None:
+            apply_normalize(first, end, images_bhwc, table, out)
+
+        run_threads(work, len(images_bhwc))
         return out_bhwc
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:

@@ -5,6 +5,7 @@ An operation is three things: `draw`, all its choices for a batch, from keyed ra
 """
 
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
-from .precompiled import enable_precompiled, run_threads, thread_count
+from .precompiled import enable_precompiled, run_threads
 
 
 def whole_seed(seed: int) -> int:
@@ -99,12 +100,22 @@ class KeyedOperation(EpochCounter, Operation):
     A subclass gives
         draw(samples, size) -> tuple of arrays, one entry of each per sample (all choices of a
             batch; samples: int64 [b], contiguous; size: (height, width)), and
-        apply(first, step, images_bhwc, *choices, *options): the kernel, for samples first,
-            first + step, ...; float16 images reach it as their bits (uint16).
+        apply(first, end, images_bhwc, *choices, *options): the kernel, for images first to
+            end - 1; float16 images reach it as their bits (uint16).
+    Each image is changed by its own pixels and choices alone: `CropDecode(then=...)` may change it
+    while others are still being decoded.
     """
 
     dtypes: tuple[np.dtype, ...] = (np.dtype("u1"),)  # of the images it takes
     apply: Callable[..., None]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "apply") and "step" in inspect.signature(cls.apply).parameters:
+            raise TypeError(
+                f"{cls.__name__}.apply takes a step, as in 0.2.0; give it (first, end, ...), for "
+                f"images first to end - 1"
+            )
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -126,6 +137,20 @@ class KeyedOperation(EpochCounter, Operation):
         """What the kernel takes behind the choices, for images of a type."""
         return ()
 
+    def prepare(self, images_bhwc: np.ndarray, samples: np.ndarray) -> Callable[[int, int], None]:
+        """Draw a batch's choices; the function returned changes images first to end - 1.
+
+        Their pixels are not read before. Arguments and errors as `transform`.
+        """
+        samples = np.ascontiguousarray(samples, np.int64)
+        check_batch(images_bhwc, len(samples), self.dtypes, type(self).__name__)
+        options = self.options(images_bhwc.dtype)
+        height, width = images_bhwc.shape[1:3]
+        choices = self.draw(samples, (height, width))
+        is_half = images_bhwc.dtype == np.float16  # numba has none on a CPU
+        images = images_bhwc.view(np.uint16) if is_half else images_bhwc
+        return lambda first, end: self.apply(first, end, images, *choices, *options)
+
     def transform(self, images_bhwc: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Change a batch in place, outside FFCV as well.
 
@@ -133,14 +158,8 @@ class KeyedOperation(EpochCounter, Operation):
         Returns: images_bhwc.
         Raises: ValueError: another shape or type, a view, or another number of indices.
         """
-        samples = np.ascontiguousarray(samples, np.int64)
-        check_batch(images_bhwc, len(samples), self.dtypes, type(self).__name__)
-        options = self.options(images_bhwc.dtype)
-        height, width = images_bhwc.shape[1:3]
-        choices, threads = self.draw(samples, (height, width)), thread_count(len(samples))
-        is_half = images_bhwc.dtype == np.float16  # numba has none on a CPU
-        images = images_bhwc.view(np.uint16) if is_half else images_bhwc
-        run_threads(lambda first: self.apply(first, threads, images, *choices, *options), threads)
+        change = self.prepare(images_bhwc, samples)
+        run_threads(lambda _, first, end: change(first, end), len(images_bhwc))
         return images_bhwc
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:

@@ -292,29 +292,29 @@ def _change_in_order(image_hwc, operations, arguments, fill, bilinear, workspace
 
 
 @kernel
-def apply_policy(first, step, images_bhwc, operations, arguments):
+def apply_policy(first, end, images_bhwc, operations, arguments):
     """Apply each image's operations one after the other: nearest, black outside the source.
 
-    Args: first, step: samples first, first + step, ... are done. images_bhwc: uint8 [b, h, w, 3],
-        contiguous, changed. operations: int64 [b, n]. arguments: float64 [b, n].
+    Args: first, end: images first to end - 1 are changed. images_bhwc: uint8 [b, h, w, 3],
+        contiguous. operations: int64 [b, n]. arguments: float64 [b, n].
     """
     workspace = _workspace(images_bhwc)
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         image_hwc = images_bhwc[b]
         _change_in_order(image_hwc, operations[b], arguments[b], BLACK, False, workspace)
 
 
 @kernel
-def apply_policy_bilinear(first, step, images_bhwc, operations, arguments, fills):
+def apply_policy_bilinear(first, end, images_bhwc, operations, arguments, fills):
     """As `apply_policy` with bilinear resampling; fills: int64 [b, 3], the color outside."""
     workspace = _workspace(images_bhwc)
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         fill = (fills[b, 0], fills[b, 1], fills[b, 2])
         _change_in_order(images_bhwc[b], operations[b], arguments[b], fill, True, workspace)
 
 
 @kernel
-def apply_policy_lite(first, step, images_bhwc, operations, arguments):
+def apply_policy_lite(first, end, images_bhwc, operations, arguments):
     """Apply each image's point operations, then its geometric ones as one nearest resample.
 
     Arguments as `apply_policy`; COLOR and SHARPNESS are passed over.
@@ -322,7 +322,7 @@ def apply_policy_lite(first, step, images_bhwc, operations, arguments):
     workspace = _workspace(images_bhwc)
     levels, counts, scratch = workspace
     _, height, width, _ = images_bhwc.shape
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         image_hwc = images_bhwc[b]
         plain, inverse = True, geometry.shift_map(0.0, 0.0)
         for k in range(operations.shape[1]):

@@ -12,12 +12,14 @@ time under the `workqueue` layer, and under `omp` do not survive a fork.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
 from ffcv.pipeline.compiler import Compiler
+
+LARGEST_RANGE = 8  # images: those of all threads stay in the processor's caches
 
 
 def enable_precompiled() -> None:
@@ -53,19 +55,43 @@ def thread_count(samples: int) -> int:
     return min(numba.get_num_threads(), max(1, samples))
 
 
-def run_threads(function: Callable[[int], Any], threads: int) -> None:
-    """Call function(thread) for thread in range(threads), concurrently; the caller is thread 0.
+def split_batch(count: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Ranges (first, end) that cover 0 to count - 1, for threads that take one after the other.
+
+    Images differ in time: a range is a part of what is left, down to single images, so that all
+    threads end nearly together; and a call costs some microseconds of the interpreter's lock.
+    """
+    first = 0
+    while first < count:
+        end = first + max(1, min(LARGEST_RANGE, (count - first) // (2 * threads)))
+        yield first, end
+        first = end
+
+
+def run_threads(work: Callable[[int, int, int], Any], count: int) -> None:
+    """Call work(thread, first, end) for ranges that cover a batch of `count` images, concurrently.
+
+    The caller is thread 0 of `thread_count(count)`. A thread takes the next range when it has done
+    one; after a failure none is taken any more.
 
     Raises: whatever a call raises, after all have ended.
     """
-    if threads == 1:
-        function(0)
-        return
+    threads = thread_count(count)
+    ranges = iter(list(split_batch(count, threads)))  # a list's iterator gives each item once
+
+    def run(thread: int) -> None:
+        try:
+            for first, end in ranges:
+                work(thread, first, end)
+        except BaseException:
+            list(ranges)  # leaves none to the others
+            raise
+
     # Twice: two loaders (training and validation) may wait in each other's queue otherwise.
     pool = _pool(2 * threads, os.getpid())
-    others = [pool.submit(function, thread) for thread in range(1, threads)]
+    others = [pool.submit(run, thread) for thread in range(1, threads)]
     try:
-        function(0)
+        run(0)
     finally:
         failures = [failure for failure in (other.exception() for other in others) if failure]
     if failures:

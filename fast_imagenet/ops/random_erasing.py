@@ -35,8 +35,8 @@ def half_bits(value, form):
 
 
 @kernel
-def apply_erasing(first, step, images_bhwc, boxes, samples, mode, form, key, fill):
-    """Fill the boxes of samples first, first + step, ... in place.
+def apply_erasing(first, end, images_bhwc, boxes, samples, mode, form, key, fill):
+    """Fill the boxes of images first to end - 1 in place.
 
     Args:
         images_bhwc: [b, h, w, 3], float32, uint16 (bits of a half type) or, for mode 0, uint8.
@@ -46,7 +46,7 @@ def apply_erasing(first, step, images_bhwc, boxes, samples, mode, form, key, fil
             channel.
         form: FLOAT32, FLOAT16 or BFLOAT16. key: (seed, epoch), int64.
     """
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         for k in range(boxes.shape[1]):
             if boxes[b, k, 2] > 0:
                 _erase_box(images_bhwc[b], boxes[b, k], k, samples[b], mode, form, key, fill)

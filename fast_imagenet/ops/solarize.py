@@ -11,9 +11,9 @@ NEVER = 256.0  # a threshold above every value
 
 
 @kernel
-def apply_solarize(first, step, images_bhwc, thresholds):
-    """Change images first, first + step, ... of a batch. thresholds: float64 [b], or NEVER."""
-    for b in range(first, len(images_bhwc), step):
+def apply_solarize(first, end, images_bhwc, thresholds):
+    """Change images first to end - 1 of a batch. thresholds: float64 [b], or NEVER."""
+    for b in range(first, end):
         if thresholds[b] < NEVER:
             solarize(images_bhwc[b], thresholds[b])
 

@@ -13,12 +13,12 @@ RADIUS = (0.1, 2.0)
 
 
 @kernel
-def apply_three(first, step, images_bhwc, kinds, radii):
-    """Change images first, first + step, ... of a batch.
+def apply_three(first, end, images_bhwc, kinds, radii):
+    """Change images first to end - 1 of a batch.
 
     Args: kinds: int64 [b], GRAYSCALE, SOLARIZE or BLUR. radii: float64 [b], of the blur.
     """
-    for b in range(first, len(images_bhwc), step):
+    for b in range(first, end):
         if kinds[b] == GRAYSCALE:
             to_grayscale(images_bhwc[b])
         elif kinds[b] == SOLARIZE:

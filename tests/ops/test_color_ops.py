@@ -286,8 +286,8 @@ def test_result_depends_on_seed_epoch_and_sample_alone(make):
         equal(apart.transform(images[part].copy(), samples[part]), whole[part])
     choices = operation.draw(samples, (21, 17))
     three = images.copy()
-    for first in range(3):
-        operation.apply(first, 3, three, *choices)
+    for first in (20, 0, 10):
+        operation.apply(first, first + 10, three, *choices)
     equal(three, whole)
     for seed, epoch in ((6, 2), (5, 3)):
         other = make(seed)

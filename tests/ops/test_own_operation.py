@@ -3,10 +3,12 @@
 import re
 
 import numpy as np
+import pytest
 from PIL import Image, ImageOps
 
 from fast_imagenet.data.augmentation import Augment, Stage
 from fast_imagenet.data.torch_augmentation import v2
+from fast_imagenet.ops.operation import KeyedOperation
 from tests.conftest import ROOT
 
 SECTION = (ROOT / "docs/operations.md").read_text().split("## Write your own operation")[1]
@@ -24,6 +26,12 @@ def test_the_operation_of_the_docs_equals_pillow(tmp_path, monkeypatch):
     (masks,) = operation.draw(np.arange(2000), (8, 8))
     assert abs((masks == 0xF0).mean() - 0.5) < 0.05
     assert (masks[::2] == operation.draw(np.arange(0, 2000, 2), (8, 8))[0]).all()
+
+
+def test_a_kernel_with_a_step_is_refused():
+    """It would change a part of the images only."""
+    with pytest.raises(TypeError, match=r"Old.apply takes a step.*give it \(first, end"):
+        type("Old", (KeyedOperation,), {"apply": staticmethod(lambda first, step, images: None)})
 
 
 def test_the_row_of_the_docs_is_a_stage():

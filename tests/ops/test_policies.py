@@ -50,7 +50,7 @@ def run(apply, images, operations, arguments, *more):
     # Copies: numba would compile once more for a read-only array.
     codes = np.array(np.broadcast_to(operations, shape), np.int64, order="C")
     values = np.array(np.broadcast_to(arguments, shape), np.float64, order="C")
-    apply(0, 1, images, codes, values, *more)
+    apply(0, len(images), images, codes, values, *more)
     return images
 
 
@@ -379,9 +379,11 @@ def test_only_its_own_images_are_written(operation):
     images = np.concatenate([made_images(9, 5)] * 20)
     changed = images.copy()
     choices = operation.draw(np.arange(100), (9, 5))
-    operation.apply(1, 2, changed, *choices)
-    np.testing.assert_array_equal(changed[::2], images[::2])
-    operation.apply(0, 2, changed, *choices)
+    operation.apply(30, 60, changed, *choices)
+    others = np.delete(np.arange(100), slice(30, 60))
+    np.testing.assert_array_equal(changed[others], images[others])
+    for first, end in ((0, 30), (60, 100)):
+        operation.apply(first, end, changed, *choices)
     np.testing.assert_array_equal(changed, operation.transform(images, np.arange(100)))
 
 
