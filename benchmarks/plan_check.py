@@ -19,11 +19,11 @@ from pathlib import Path
 
 import common
 
-# The trainer with another clock: its log then holds processor seconds.
+# A program with another clock: what it measures are then processor seconds.
 ON_CPU_CLOCK = """
 import runpy, time
 time.perf_counter = time.process_time
-runpy.run_path("train_imagenet.py", run_name="__main__")
+runpy.run_module({!r}, run_name="__main__")
 """
 FLAGS = {
     "seconds": {"default": 60.0, "help": "of measuring a plan"},
@@ -32,8 +32,10 @@ FLAGS = {
 }
 
 
-def call(command: list[str], clock: str) -> dict[str, float]:
-    """Seconds of a command, wall and processor; its output is shown where it fails."""
+def call(module: str, words: list[str], clock: str) -> dict[str, float]:
+    """Seconds of a program, wall and processor; its output is shown where it fails."""
+    program = ["-c", ON_CPU_CLOCK.format(module)] if clock == "cpu" else ["-m", module]
+    command = [*program, *words]
     before, begin = common.children_time(), time.perf_counter()
     # threads that spin while they wait would count as processor time
     quiet = {"OMP_WAIT_POLICY": "PASSIVE"} if clock == "cpu" else {}
@@ -50,11 +52,10 @@ def plan_and_run(arguments: argparse.Namespace, run_settings: list[str]) -> dict
     with tempfile.TemporaryDirectory() as folder:
         settings = [*run_settings, f"--logging.folder={folder}/run"]
         page, load = Path(folder, "plan.json"), os.getloadavg()[0]
-        options = [f"--json={page}", f"--seconds={arguments.seconds}", f"--clock={arguments.clock}"]
-        planning = call(["-m", "tools.plan", *settings, *options], arguments.clock)
+        options = [f"--json={page}", f"--seconds={arguments.seconds}"]
+        planning = call("tools.plan", [*settings, *options], arguments.clock)
         plan = json.loads(page.read_text())
-        script = ["-c", ON_CPU_CLOCK] if arguments.clock == "cpu" else ["train_imagenet.py"]
-        run = call([*script, *settings], arguments.clock)
+        run = call("train_imagenet", settings, arguments.clock)
         lines = Path(folder, "run", "log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     parts = dict.fromkeys((row["name"] for row in plan["forecast"]["rows"]), 0.0)

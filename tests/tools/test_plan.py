@@ -52,7 +52,6 @@ ROOMY = Storage(
     resident=1.0,
     sequential=5e8,
     scattered=1e8,
-    cold=True,
     random_order=True,
     checked=True,
     check=0.0,
@@ -148,7 +147,6 @@ def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LA
     cfg = train_imagenet.read_config(
         train_imagenet.SETTINGS, list(flags), prog="test", description=""
     )
-    cfg.clock = "wall"
     predicted = predict([64, 64, 128], [100] * 3, 100, list(times), COSTS, data, 10)
     found = (predicted, list(times), COSTS, data, memory, machine)
     return report.Plan(cfg, train_imagenet.augment_of(cfg), *found, 25_600, 118.0, 256)
@@ -192,9 +190,6 @@ def test_a_plan_whose_rounds_differ_gives_a_range():
     page = report.render(plan)
     least, most = report.duration(0.78 * total), report.duration(1.22 * total)
     assert f"not sure:     {least} to {most}: the machine was busy" in page
-    assert "--clock=cpu" in page
-    plan.cfg.clock = "cpu"
-    assert "--clock=cpu" not in report.render(plan)
     for spread in (0.2, None):  # within 10 %, or one round
         calm = [replace(t, spread=spread) for t in (SMALL, LARGE)]
         assert "not sure" not in report.render(make_plan(times=calm))
@@ -216,12 +211,14 @@ def test_the_page_says_everything():
         "change first: ",
     ):
         assert words in page
-    bad = make_plan(memory=replace(FITS, micro_batch=64), data=replace(ROOMY, room=GB, cold=False))
+    bad = make_plan(
+        memory=replace(FITS, micro_batch=64), data=replace(ROOMY, room=GB, sequential=None)
+    )
     for words in (
         "does NOT fit; 64 images",
         "does NOT fit into 1.00 GB",
         "quasi-random (data.in_memory=false)",
-        "unknown: the pages stayed in memory",
+        "disk:         not measured",
     ):
         assert words in report.render(bad)
     json.dumps(bad.as_dict(), allow_nan=False)
@@ -288,8 +285,8 @@ def session_of(monkeypatch, seconds: float, cold: bool) -> measure.Session:
     ranks = SimpleNamespace(
         world_size=1, device=torch.device("cpu"), all_reduce_max=lambda value: value
     )
-    clock = lambda: machine.time  # noqa: E731
-    session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold, clock)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: machine.time))
+    session = measure.Session(machine, None, ranks, seconds, lambda line: None, cold)
     session.loader, session.model = machine, None
     session.state = SimpleNamespace(resolution=0)
     return session
@@ -309,7 +306,7 @@ def test_resolutions_are_timed_as_they_run(simulated_session):
 
 
 def test_data_on_the_disk_is_fetched_before_it_is_timed(simulated_session):
-    session = simulated_session(50.0, cold=True)
+    session = simulated_session(500.0, cold=True)
     session.measure_training([32])
     passes = session.loader.fetched[2:]  # after the first steps
     whole = max(passes)
@@ -341,12 +338,20 @@ def test_a_file_is_found_in_the_page_cache_and_timed(tmp_path):
     path.write_bytes(bytes(4 << 20))
     assert storage.fraction_resident(path) == 1.0  # just written
     offsets = np.arange(0, 3 << 20, 50_000)
-    large, single, cold = storage.reading_rates(path, offsets, np.full(len(offsets), 40_000), 2)
+    large, single = storage.reading_rates(path, offsets, np.full(len(offsets), 40_000), 2)
     assert large > 0
     assert single > 0
-    assert isinstance(cold, bool)
-    assert storage.reading_rates(path, np.array([3 << 20]), np.array([9]), 2) == (None, None, False)
-    assert storage.own_memory() > 10 << 20
+    path.write_bytes(bytes(9 << 20)[: (8 << 20) + 5])  # the last page is not whole
+    assert storage.reading_rates(path, np.array([5]), np.array([4096]), 1)[1] > 0
+    assert storage.reading_rates(path, np.array([5 << 20]), np.array([9]), 2) == (None, None)
+
+
+def test_the_memory_of_a_step_is_its_peak_above_what_there_was():
+    held = np.ones(30 << 20, np.uint8)
+    taken = measure.memory_taken(lambda: np.ones(50 << 20, np.uint8).sum())  # freed at the end
+    assert 45 << 20 < taken < 55 << 20
+    assert measure.memory_taken(lambda: None) < 1 << 20
+    assert measure.process_memory("RssAnon", "RssShmem") > held.size
 
 
 # ---- the command ---------------------------------------------------------------------------------

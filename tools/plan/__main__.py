@@ -24,10 +24,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
-import psutil
 from fastargs import Param
 
-from fast_imagenet.config import Number, OneOf, Str, extended, read_config
+from fast_imagenet.config import Number, Str, extended, read_config
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory, cpu_quota
@@ -39,7 +38,6 @@ from tools.plan.report import Machine, Memory, Plan, render
 if TYPE_CHECKING:  # torch is imported when the settings are read
     from fast_imagenet.engine.distributed import Distributed
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Settings of the run that do not matter to a plan: it may be made while the run is under way.
 UNUSED = ("training.resume=", "logging.folder={} already holds")
 
@@ -49,7 +47,6 @@ def read_settings(script: ModuleType, argv: list[str] | None = None) -> SimpleNa
     params = {
         "json": Param(Str(), "file for all that was measured; empty = none", default=""),
         "seconds": Param(Number(1), "to spend on measuring, about", default=90.0),
-        "clock": Param(OneOf(*CLOCKS), "cpu: processor time, where other jobs run", default="wall"),
     }
     return read_config(
         extended(script.SETTINGS, "plan", "how it is measured", params),
@@ -76,10 +73,8 @@ def make_plan(
     from fast_imagenet.engine.watchdog import Watchdog
     from tools.plan import measure, storage
 
-    begin, clock, room = time.perf_counter(), CLOCKS[cfg.clock], available_memory()
-    compiled = kernels_compiled(cfg)  # imports numba, as the run does
-    age = time.time() - psutil.Process().create_time()
-    start = age if cfg.clock == "wall" else time.process_time()
+    begin, room = time.perf_counter(), available_memory()
+    start = time.process_time()  # of the imports, which use one core
     note("disk and page cache")  # before the loaders have the file in their memory
     data = storage.measure_storage(cfg, distributed.workers(cfg.data.num_workers))
     place = Path(cfg.logging.folder).absolute()  # on the disk that the run will write to
@@ -87,13 +82,14 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=place) as folder:
         run, cold = measured_settings(cfg, folder), (data.resident or 0.0) < 0.999
         watchdog = Watchdog(cfg.data.timeout, on_stall=partial(shutil.rmtree, folder))
-        timing = (cfg.seconds, note, cold, clock, room, watchdog.watch)
-        session = measure.Session(script, run, distributed, *timing)
+        places = (cfg.seconds, note, cold, room, watchdog.watch)
+        session = measure.Session(script, run, distributed, *places)
         start += session.build()
-        sizes, steps = epochs_of(cfg, script, session.steps)
+        steps = forecast.steps_of_epochs(cfg.training.epochs, session.steps, cfg.training.max_steps)
+        sizes = [resolution_at(epoch, **vars(cfg.resolution)) for epoch in range(len(steps))]
         asked = session.fitting
         with watchdog:
-            times, costs = session.measure(sizes, start, compiled)
+            times, costs = session.measure(sizes, start)
     data = replace(data, room=max(0, room - session.own_peak * distributed.ranks_on_node))
     saving = (cfg.training.checkpoint_minutes, cfg.validation.every)
     return Plan(
@@ -111,26 +107,10 @@ def make_plan(
     )
 
 
-def epochs_of(cfg: SimpleNamespace, script: ModuleType, whole: int) -> tuple[list[int], list[int]]:
-    """Resolution and steps of every epoch; whole: steps of one that is not cut short."""
-    steps = forecast.steps_of_epochs(cfg.training.epochs, whole, cfg.training.max_steps)
-    return [resolution_at(e, **vars(cfg.resolution)) for e in range(len(steps))], steps
-
-
-def kernels_compiled(cfg: SimpleNamespace) -> bool:
-    """Whether the loader's kernels are on the disk already; compiling them takes a minute, once."""
-    if cfg.data.backend != "ffcv":
-        return True
-    from fast_imagenet.ops.crop_decode import apply_crops
-    from fast_imagenet.ops.kernel import is_compiled
-
-    return is_compiled(apply_crops)
-
-
 def measured_settings(cfg: SimpleNamespace, folder: str) -> SimpleNamespace:
     """The run's settings for the time of measuring."""
     run = copy.deepcopy(cfg)
-    del run.json, run.seconds, run.clock
+    del run.json, run.seconds
     run.logging.folder, run.logging.wandb = folder, ""
     run.training.resume = "none"
     run.data.check_pages = False  # once per page: a few steps would meet nothing but first times

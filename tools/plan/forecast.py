@@ -62,7 +62,6 @@ class Storage:
     resident: float | None  # fraction of the training data in the page cache; None = unknown
     sequential: float | None  # bytes/s of large reads from the disk; None = unknown
     scattered: float | None  # bytes/s of single images, by all workers
-    cold: bool  # these rates are the disk's, not the page cache's
     random_order: bool  # samples are read all over the data, not window by window
     checked: bool  # whole pages are read and checked when they are first needed
     check: float  # seconds of checking all pages once

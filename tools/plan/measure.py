@@ -7,11 +7,13 @@ Then smaller batches are measured, and a step is extrapolated by its number of i
 from __future__ import annotations
 
 import io
-import threading
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,14 +27,8 @@ from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.logger import LOG_KEYS
 from fast_imagenet.engine.run import StepRecorder, open_log, write_final_files
 from fast_imagenet.engine.run_state import Position, RunCheckpoints
-from fast_imagenet.models.factory import (
-    blank_step,
-    prepare_network,
-    try_evaluation,
-    try_network,
-)
+from fast_imagenet.models.factory import blank_step, prepare_network, try_evaluation, try_network
 from tools.plan.forecast import Costs, Times, choose_resolutions
-from tools.plan.storage import own_memory
 
 MOST_RESOLUTIONS = 4  # measured; others are interpolated
 ROUNDS = 3  # all resolutions in turn: a machine that slows down slows all of them down
@@ -43,9 +39,6 @@ FETCHING = 0.1  # per resolution, where the data is not in memory
 PROBED = 4  # images of the steps that find how large a batch can be measured
 SLOWEST_STEP = 1 / 40  # of the seconds: two resolutions and the evaluation take as long as 30 steps
 MEMORY = 0.8  # of what is available, that a measured step may take
-
-
-Measured = tuple[list[Times], Costs]
 
 
 class Pass(NamedTuple):
@@ -66,7 +59,6 @@ class Session:
     seconds: float  # to spend on measuring, about
     report: Callable[[str], None]  # called with a line about what is done
     cold: bool = True  # the training data may have to be read from the disk
-    clock: Callable[[], float] = time.perf_counter  # wall time, or processor time of this process
     room: int = 0  # main memory that was available at the start; 0 = not known
     watch: Callable[[Iterable[Any]], Iterator[Any]] = iter  # limits the wait for a batch
     own_peak: int = 0  # of this process
@@ -121,13 +113,14 @@ class Session:
         """Seconds per image of a step; `per_image` becomes known."""
         self.report(f"{resolution} px: {images} images")
         whole, self.state.micro_batch = self.state.micro_batch, images
+        forward_backward = self.script.forward_backward
         try_network(self.model.train(), [resolution], images)  # refuses in a sentence; first use
-        before = own_memory() + sum(4 * p.numel() for p in self.model.parameters())  # gradients
-        with memory_peak() as peak:  # of the first step: later ones take the same memory again
-            blank_step(self.state, resolution, self.script.forward_backward)
-        self.per_image = max(0, peak[0] - before) / images
+        gradients = sum(4 * p.numel() for p in self.model.parameters())
+        # of the first step: later ones take the same memory again
+        taken = memory_taken(partial(blank_step, self.state, resolution, forward_backward))
+        self.per_image = max(0, taken - gradients) / images
         begin = time.perf_counter()
-        blank_step(self.state, resolution, self.script.forward_backward)
+        blank_step(self.state, resolution, forward_backward)
         seconds = time.perf_counter() - begin
         self.model.zero_grad(set_to_none=True)
         self.state.micro_batch = whole
@@ -148,22 +141,17 @@ class Session:
         self.state = self.script.build_state(cfg, self.networks, *size, distributed)
 
     def now(self) -> float:
-        """The clock, when the device has done what it was given."""
+        """The time when the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return self.clock()
+        return time.perf_counter()
 
     def train(self, batches: Iterable[tuple]) -> None:
         """The trainer's steps on these batches, at the learning rate of a run's beginning."""
         steps = StepRecorder()
-        self.script.train_epoch(self.state, self._noted(batches), steps)
+        self.script.train_epoch(self.state, batches, steps)
         torch.stack(steps.losses).tolist()  # waits for the device, as the run does
-
-    def _noted(self, batches: Iterable[tuple]) -> Iterator[tuple]:
-        """The batches; notes the memory after each step."""
-        for batch in batches:
-            yield batch
-            self.own_peak = max(self.own_peak, own_memory())
+        self.own_peak = max(self.own_peak, process_memory("RssAnon", "RssShmem"))
 
     def timed(self, resolution: int, count: int, with_step: bool) -> Pass:
         """The last batches of an epoch as a resumed run takes them, with the step or without."""
@@ -171,7 +159,7 @@ class Session:
 
         def noted(batches: Iterable[tuple]) -> Iterator[tuple]:
             for batch in self.watch(batches):
-                arrived.append(self.clock())
+                arrived.append(time.perf_counter())
                 yield batch
 
         skipped = len(self.loader) - count
@@ -334,9 +322,9 @@ class Session:
         self.report("checkpoints")
         checkpoints, times = self._checkpoints(), []
         for best in (False, True, True):  # the first is not counted
-            times.append(self.clock())
+            times.append(time.perf_counter())
             checkpoints.save(Position(losses=[0.0] * self.steps), best)
-        return (self.clock() - times[1]) / 2
+        return (time.perf_counter() - times[1]) / 2
 
     def _checkpoints(self) -> RunCheckpoints:
         folder, loader = Path(self.cfg.logging.folder), self.loader
@@ -346,17 +334,17 @@ class Session:
     def measure_log(self) -> tuple[float, float, float]:
         """Seconds of the log's beginning, of a line of it, and of the end of a run."""
         self.report("log and final weights")
-        times, record = [self.clock()], {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
+        times, record = [time.perf_counter()], {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
         log = open_log(self.cfg, self.distributed)
         for epoch in (1, 2):  # the first starts TensorBoard
             log.write_steps((epoch - 1) * self.steps, [0.0] * self.steps)
             log.write(**{**record, "epoch": epoch})
-            times.append(self.clock())
+            times.append(time.perf_counter())
         if self.distributed.is_main:
             with redirect_stdout(io.StringIO()):
                 last = {**record, "epoch": 2}
                 write_final_files(self.cfg, log, self._checkpoints(), self.steps, last)
-        first, line, end = np.diff([*times, self.clock()]).tolist()
+        first, line, end = np.diff([*times, time.perf_counter()]).tolist()
         return max(0.0, first - line), line, end
 
     def memory(self) -> tuple[int, int]:
@@ -368,13 +356,12 @@ class Session:
         capacity = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_reserved(device), capacity
 
-    def measure(self, resolutions: list[int], start: float, compiled: bool) -> Measured:
+    def measure(self, resolutions: list[int], start: float) -> tuple[list[Times], Costs]:
         """What the parts of a run take; closes the loaders.
 
         Args:
             resolutions: of every epoch.
             start: seconds from the start of the process to here.
-            compiled: the loader's kernels were on the disk before.
         """
         with closing(self):
             self.limit_batch(max(resolutions))
@@ -382,9 +369,8 @@ class Session:
             evaluation = self.measure_evaluation()
             save_best = self.measure_saves()
             opening, line, finish = self.measure_log()
-        # compiling kernels, once per machine, does not belong to the next run
-        first_use = self.first_use - max(t.first_batch for t in times) if compiled else 0.0
-        start += max(0.0, first_use) + opening
+        first_use = max(0.0, self.first_use - max(t.first_batch for t in times))
+        start += first_use + opening
         weights = 2 if self.cfg.ema.decay else 1
         return times, Costs(start, *evaluation, weights, save_best / 2, save_best, line, finish)
 
@@ -394,22 +380,22 @@ class Session:
             loader.close()
 
 
-@contextmanager
-def memory_peak() -> Iterator[list[int]]:
-    """[bytes of this process at the peak], once it is left."""
-    peak, end = [own_memory()], threading.Event()
+def process_memory(*fields: str) -> int:
+    """Bytes of this process: the sum of these fields of /proc/self/status."""
+    status = Path("/proc/self/status").read_text(errors="replace")
+    return 1024 * sum(int(kb) for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", status, re.M)
+                      if name in fields)  # fmt: skip
 
-    def watch() -> None:
-        while not end.wait(0.005):
-            peak[0] = max(peak[0], own_memory())
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+def memory_taken(act: Callable[[], object]) -> int:
+    """Call it; bytes that this process had at its peak above those before; 0 = not known."""
+    before, peak_from_now_on = process_memory("VmRSS"), "5"
     try:
-        yield peak
-    finally:
-        end.set()
-        watcher.join()
+        Path("/proc/self/clear_refs").write_text(peak_from_now_on)
+    except OSError:  # a container without it
+        before = sys.maxsize
+    act()
+    return max(0, process_memory("VmHWM") - before)
 
 
 def fewer_images(asked: int, micro: int, most: int) -> int:

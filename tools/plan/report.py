@@ -93,7 +93,6 @@ class Plan:
         """JSON values; seconds and bytes."""
         derived = {
             "arch": self.cfg.model.arch,
-            "clock": self.cfg.clock,
             "forecast": self.forecast.as_dict(),
             "bottleneck": self.bottleneck,
             "storage": {**asdict(self.storage), "fits": self.storage.fits},
@@ -106,7 +105,9 @@ class Plan:
 def advise(plan: Plan) -> list[Advice]:
     """What to change, the most urgent first; at least one entry."""
     rules = (_memory_advice, _order_advice, _loader_advice, _setting_advice)
-    return [advice for rule in rules for advice in rule(plan)] or [_smaller_task(plan)]
+    size, fraction = plan.longest.times.resolution, plan.longest.seconds / plan.forecast.seconds
+    nothing = f"nothing stands out: training at {size} px is {fraction:.0%} of the run"
+    return [advice for rule in rules for advice in rule(plan)] or [Advice("", nothing)]
 
 
 def _memory_advice(plan: Plan) -> Iterator[Advice]:
@@ -169,22 +170,6 @@ def _setting_advice(plan: Plan) -> Iterator[Advice]:
         yield Advice(f"validation.resolution={size} with {crop}", why)
 
 
-def _smaller_task(plan: Plan) -> Advice:
-    """Nothing is wrong: the way to fewer hours is a smaller task."""
-    row, epochs = plan.longest, sum(row.count for row in plan.training)
-    size = row.times.resolution
-    small = 32 * round(0.75 * size / 32)
-    if row.count < epochs or epochs < 5 or small >= size or small < 64:
-        fraction = row.seconds / plan.forecast.seconds
-        return Advice("", f"nothing stands out: training at {size} px is {fraction:.0%} of the run")
-    start, end = int(0.4 * epochs), int(0.85 * epochs)
-    saved = row.seconds * (1 - (small / size) ** 2) * (start + end) / 2 / epochs
-    ramp = f"resolution.start_ramp={start} and resolution.end_ramp={end}"
-    why = f"nothing stands out; growing images would save about {duration(saved)} (by the number "
-    why += "of pixels), for a slightly different accuracy"
-    return Advice(f"resolution.min_res={small} with {ramp}", why)
-
-
 def duration(seconds: float) -> str:
     """'9.1 s', '12.3 min' or '34.2 h'."""
     if seconds < 100:
@@ -213,11 +198,9 @@ def render(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     m, training = plan.machine, plan.cfg.training
     ranks = f", {m.ranks} ranks" if m.ranks > 1 else ""
-    clock = ", processor time" if plan.cfg.clock == "cpu" else ""
     run = f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images"
     machine = f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
-    machine += f"{duration(plan.measuring_seconds)}{clock}"
-    return [f"{run}, {training.batch_size} per step", machine]
+    return [f"{run}, {training.batch_size} per step", machine + duration(plan.measuring_seconds)]
 
 
 def _table(plan: Plan) -> Iterator[str]:
@@ -253,10 +236,7 @@ def _caution(plan: Plan) -> Iterator[tuple[str, str]]:
     if unsure and unsure > UNSURE:
         low, high = duration(total * (1 - unsure)), duration(total * (1 + unsure))
         text = f"{low} to {high}: the machine was busy with something else, or throttled; measure "
-        text += "again when it is idle"
-        if plan.cfg.clock == "wall":
-            text += ", or with --clock=cpu, which counts this process's own time"
-        yield "not sure", text
+        yield "not sure", f"{text}again when it is idle"
 
 
 def _bottleneck_text(plan: Plan) -> str:
@@ -286,9 +266,8 @@ def _data_text(s: Storage) -> str:
 
 def _disk_text(s: Storage) -> str:
     if not s.sequential:
-        return "not measured (a folder, or too small a file)"
-    rates = f"large reads {s.sequential / 1e6:,.0f} MB/s, images {s.scattered / 1e6:,.0f} MB/s"
-    return rates if s.cold else f"unknown: the pages stayed in memory ({rates} from there)"
+        return "not measured (a folder, too small a file, or one that is always cached)"
+    return f"large reads {s.sequential / 1e6:,.0f} MB/s, images {s.scattered / 1e6:,.0f} MB/s"
 
 
 def _memory_text(plan: Plan) -> str:
