@@ -1,0 +1,106 @@
+/* Rows of pixels of four bytes (RGBX; X is written, with anything) from rows of a JPEG's planes.
+ *
+ * Bit for bit libjpeg's "fancy" chroma interpolation and color conversion. All take n output pixels
+ * from an even column on, for `repeat_columns` from a multiple of the factor, and read and write up
+ * to the next multiple of VECTOR pixels. Interpolated columns also need the value before the first
+ * one; beside the image the caller repeats its edge, as libjpeg does.
+ *
+ * Source: libjpeg-turbo, jdsample.c, jdcolor.c, jdmrgext.c.
+ */
+
+/* ==== Chroma of one row at full width ========================================================= */
+
+/* Half as many columns, 4:2:2: weights 3/4 and 1/4. */
+static void double_columns(const uint8_t *in, uint8_t *out, int64_t n) {
+    for (int64_t x = 0; x < n; x += VECTOR, in += VECTOR / 2) {
+        Int16s here = widen(in) * 3;
+        Int16s even = (here + widen(in - 1) + 1) >> 2, odd = (here + widen(in + 1) + 2) >> 2;
+        *(Int16s *)(out + x) = even | odd << 8;
+    }
+}
+
+/* Half as many rows, 4:4:0: weights 3/4 and 1/4; the `bias` is 1 for the upper and 2 for the lower
+ * of the two rows that `near` covers. */
+static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_t *out, int64_t n) {
+    const Int16s zero = {0};
+    for (int64_t x = 0; x < n; x += VECTOR) {
+        Int16s a = *(const Int16s *)(near + x), b = *(const Int16s *)(far + x);
+        Int16s low = (low8(a, zero) * 3 + low8(b, zero) + (int16_t)bias) >> 2;
+        Int16s high = (high8(a, zero) * 3 + high8(b, zero) + (int16_t)bias) >> 2;
+        *(Int16s *)(out + x) = narrow16_unsigned(low, high);
+    }
+}
+
+/* Half as many of both, 4:2:0: `far` is the next nearest row, above the upper of the two rows that
+ * `near` covers and below the lower. */
+static void double_both(const uint8_t *near, const uint8_t *far, uint8_t *out, int64_t n) {
+    for (int64_t x = 0; x < n; x += VECTOR, near += VECTOR / 2, far += VECTOR / 2) {
+        Int16s before = widen(near - 1) * 3 + widen(far - 1), here = widen(near) * 3 + widen(far);
+        Int16s after = widen(near + 1) * 3 + widen(far + 1);
+        *(Int16s *)(out + x) = (here * 3 + before + 8) >> 4 | (here * 3 + after + 7) >> 4 << 8;
+    }
+}
+
+/* Every value `factor` times. */
+static void repeat_columns(const uint8_t *in, int factor, uint8_t *out, int64_t n) {
+    for (int64_t x = 0; x < n; x += factor) memset(out + x, in[x / factor], (size_t)factor);
+}
+
+/* ==== Color =================================================================================== */
+
+/* 16 * QUARTERS pixels from three vectors of bytes, of which each quarter holds 16. */
+INLINE void store_pixels(Int16s red, Int16s green, Int16s blue, uint8_t *out) {
+    Int16s low = low8(red, green), high = high8(red, green);
+    Int16s low_blue = low8(blue, blue), high_blue = high8(blue, blue);
+    store_turned(low16(low, low_blue), high16(low, low_blue), low16(high, high_blue),
+                 high16(high, high_blue), out);
+}
+
+typedef struct {
+    Int16s red, green, blue;
+} Colors;
+
+/* From luma, and from chroma less 128. 1.402, 1.772, 0.34414 and 0.71414 with 16 binary places, whole
+ * parts aside to fit 16 bits. One place less is exact for the range of `cr` in `red` and of `cb` in
+ * `blue`. */
+INLINE Colors convert(Int16s y, Int16s cb, Int16s cr) {
+    const Int16s by_green = pairs(-22554, 65536 - 46802);
+    const Int32s half = (Int32s){0} + 32768;
+    Int32s low = add_products(half, low16(cb, cr), by_green) >> 16;
+    Int32s high = add_products(half, high16(cb, cr), by_green) >> 16;
+    return (Colors){y + (cr + rounded_product(cr, all16(13173))), y - cr + narrow32(low, high),
+                    y + cb + (cb + rounded_product(cb, all16(-7471)))};
+}
+
+/* A vector of pixels, its halves of every quarter. */
+INLINE void convert_both(Int16s y, const Int16s cb[2], const Int16s cr[2], uint8_t *out) {
+    const Int16s zero = {0};
+    Colors low = convert(low8(y, zero), cb[0], cr[0]), high = convert(high8(y, zero), cb[1], cr[1]);
+    store_pixels(narrow16_unsigned(low.red, high.red), narrow16_unsigned(low.green, high.green),
+                 narrow16_unsigned(low.blue, high.blue), out);
+}
+
+/* From luma and chroma at full width. */
+static void color_row(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, uint8_t *out,
+                      int64_t n) {
+    const Int16s zero = {0};
+    for (int64_t x = 0; x < n; x += VECTOR) {
+        Int16s b = *(const Int16s *)(cb + x), r = *(const Int16s *)(cr + x);
+        Int16s blue[2] = {low8(b, zero) - 128, high8(b, zero) - 128};
+        Int16s red[2] = {low8(r, zero) - 128, high8(r, zero) - 128};
+        convert_both(*(const Int16s *)(y + x), blue, red, out + 4 * x);
+    }
+}
+
+/* From gray. */
+static void gray_row(const uint8_t *y, uint8_t *out, int64_t n) {
+    for (int64_t x = 0; x < n; x += VECTOR) {
+        Int16s v = *(const Int16s *)(y + x);
+        store_pixels(v, v, v, out + 4 * x);
+    }
+}
+
+/* From pixels of three bytes; reads as many pixels as it writes. */
+static void rgb_row(const uint8_t *rgb, uint8_t *out, int64_t n) {
+    for (int64_t x = 0; x < n; x++) memcpy(out + 4 * x, rgb + 3 * x, 4);
+}

@@ -1,0 +1,212 @@
+/* Vectors of one, two or four quarters of 16 bytes, by what the compiler may use.
+ *
+ * AVX-512 has four quarters in a vector, AVX2 two, and portable C (also with -DPORTABLE) one. Most
+ * instructions of the two extensions work within quarters: code that keeps to quarters is the same
+ * for all three. Lane-wise arithmetic (+ - * >> & |) is the compiler's own, on the types below; the
+ * functions are what C has no operator for. Integer results do not depend on the path; `fused`
+ * rounds once in AVX2 and AVX-512, twice in portable C.
+ */
+#include <stdint.h>
+#include <string.h>
+#if !defined(PORTABLE) && (defined(__AVX512BW__) || defined(__AVX2__))
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && !defined(PORTABLE)
+#define QUARTERS 4
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(PORTABLE)
+#define QUARTERS 2
+#else
+#define QUARTERS 1
+#endif
+#define VECTOR (16 * QUARTERS) /* bytes */
+
+#define LANES(bytes) __attribute__((vector_size(bytes), aligned(1), may_alias))
+typedef int16_t Int16s LANES(VECTOR);
+typedef int32_t Int32s LANES(VECTOR);
+typedef uint8_t UInt8s LANES(VECTOR);
+typedef uint8_t HalfUInt8s LANES(VECTOR / 2); /* as many lanes as Int16s */
+typedef float Floats LANES(VECTOR);
+typedef uint8_t Quarter LANES(16);
+
+/* Two 16-bit numbers in turn, for `products`. */
+INLINE Int16s pairs(int first, int second) {
+    return (Int16s)((Int32s){0} + (int32_t)((uint32_t)second << 16 | (first & 0xffff)));
+}
+INLINE Int16s all16(int value) { return (Int16s){0} + (int16_t)value; }
+INLINE Floats all(float value) { return value - (Floats){0}; }
+
+/* Bytes as 16-bit lanes, in order. */
+INLINE Int16s widen(const uint8_t *from) {
+    return __builtin_convertvector(*(const HalfUInt8s *)from, Int16s);
+}
+
+#if QUARTERS > 1
+/* ==== AVX-512 and AVX2 ======================================================================== */
+
+#if QUARTERS == 4
+typedef __m512i Bits;
+typedef __m512 FloatBits;
+#define WIDE(name) _mm512_##name
+#define BITS(name) _mm512_##name##_si512
+#define EACH_QUARTER(DO) DO(0) DO(1) DO(2) DO(3)
+#define QUARTER(v, q) (Quarter) _mm512_extracti32x4_epi32((Bits)(v), q)
+#else
+typedef __m256i Bits;
+typedef __m256 FloatBits;
+#define WIDE(name) _mm256_##name
+#define BITS(name) _mm256_##name##_si256
+#define EACH_QUARTER(DO) DO(0) DO(1)
+#define QUARTER(v, q) (Quarter) _mm256_extracti128_si256((Bits)(v), q)
+#endif
+#define TWO(name, instruction, In, Out) \
+    INLINE Out name(In a, In b) { return (Out)WIDE(instruction)((Bits)a, (Bits)b); }
+
+/* Lanes of a and b in turn: those of the lower, or of the upper half of every quarter. */
+TWO(low8, unpacklo_epi8, Int16s, Int16s)
+TWO(high8, unpackhi_epi8, Int16s, Int16s)
+TWO(low16, unpacklo_epi16, Int16s, Int16s)
+TWO(high16, unpackhi_epi16, Int16s, Int16s)
+TWO(low32, unpacklo_epi32, Int16s, Int16s)
+TWO(high32, unpackhi_epi32, Int16s, Int16s)
+TWO(low64, unpacklo_epi64, Int16s, Int16s)
+TWO(high64, unpackhi_epi64, Int16s, Int16s)
+/* In every quarter the lanes of a, then those of b, clipped to half their width. */
+TWO(narrow32, packs_epi32, Int32s, Int16s)
+TWO(narrow16, packs_epi16, Int16s, Int16s)
+TWO(narrow16_unsigned, packus_epi16, Int16s, Int16s)
+/* Sums of the products of two neighbors: of 2 k and 2 k + 1. */
+TWO(products, madd_epi16, Int16s, Int32s)
+/* (a * b + 0x4000) >> 15 */
+TWO(rounded_product, mulhrs_epi16, Int16s, Int16s)
+/* In every quarter the bytes of a that the quarter of `places` names. */
+TWO(pick, shuffle_epi8, Int16s, Int16s)
+
+INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) {
+#if defined(__AVX512VNNI__) && QUARTERS == 4
+    return (Int32s)_mm512_dpwssd_epi32((Bits)sum, (Bits)a, (Bits)b);
+#else
+    return sum + products(a, b);
+#endif
+}
+
+/* a * b + c */
+INLINE Floats fused(Floats a, Floats b, Floats c) {
+    return (Floats)WIDE(fmadd_ps)((FloatBits)a, (FloatBits)b, (FloatBits)c);
+}
+
+/* 4 * QUARTERS bytes. */
+INLINE Floats floats(const uint8_t *from) {
+#if QUARTERS == 4
+    __m128i bytes = _mm_loadu_si128((const __m128i *)from);
+#else
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)from);
+#endif
+    return (Floats)WIDE(cvtepi32_ps)(WIDE(cvtepu8_epi32)(bytes));
+}
+
+/* Whether any bit is set. */
+INLINE int any(Int16s v) {
+#if QUARTERS == 4
+    return _mm512_test_epi32_mask((Bits)v, (Bits)v) != 0;
+#else
+    return !_mm256_testz_si256((Bits)v, (Bits)v);
+#endif
+}
+
+/* 16 bytes from each address. */
+INLINE Int16s gather(const void *const from[QUARTERS]) {
+#if QUARTERS == 4
+    Bits v = _mm512_castsi128_si512(_mm_loadu_si128(from[0]));
+    v = _mm512_inserti32x4(v, _mm_loadu_si128(from[1]), 1);
+    v = _mm512_inserti32x4(v, _mm_loadu_si128(from[2]), 2);
+    return (Int16s)_mm512_inserti32x4(v, _mm_loadu_si128(from[3]), 3);
+#else
+    return (Int16s)_mm256_loadu2_m128i(from[1], from[0]);
+#endif
+}
+
+/* Quarter q of the four vectors goes to to[q * 64]. */
+INLINE void store_turned(Int16s a, Int16s b, Int16s c, Int16s d, uint8_t *to) {
+#if QUARTERS == 4
+#define TURN(v, w, order) _mm512_shuffle_i32x4((Bits)(v), (Bits)(w), order)
+    Bits ab = TURN(a, b, 0x44), ab_high = TURN(a, b, 0xee);
+    Bits cd = TURN(c, d, 0x44), cd_high = TURN(c, d, 0xee);
+    ((Int16s *)to)[0] = (Int16s)TURN(ab, cd, 0x88), ((Int16s *)to)[1] = (Int16s)TURN(ab, cd, 0xdd);
+    ((Int16s *)to)[2] = (Int16s)TURN(ab_high, cd_high, 0x88);
+    ((Int16s *)to)[3] = (Int16s)TURN(ab_high, cd_high, 0xdd);
+#else
+#define TURN(v, w, order) (Int16s) _mm256_permute2x128_si256((Bits)(v), (Bits)(w), order)
+    ((Int16s *)to)[0] = TURN(a, b, 0x20), ((Int16s *)to)[1] = TURN(c, d, 0x20);
+    ((Int16s *)to)[2] = TURN(a, b, 0x31), ((Int16s *)to)[3] = TURN(c, d, 0x31);
+#endif
+}
+
+#else
+/* ==== Portable ================================================================================ */
+
+#define EACH_QUARTER(DO) DO(0)
+#define QUARTER(v, q) (Quarter)(v)
+
+#ifdef __clang__
+#define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shufflevector((Type)(a), (Type)(b), __VA_ARGS__)
+#else
+#define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shuffle((Type)(a), (Type)(b), (Type){__VA_ARGS__})
+#endif
+typedef int64_t Int64s LANES(VECTOR);
+#define TURNS(name, Type, ...) \
+    INLINE Int16s name(Int16s a, Int16s b) { return SHUFFLE(Type, a, b, __VA_ARGS__); }
+TURNS(low8, UInt8s, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+TURNS(high8, UInt8s, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+TURNS(low16, Int16s, 0, 8, 1, 9, 2, 10, 3, 11)
+TURNS(high16, Int16s, 4, 12, 5, 13, 6, 14, 7, 15)
+TURNS(low32, Int32s, 0, 4, 1, 5)
+TURNS(high32, Int32s, 2, 6, 3, 7)
+TURNS(low64, Int64s, 0, 2)
+TURNS(high64, Int64s, 1, 3)
+
+INLINE int clip(int value, int low, int high) {
+    return value < low ? low : value > high ? high : value;
+}
+INLINE Int16s narrow32(Int32s a, Int32s b) {
+    Int16s v;
+    for (int i = 0; i < 8; i++) v[i] = (int16_t)clip(i < 4 ? a[i] : b[i - 4], -32768, 32767);
+    return v;
+}
+INLINE Int16s narrow16(Int16s a, Int16s b) {
+    UInt8s v;
+    for (int i = 0; i < 16; i++) v[i] = (uint8_t)clip(i < 8 ? a[i] : b[i - 8], -128, 127);
+    return (Int16s)v;
+}
+INLINE Int16s narrow16_unsigned(Int16s a, Int16s b) {
+    UInt8s v;
+    for (int i = 0; i < 16; i++) v[i] = (uint8_t)clip(i < 8 ? a[i] : b[i - 8], 0, 255);
+    return (Int16s)v;
+}
+INLINE Int32s products(Int16s a, Int16s b) {
+    Int32s first = ((Int32s)a << 16 >> 16) * ((Int32s)b << 16 >> 16);
+    return first + ((Int32s)a >> 16) * ((Int32s)b >> 16);
+}
+INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) { return sum + products(a, b); }
+INLINE Int16s rounded_product(Int16s a, Int16s b) {
+    Int16s v;
+    for (int i = 0; i < 8; i++) v[i] = (int16_t)((a[i] * b[i] + 0x4000) >> 15);
+    return v;
+}
+INLINE Int16s pick(Int16s a, Int16s places) {
+    UInt8s v;
+    for (int i = 0; i < 16; i++) v[i] = ((UInt8s)a)[((UInt8s)places)[i] & 15];
+    return (Int16s)v;
+}
+INLINE Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
+INLINE Floats floats(const uint8_t *from) {
+    return (Floats){from[0], from[1], from[2], from[3]};
+}
+INLINE int any(Int16s v) { return (((Int64s)v)[0] | ((Int64s)v)[1]) != 0; }
+INLINE Int16s gather(const void *const from[QUARTERS]) { return *(const Int16s *)from[0]; }
+INLINE void store_turned(Int16s a, Int16s b, Int16s c, Int16s d, uint8_t *to) {
+    ((Int16s *)to)[0] = a, ((Int16s *)to)[1] = b, ((Int16s *)to)[2] = c, ((Int16s *)to)[3] = d;
+}
+#endif
