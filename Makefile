@@ -37,6 +37,6 @@ torture: setup  ## kill processes, damage files, fill disks, and count what held
 doctor:  ## report what is missing on this machine, and how to fix it
 	@if [ -x $(PY) ]; then $(PY) -m tools.doctor; else $(PYTHON) -m tools.doctor; fi
 
-clean:  ## remove .venv and caches; data/ and runs/ stay
-	rm -rf .venv .ruff_cache .pytest_cache .mypy_cache
+clean:  ## remove .venv, compiled files and caches; data/ and runs/ stay
+	rm -rf .venv .ruff_cache .pytest_cache .mypy_cache build fast_imagenet/native/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -191,10 +191,10 @@ def bare_clone(tmp_path):
     """bare_clone(**stubs): set-up in a copy, with commands replaced by one-line scripts."""
 
     def run(**stubs: str) -> subprocess.CompletedProcess:
-        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts").mkdir(exist_ok=True)
         shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
         shutil.copy(ROOT / "requirements.txt", tmp_path)
-        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin").mkdir(exist_ok=True)
         for name, line in stubs.items():
             stub = tmp_path / "bin" / name.replace("_", "-")
             stub.write_text(f"#!/bin/sh\n{line}\n")
@@ -226,6 +226,41 @@ def test_setup_without_rights_says_in_one_line_what_to_run(bare_clone):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "run first: sudo apt-get install -y libopencv-dev libturbojpeg0-dev" in done.stderr
+
+
+VENV_PYTHON = """#!/bin/sh
+case "$*" in
+    --version) echo Python 3.11.9;;
+    *freeze*) grep ^ffcv== requirements.txt;;
+    *"--editable ."*) touch built;;
+    *"import fast_imagenet.native"*) test -f built;;
+esac
+"""
+
+
+def test_setup_compiles_the_library_when_it_is_missing_or_its_flags_changed(
+    bare_clone, tmp_path, monkeypatch
+):
+    """With a .venv whose Python only notes that this repository was installed."""
+    interpreter = tmp_path / ".venv/bin/python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(VENV_PYTHON)
+    interpreter.chmod(0o755)
+    for name in ("pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def compiles():
+        done = bare_clone(py='case "$*" in --version) echo Python 3.11.9;; esac', pkg_config="")
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.endswith("setup: ready\n")
+
+    assert compiles() and not compiles()
+    (tmp_path / "built").unlink()  # as after `git clean -x`, or with a changed C file
+    assert compiles() and not compiles()
+    (tmp_path / "setup.py").write_text("")
+    assert compiles() and not compiles()
+    monkeypatch.setenv("FAST_IMAGENET_PATHS", "plain")
+    assert compiles() and not compiles()
 
 
 def test_setup_shows_why_apt_failed(bare_clone):

@@ -67,7 +67,7 @@ def call(command, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the working tree, built without a network from a copy of it."""
+    """The wheel of the working tree, built without a network from a source archive of a copy."""
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     for name in ("fast_imagenet", "tests", "benchmarks", "scripts"):
@@ -76,8 +76,11 @@ def wheel(tmp_path_factory):
         )
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), ROOT / "README.md", ROOT / "LICENSE"):
         shutil.copy(path, source)
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    call([sys.executable, "-c", code], cwd=source)
+    (archive,) = folder.glob("*.tar.gz")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
-    call([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(source)])
+    call([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(archive)])
     (path,) = folder.glob("*.whl")
     return path
 
@@ -175,6 +178,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0].partition("-")[2] for name in names - package - libraries} == {
         f"{project()['version']}.dist-info"
     }
+
+
+def test_its_library_opens_where_no_package_is_installed(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fast_imagenet import native"
+    code += "; print(native.path(), native.FOLDER)"
+    path, folder = call([sys.executable, "-I", "-S", "-c", code], cwd="/").split()
+    assert (path, Path(folder).parents[1]) == (native.path(), tmp_path)
 
 
 def test_its_metadata_is_that_of_the_project(wheel):

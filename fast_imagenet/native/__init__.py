@@ -20,7 +20,7 @@ from .sources import fingerprint, sources
 FOLDER = Path(__file__).parent
 PATHS = ("plain", "avx2", "avx512")  # from slow to fast: supported_path of library.c counts them
 VARIABLE = "FAST_IMAGENET_NATIVE"
-_BUILD = "run `make setup`, or `pip install .` in the folder of the sources"
+_BUILD = "run `make setup`, or `pip install -e .` in the folder of the sources"
 
 
 def path() -> str:

@@ -66,6 +66,15 @@ def compiled(folder):
     return sorted(path.name.split(".")[0] for path in folder.glob("fast_imagenet/native/*.so"))
 
 
+def features():
+    """What setup.py's flags let the compiler use, for each path."""
+    vectors = runpy.run_path(str(ROOT / "setup.py"))["VECTORS"]
+    return {
+        path: {flag.removeprefix("-m") for flag in flags if "=" not in flag}
+        for path, flags in vectors.items()
+    }
+
+
 # ------------------------------------------------------------------------------------------------
 # Choice
 # ------------------------------------------------------------------------------------------------
@@ -80,22 +89,21 @@ def test_paths_agree_with_the_flags_of_the_processor():
     """Asked in another way: what the kernel reports."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    setup = runpy.run_path(str(ROOT / "setup.py"))
-    names = {"plain": set()}
-    if platform.machine() == "x86_64":
-        names = {path: {flag[2:] for flag in setup["VECTORS"][path]} for path in native.PATHS}
-    names = {path: {{"bmi": "bmi1"}.get(x, x) for x in given} for path, given in names.items()}
+    wanted = features() if platform.machine() == "x86_64" else {"plain": set()}
+    names = {path: {{"bmi": "bmi1"}.get(x, x) for x in given} for path, given in wanted.items()}
     assert native.supported() == [path for path in names if names[path] <= flags]
 
 
 def test_the_processor_is_asked_for_all_that_the_flags_allow():
-    vectors = runpy.run_path(str(ROOT / "setup.py"))["VECTORS"]
-    assert list(vectors) == list(native.PATHS)
-    asked = re.findall(
-        r'__builtin_cpu_supports\("(\w+)"\)', (native.FOLDER / "library.c").read_text()
-    )
-    assert sorted(f"-m{name}" for name in asked) == sorted(vectors["avx512"])
-    assert vectors["avx512"][: len(vectors["avx2"])] == vectors["avx2"]
+    compiled = features()
+    assert list(compiled) == list(native.PATHS)
+    text = (native.FOLDER / "library.c").read_text()
+    asked = [
+        set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', part))
+        for part in re.split(r"path = \d;", text)
+    ]
+    assert asked == [set(), compiled["avx2"], compiled["avx512"] - compiled["avx2"], set()]
+    assert compiled["avx2"] < compiled["avx512"]
 
 
 def test_all_paths_give_the_same_bytes():
@@ -154,7 +162,7 @@ def test_a_library_that_is_missing_names_the_command(copy):
     status, _, error = run(SHOW, copy)
     assert status == 1
     assert error.startswith("ImportError: the native library is not built (")
-    assert "run `make setup`, or `pip install .`" in error
+    assert "run `make setup`, or `pip install -e .`" in error
 
 
 @pytest.mark.parametrize(
