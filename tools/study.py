@@ -26,11 +26,12 @@ from typing import Any
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.config import interpreter, read_config, to_dict
+from fast_imagenet.engine.json_lines import read_object
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.program import STOPPED, WRONG_SETTINGS, run_program
 from tools.report.add import add_run
-from tools.report.records import flat, read_group_file, read_object, read_run, settings_that_differ
+from tools.report.records import flat, read_group_file, read_run, settings_that_differ
 from tools.report.yaml_files import STUDY, RecordError, Study, flags_of, read_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,8 +287,6 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--list", action="store_true", help="list the runs, train nothing")
     args, extra = parser.parse_known_args(argv)
     wrong = [word for word in extra if not word.startswith(PASSED_ON)]
-    if any(word.startswith("--pictures") for word in wrong):
-        parser.error("--pictures is now --images")
     if wrong:
         parser.error(f"{' '.join(wrong)}: only {' '.join(PASSED_ON)} reach train_imagenet.py")
     if args.lanes < 1:

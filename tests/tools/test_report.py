@@ -499,7 +499,7 @@ def test_unknown_keys_of_group_json_and_reported_yaml_are_refused(place):
     group = place / "records/small/2030-01-01_machine/group.json"
     for content in ('{"lable": "x"}', '{"main": 1}', "[]", "{"):
         group.write_text(content)
-        with pytest.raises(RecordError, match="group.json"):
+        with pytest.raises(ValueError, match="group.json"):
             report.open_book(place / "records")
     group.unlink()
     path = place / "records/reported.yaml"
@@ -603,17 +603,18 @@ def test_add_takes_an_unfinished_run_on_request_and_the_row_names_it(place):
     assert "(1 seed; it has finished 3 of 9 epochs)" in text
 
 
-def test_add_takes_a_log_alone_with_its_settings(place, capsys):
-    log = make_run(place / "runs/lost", 88.0, epochs=5) / "log.jsonl"
-    (log.parent / "config.json").unlink()
-    assert run(place, "add", str(log), "--name=lost") == 1
+def test_add_takes_the_words_for_a_dataset(place):
+    source = make_run(place / "runs/mine", 88.0, epochs=5, model__arch="resnet50")
+    assert run(place, "add", str(source), "--name=mine", "--data=a <b>") == 0
+    results = render_results(report.open_book(place / "records"))
+    assert "ResNet-50 | 5 | not reported" in results and "## a &lt;b&gt;" in results
+
+
+def test_a_run_without_its_settings_is_not_a_record(place, capsys):
+    source = make_run(place / "runs/lost")
+    (source / "config.json").unlink()
+    assert run(place, "add", str(source), "--name=lost") == 1
     assert "there is no config.json" in capsys.readouterr().err
-    words = ["--config=rn50_128px_5_epochs.yaml", "--data=a <b>"]
-    assert run(place, "add", str(log), *words) == 0
-    (seed,) = (place / "records/rn50_128px_5_epochs").glob("*/seed0")
-    assert json.loads((seed / "config.json").read_text())["lr"]["lr_schedule_type"] == "cosine"
-    assert "ResNet-50 | 5 | not reported" in render_results(report.open_book(place / "records"))
-    assert "## a &lt;b&gt;" in render_results(report.open_book(place / "records"))
 
 
 def test_a_folder_without_records_is_refused(tmp_path, capsys):

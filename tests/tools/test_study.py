@@ -103,7 +103,6 @@ def test_wrong_calls(tmp_path, capsys):
     folder = str(write_plan(tmp_path / "parts"))
     for words, message in (
         (["--lr.lr=1"], "only --training.checkpoint_minutes="),
-        (["--pictures=x"], "--pictures is now --images"),
         (["--lanes=0"], "--lanes=0 must be 1 or more"),
         (["--lanes=2", "--timed"], "--timed with --lanes=2"),
     ):

@@ -83,9 +83,8 @@ def run_add(args: argparse.Namespace) -> int:
     """Copy a run into records/ and show its row."""
     flags = ("label", "data", "main", "unfinished")
     about = {key: getattr(args, key) for key in flags if getattr(args, key)}
-    options = dict(name=args.name, group=args.group, config=args.config, about=about)
     open_book(args.folder)  # a folder that holds no records is refused before anything is written
-    place = add_run(args.run, args.folder, **options)
+    place = add_run(args.run, args.folder, name=args.name, group=args.group, about=about)
     book, name = open_book(args.folder), place.parents[1].name
     print(f"{place}: added\n{render_runs(book, (book.rows | book.studies)[name])}")
     print(f"{interpreter()} -m tools.report writes it into README.md, docs/ and its plots")
@@ -111,14 +110,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="add|page")
     add = commands.add_parser("add", help="make a record of a run")
     add.set_defaults(command=run_add)
-    add.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or a log.jsonl")
+    add.add_argument("run", type=Path, metavar="RUN_FOLDER")
     add.add_argument("--folder", default=argparse.SUPPRESS, **folder)
     add.add_argument("--name", help="row: stem of the config (that of logging.folder)")
     add.add_argument("--group", help="folder of the runs that differ in seed only (DATE_MACHINE)")
     add.add_argument("--label", help="what the group is, in a few words")
     add.add_argument("--data", help="dataset, where the name is not that of a shipped config")
     add.add_argument("--main", action="store_true", help="this group is the one in README.md")
-    add.add_argument("--config", help="settings, for a log.jsonl alone: a YAML of a run")
     add.add_argument("--unfinished", action="store_true", help="take a run that was cut short")
     page = commands.add_parser("page", help="one HTML file on a run")
     page.set_defaults(command=run_page)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.json_lines import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.environment import redact_paths
 from fast_imagenet.files import write_json
-from tools.report.records import Run, group_file_with, read_object, read_run
+from tools.report.records import Run, group_file_with, read_run
 from tools.report.yaml_files import FOLDER_NAME, RecordError
 
 
@@ -23,7 +22,6 @@ def add_run(
     *,
     name: str | None = None,
     group: str | None = None,
-    config: str | None = None,
     about: dict[str, Any] | None = None,
 ) -> Path:
     """Copy a run into `records`/name/group/seedN, and return that folder.
@@ -32,16 +30,15 @@ def add_run(
     curves.png, which can be drawn again from the log. Absolute paths are cut to their last part.
 
     Args:
-        source: folder of a run, or a log.jsonl; config.json beside it is used.
+        source: folder of a run.
         name: of the row; default: last part of the run's logging.folder.
         group: of runs that differ in their seed; default: date and machine.
-        config: YAML with the settings of a run whose config.json is lost.
         about: for group.json, over what it holds; 'unfinished': True takes a run cut short.
     Raises:
         ValueError: the run is unfinished or damaged, its place is taken, or its settings are not
             those of its group. Nothing is written then.
     """
-    run, about = _with_settings(read_run(source), config), about or {}
+    run, about = read_run(source), about or {}
     if (reason := run.unfinished()) and not about.get("unfinished"):
         raise RecordError(f"{source} is not a finished run: {reason}; --unfinished takes it anyway")
     name = _checked(name or Path(run.setting("logging.folder", "")).name, "--name")
@@ -51,22 +48,10 @@ def add_run(
         taken = place if place.exists() else folder
         raise RecordError(f"{taken} exists already; choose another --group, or remove it")
     about = group_file_with(folder, run, about)
-    _write(run, source, place)
+    _write(run, place)
     if about:
         write_json(folder / "group.json", about)
     return place
-
-
-def _with_settings(run: Run, config: str | None) -> Run:
-    """The run with the settings of a YAML file, where config.json is not there."""
-    if run.settings or not config:
-        return run
-    import train_imagenet as script
-    from fast_imagenet.config import read_config, to_dict
-
-    words: dict[str, Any] = dict(search=script.CONFIG_FOLDERS, prog="report add", description="")
-    cfg = read_config(script.SETTINGS, [f"--config={config}"], **words)
-    return replace(run, settings=to_dict(cfg))
 
 
 def _default_group(run: Run) -> str:
@@ -84,27 +69,26 @@ def _checked(name: str, flag: str) -> str:
     return name
 
 
-def _write(run: Run, source: Path, place: Path) -> None:
+def _write(run: Run, place: Path) -> None:
     """All files at once: a copy that fails leaves nothing."""
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_files(run, source, partial)
+        _write_files(run, partial)
         partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _write_files(run: Run, source: Path, folder: Path) -> None:
+def _write_files(run: Run, folder: Path) -> None:
     summary = read_object(run.folder / "summary.json")
     objects = {"config": run.settings, "environment": run.environment, "summary": summary}
     for name, content in objects.items():
         if content:
             write_json(folder / f"{name}.json", redact_paths(content))
-    log = source if source.is_file() else source / "log.jsonl"
-    logs = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(log.parent / "steps.jsonl")}
+    logs = {"log.jsonl": run.log, "steps.jsonl": read_jsonl(run.folder / "steps.jsonl")}
     for name, lines in logs.items():
         if lines:
             text = "".join(json.dumps(redact_paths(line)) + "\n" for line in lines)

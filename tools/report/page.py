@@ -21,11 +21,11 @@ import train_imagenet as script
 from fast_imagenet.config import read_config
 from fast_imagenet.data.samples import CenterCrop, open_dataset, read_stored, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
-from fast_imagenet.engine.json_lines import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, REPOSITORY
 from fast_imagenet.files import write_atomically
-from tools.report.records import Run, read_object, read_run
+from tools.report.records import Run, read_run
 from tools.report.tables import NETWORKS, templates
 from tools.report.yaml_files import RecordError, flags_of
 

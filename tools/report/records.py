@@ -5,14 +5,13 @@ A record that is damaged, unfinished or contradicts its group is refused: a Valu
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.json_lines import read_jsonl
+from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.engine.schedules import is_evaluated
 from fast_imagenet.environment import redact_paths
 from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study
@@ -141,16 +140,14 @@ class Run:
         return f"it has finished {last} of {planned} epochs" if last != planned else ""
 
 
-def read_run(folder: str | Path) -> Run:
-    """A run, finished or not, from its folder or from its log.jsonl alone."""
-    folder = Path(folder)
-    log = folder if folder.is_file() else folder / "log.jsonl"
+def read_run(folder: Path) -> Run:
+    """A run, finished or not, from its folder."""
+    log = folder / "log.jsonl"
     if not log.is_file():
-        raise RecordError(f"{folder} holds no log.jsonl: name the folder of a run, or its log")
+        raise RecordError(f"{folder} holds no log.jsonl: name the folder of a run")
     if not (lines := read_jsonl(log)):
         raise RecordError(f"{log} is empty: the run has not finished an epoch")
-    environment = read_object(log.parent / "environment.json")
-    run = Run(log.parent, _read_settings(log.parent), environment, lines)
+    run = Run(folder, _read_settings(folder), read_object(folder / "environment.json"), lines)
     required = dict.fromkeys([*REQUIRED, f"{run.ema}plain_top1", f"{run.ema}top1"])
     for number, line in enumerate(lines, 1):
         _check_line(line, required, f"line {number} of {log}")
@@ -181,19 +178,6 @@ def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     for key, value in wrong.items():
         raise RecordError(f"{folder}/config.json has {key}={value!r:.40}; restore it")
     return settings
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not JSON ({error}); restore it") from error
-    if not isinstance(content, dict):
-        raise RecordError(f"{path} is not a JSON object; restore it")
-    return content
 
 
 @dataclass(frozen=True)
