@@ -15,7 +15,6 @@ from typing import Any
 
 from fast_imagenet.sources.base import LeftOut, SourceError
 from fast_imagenet.sources.classes import unique_dict
-from fast_imagenet.sources.image_folder import DEVKIT, VAL_TAR, flat_advice
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import check_official
 from fast_imagenet.sources.tar import (
@@ -27,6 +26,8 @@ from fast_imagenet.sources.tar import (
 )
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 MAX_DEVKIT_BYTES = 64 << 20
@@ -48,24 +49,14 @@ def open_ilsvrc_tar(path: Path, split: str, md5: str = "devkit", **_: Any) -> Ta
     names = (TRAIN_TAR,) if split == "train" else (VAL_TAR, DEVKIT)
     for name in names:
         if not (path / name).is_file():
-            raise SourceError(f"{path} does not hold {name}: {_advice(path / name)}")
+            raise SourceError(
+                f"{path} does not hold {name}: put the official archive there, or read unpacked"
+                " images with --source.kind=image_folder (docs/datasets.md)"
+            )
     notes = [check_official(path / name, md5) for name in names]
     source = _open_train(path / TRAIN_TAR) if split == "train" else _open_val(path)
     source.notes = (*notes, *source.notes)
     return source
-
-
-def _advice(path: Path) -> str:
-    """What to do without an archive, after a look at whether it is unpacked."""
-    split = {TRAIN_TAR: "train", VAL_TAR: "val"}.get(path.name, "")
-    folder = path.parent / split
-    inside = sorted(folder.iterdir()) if split and folder.is_dir() else []
-    if any(entry.is_dir() for entry in inside):
-        flags = f"--source.kind=image_folder --source.split={split}"
-        return f"{split}/ is unpacked, read it with {flags}"
-    if inside and split == "val":
-        return f"val/ is flat; {flat_advice(folder)}"
-    return "put the official archive there"
 
 
 def _match(pattern: re.Pattern[str], name: str, path: Path) -> str:

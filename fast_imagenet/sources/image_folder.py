@@ -1,9 +1,7 @@
 """A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
 
 import os
-import shlex
 import stat
-import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,11 +28,6 @@ _OTHER_KINDS = {
     "webdataset": "*.tar",
 }
 _OTHER_NAMES = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
-ANNOTATIONS = "val_annotations.txt"
-KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
-SOLUTION = "LOC_val_solution.csv"
-VAL_TAR = "ILSVRC2012_img_val.tar"
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
 
 
@@ -128,14 +121,13 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
             )
         else:
             files.append(entry.path)
-    if (folder / ANNOTATIONS).is_file() and classes == ["images"]:
-        raise SourceError(f"{folder} {_annotations_advice(folder)}")
     if not classes and not files:
         raise SourceError(f"{folder} is empty: it must hold one folder per class")
     if not classes:
         raise SourceError(
             f"{folder} is flat: {plural(len(files), 'file')} and no class folders, so their"
-            f" classes are unknown; {flat_advice(folder)}"
+            " classes are unknown: move each into a folder named after its class, or see"
+            " docs/datasets.md for the labels that --source.kind=kaggle and ilsvrc_tar read"
         )
     for file in files:
         left_out.add("beside the class folders", file)
@@ -176,23 +168,11 @@ def _check_known(present: list[str], classes: list[str], folder: Path) -> None:
     unknown = sorted(set(present) - set(classes))
     if not unknown:
         return
-    similar = {_fold(name): name for name in classes}
-    near = [name for name in unknown if _fold(name) in similar]
-    advice = "both splits must have the same classes, add them to train/ or remove them"
-    if near:
-        advice = (
-            f"{near[0]!a} is {similar[_fold(near[0])]!a} in train/, spelled with other characters"
-            " or letter case: rename one of them"
-        )
     raise SourceError(
         f"{folder} has {plural(len(unknown), 'class')} that train/ does not have"
-        f" ({', '.join(unknown[:5])}): {advice}"
+        f" ({', '.join(map(ascii, unknown[:5]))}): both splits must have the same classes, add"
+        " them to train/ or remove them (Tiny ImageNet: see docs/datasets.md)"
     )
-
-
-def _fold(name: str) -> str:
-    """A name without differences that a reader hardly sees."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _number_note(classes: list[str]) -> tuple[str, ...]:
@@ -211,8 +191,7 @@ def _advice(path: Path, split: str) -> str:
     folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
     similar = [name for name in folders if name.lower() in _OTHER_NAMES[split]]
     if similar:
-        link = shlex.join(["ln", "-s", similar[0], str(path / split)])
-        return f"it has {similar[0]!r}; rename that, or link it with `{link}`"
+        return f"it has {similar[0]!r}, rename that"
     for kind, pattern in _OTHER_KINDS.items():
         if next(path.glob(pattern), None) is not None:
             return f"it looks like another layout, try --source.kind={kind}"
@@ -221,43 +200,3 @@ def _advice(path: Path, split: str) -> str:
         return f"{path / inside} does, give it as --source.path"
     advice = listing.no_val_advice(split)
     return f"--source.path must be the folder that has train/ and val/ in it{advice}"
-
-
-def _annotations_advice(folder: Path) -> str:
-    """How to sort the val folder of Tiny ImageNet."""
-    place = shlex.quote(str(folder))
-    return (
-        f"is not sorted into classes, {ANNOTATIONS} names them: sort it with `cd {place} && while"
-        ' read -r f c _; do mkdir -p "$c" && mv "images/$f" "$c/"; done < '
-        f"{ANNOTATIONS} && rmdir images`"
-    )
-
-
-def flat_advice(folder: Path) -> str:
-    """How to read a flat val folder: that depends on where its labels may be."""
-    root = folder.parent
-    above = [place for place in root.parents if place / KAGGLE_DATA == root]
-    if above:
-        return (
-            f"read it with --source.kind=kaggle --source.path={shlex.quote(str(above[0]))}, which"
-            f" takes them from {above[0] / SOLUTION}"
-        )
-    if (root / SOLUTION).is_file():
-        data = root / KAGGLE_DATA
-        commands = ["mkdir", "-p", str(data.parent)], ["ln", "-s", "../..", str(data)]
-        return (
-            f"for the labels in {SOLUTION}, run `{' && '.join(map(shlex.join, commands))}` and read"
-            f" it with --source.kind=kaggle --source.path={shlex.quote(str(root))}"
-        )
-    if (root / DEVKIT).is_file():
-        pack = shlex.join(["tar", "-cf", str(root / VAL_TAR), "-C", str(folder), "."])
-        return (
-            f"for the labels in {DEVKIT}, pack the images with `{pack}`, convert val with"
-            " --source.kind=ilsvrc_tar --source.split=val, and train on its own with"
-            " --source.split=train"
-        )
-    return (
-        f"put their labels into {root}, which are Kaggle's {SOLUTION} (read with --source.kind="
-        f"kaggle) or the official {DEVKIT} (--source.kind=ilsvrc_tar), and run this again for the"
-        " next step, or move each image into a folder named after its class"
-    )

@@ -8,7 +8,6 @@ LOC_synset_mapping.txt          wnid and name of every class
 
 import csv
 import io
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 from fast_imagenet.sources import image_folder
 from fast_imagenet.sources.base import LeftOut, SourceError
 from fast_imagenet.sources.classes import WNID, unique_dict
-from fast_imagenet.sources.image_folder import KAGGLE_DATA, SOLUTION, FileSource
+from fast_imagenet.sources.image_folder import FileSource
 from fast_imagenet.sources.listing import keep_images, no_val_advice, visible
 
+KAGGLE_DATA = Path("ILSVRC/Data/CLS-LOC")
+SOLUTION = "LOC_val_solution.csv"
 SYNSETS = "LOC_synset_mapping.txt"
 
 
@@ -31,7 +32,11 @@ def open_kaggle(path: Path, split: str, **_: Any) -> FileSource:
     """
     folder = path / KAGGLE_DATA / split
     if not folder.is_dir():
-        raise SourceError(f"{path} holds no {KAGGLE_DATA / split}: {_advice(path, split)}")
+        raise SourceError(
+            f"{path} holds no {KAGGLE_DATA / split}: --source.path must hold ILSVRC/ as Kaggle"
+            " packs it, and train/ and val/ without it are --source.kind=image_folder"
+            f"{no_val_advice(split)}"
+        )
     left_out = LeftOut()
     if split == "train":
         classes = image_folder.class_folders(folder, left_out)
@@ -44,16 +49,6 @@ def open_kaggle(path: Path, split: str, **_: Any) -> FileSource:
     )
     source.notes = left_out.notes()
     return source
-
-
-def _advice(path: Path, split: str) -> str:
-    """Where else the data may be."""
-    above = [place for place in path.resolve().parents if (place / KAGGLE_DATA / split).is_dir()]
-    if above:
-        return f"give --source.path={shlex.quote(str(above[0]))}"
-    if not (path / KAGGLE_DATA).is_dir() and (path / split).is_dir():
-        return f"for the folder {split}/ in it use --source.kind=image_folder"
-    return f"--source.path must hold ILSVRC/ as Kaggle packs it{no_val_advice(split)}"
 
 
 def _classes(path: Path) -> list[str]:
@@ -72,7 +67,7 @@ def _labeled_val(
 ) -> tuple[list[str], np.ndarray]:
     """Names of the val images, sorted, and their labels (int64 [n]) from the CSV."""
     label_of = {wnid: label for label, wnid in enumerate(classes)}
-    names = keep_images(folder, _flat_files(path, folder, left_out), left_out)
+    names = keep_images(folder, _flat_files(folder, left_out), left_out)
     if not names:
         raise SourceError(f"{folder} is empty: unpack the val images there")
     unique_dict(((Path(name).stem, name) for name in names), str(folder))
@@ -93,14 +88,13 @@ def _labeled_val(
     return names, np.array(labels, np.int64)
 
 
-def _flat_files(path: Path, folder: Path, left_out: LeftOut) -> list[str]:
+def _flat_files(folder: Path, left_out: LeftOut) -> list[str]:
     names = []
     for entry, is_folder in visible(folder, left_out):
         if is_folder:
             raise SourceError(
-                f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: if it was sorted"
-                " into classes, read it with --source.kind=image_folder"
-                f" --source.path={shlex.quote(str(path / KAGGLE_DATA))}"
+                f"{folder} has the folder {entry.name!r}, and Kaggle's is flat: read folders of"
+                f" classes with --source.kind=image_folder --source.path={folder.parent}"
             )
         names.append(entry.name)
     return names

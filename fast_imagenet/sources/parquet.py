@@ -148,7 +148,6 @@ def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> Parquet
         *left_out.notes(),
         *votes.notes(),
         *_order_note(source.labels, source._pieces_of),
-        *_size_note(source.pieces),
     )
     return source
 
@@ -311,16 +310,4 @@ def _order_note(labels: np.ndarray, blocks: np.ndarray) -> tuple[str, ...]:
     return (
         f"row groups hold {pairs / groups:.1f} classes on average, so neighbors in the file are"
         " alike: train with data.in_memory=true, whose order is fully random",
-    )
-
-
-def _size_note(pieces: np.ndarray) -> tuple[str, ...]:
-    """A warning when row groups are so large that reading their pieces takes most of the time."""
-    file, group = pieces[:, 0], pieces[:, 1]
-    parts = np.unique(file * (group.max() + 1) + group, return_counts=True)[1].max()
-    if parts <= 4:
-        return ()
-    return (
-        f"row groups are read in up to {parts:,} pieces, each from the start of its group, which"
-        " takes long: write the files again with row_group_size=1000",
     )
