@@ -1,9 +1,9 @@
 """Read the settings of a script: defaults < YAML files < flags, all problems reported at once.
 
 A script declares its settings with fastargs (a private `Config`, one `Section` block per topic)
-and calls `read_config`. Of fastargs only the declarations, `collect` and `validate("errordict")`
-are used: its own reading lets a misspelt YAML key pass, takes `--x=false` for true and 16.9 epochs
-for 16, lets environment variables win, and exits with status 0 after an error.
+and calls `read_config`. Of fastargs only the declarations and `collect` are used: its own reading
+lets a misspelt YAML key pass, takes `--x=false` for true and 16.9 epochs for 16, lets environment
+variables win, and exits with status 0 after an error. Every default must pass its own checker.
 
     SETTINGS = Config()
     Section("training", "how long, how fast", SETTINGS).params(
@@ -34,7 +34,6 @@ from typing import Any
 
 import yaml
 from fastargs import Config, Param, Section
-from fastargs.validation import Bool as _StockBool
 from fastargs.validation import Checker
 
 MAX_FILE_BYTES = 100_000  # the longest config here has 2,000; YAML is read slowly
@@ -259,13 +258,11 @@ def read_config(
 
     Raises:
         SystemExit: 2 with all problems on stderr in plain text; 0 after `--help` or `-h`.
-        TypeError: a setting is declared with fastargs' bool, which reads "false" as true.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
         print(_help_text(settings, prog, description, search))
         raise SystemExit(0)
-    _refuse_stock_bool(settings)
     reading = _Reading(settings.entries)
     files, flags = _split_words(words, reading)
     for name in files:
@@ -340,15 +337,12 @@ def _unknown_flag(word: str, name: str, reading: _Reading) -> str:
 
 def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
     """Merge in order of precedence and build the tree; None after any problem."""
+    if reading.problems:
+        return None
     merged = Config()
     merged.sections, merged.entries = settings.sections, dict(settings.entries)
     for one in reading.given:
         merged.collect({".".join(one.key): one.value})
-    for key in merged.validate(mode="errordict"):
-        if key not in merged.content:
-            reading.problems.append(_bad_default(key, settings.entries[key]))
-    if reading.problems:
-        return None
     tree = SimpleNamespace(_places=Places((".".join(g.key), g.place) for g in reading.given))
     for key in merged.entries:
         branch = tree
@@ -356,22 +350,6 @@ def _resolve(settings: Config, reading: _Reading) -> SimpleNamespace | None:
             branch = branch.__dict__.setdefault(part, SimpleNamespace())
         setattr(branch, key[-1], merged[key])
     return tree
-
-
-def _bad_default(key: Key, param: Any) -> str:
-    name, rule = ".".join(key), param.checker.help()
-    if param.required and param.default is None:
-        return f"{name} must be given ({rule}): --{name}=VALUE or a line in a YAML file"
-    return f"{name}: its default {_show(param.default)} is not {rule}; fix the script"
-
-
-def _refuse_stock_bool(settings: Config) -> None:
-    for key, param in settings.entries.items():
-        if isinstance(param.checker, _StockBool):
-            raise TypeError(
-                f"setting {'.'.join(key)} is declared as Param(bool), which reads 'false' as true: "
-                "declare it as Param(Bool())"
-            )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -609,8 +587,8 @@ def _help_text(settings: Config, prog: str, description: str, search: Sequence[P
 
 
 def _help_lines(key: Key, param: Any) -> list[str]:
-    default = "required" if param.required else f"default {_plain(param.default) or repr('')}"
-    text = f"{param.desc} [{param.checker.help()}; {default}]".strip()
+    default = _plain(param.default) or repr("")
+    text = f"{param.desc} [{param.checker.help()}; default {default}]".strip()
     name, margin = f"  --{'.'.join(key)}", " " * 32
     body = textwrap.wrap(text, WIDTH, initial_indent=margin, subsequent_indent=margin)
     if len(name) < len(margin) - 1:

@@ -782,16 +782,6 @@ def test_best_follows_the_log_wherever_a_run_is_killed(quick_run, tmp_path, monk
     assert [line["epoch"] for line in read_log(tmp_path / "run")] == [1, 2]
 
 
-def test_best_of_a_run_killed_before_it_was_written_catches_up(quick_run, tmp_path):
-    """As versions left it that wrote last.pt first."""
-    flags = ["--training.epochs=2", "--lr.lr_peak_epoch=1", SMALL]
-    folder = quick_run(*flags, "--training.max_steps=5", folder=tmp_path / "run")
-    (folder / "best.pt").unlink()
-    quick_run(*flags, "--training.max_steps=6", "--training.resume=auto", folder=folder)
-    best = load_checkpoint(folder / "best.pt")
-    assert (best["epoch"], best["best"]) == (1, read_log(folder)[0]["ema_top1"])
-
-
 # ── what cannot work is reported before the work ──
 
 VIT = ["--model.arch=deit_tiny_patch16_224", "--training.use_blurpool=false"]

@@ -161,8 +161,6 @@ class Run(StepRecorder):
             self.watchdog = stack.enter_context(Watchdog(cfg.data.timeout, self.signals))
             resume = cfg.training.resume
             self.position = self._checkpoints.restore(resume, self.steps, self._defaults)
-            if self.distributed.is_main and resume == "auto":
-                self._checkpoints.catch_up_best(self.position)
             self.remaining = self._remaining_epochs()
             if self.remaining:
                 samples, autocast = self._val_samples(), self.state.autocast

@@ -9,15 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fast_imagenet.engine.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    load_run_checkpoint,
-    save_checkpoint,
-)
+from fast_imagenet.engine.checkpoint import FORMAT, load_run_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.finite import refuse_not_finite
-from fast_imagenet.engine.json_lines import epoch_line
 from fast_imagenet.engine.train_state import TrainState
 from fast_imagenet.engine.weights import load_into, refuse_misfit
 from fast_imagenet.models.origin import input_norm
@@ -171,20 +165,6 @@ class RunCheckpoints:
         average = {f"ema.{name}": value for name, value in self.state.ema.state_dict().items()}
         refuse_not_finite(self.state.model.state_dict() | average, str(position))
 
-    def catch_up_best(self, position: Position) -> None:
-        """Make best.pt of last.pt where that is the best epoch, and best.pt is older or missing.
-
-        Raises:
-            CheckpointError: best.pt cannot be written.
-        """
-        best, line = self.folder / "best.pt", epoch_line(self.folder, position.epoch) or {}
-        if position.step or line.get("ema_top1") != position.best:
-            return
-        with suppress(CheckpointError):
-            if load_run_checkpoint(best).get("best") == position.best:
-                return
-        save_checkpoint(best, load_run_checkpoint(self.folder / "last.pt"))
-
     def info(self) -> dict[str, Any]:
         """What a file of weights records about its network, so that nobody has to assume it."""
         mean, std = input_norm(self.state.model)
@@ -274,9 +254,4 @@ def last_checkpoint(folder: Path) -> str:
     path = folder / "last.pt"
     if not path.exists():
         return "no checkpoint had been written yet"
-    try:
-        saved = load_run_checkpoint(path)
-        place = f"epoch {saved['epoch'] + 1}, after {saved['step']} steps of it"
-    except (CheckpointError, KeyError, TypeError):
-        return f"{path} is unchanged"
-    return f"the last good checkpoint, {path} ({place}), is unchanged"
+    return f"the last good checkpoint, {path}, is unchanged"

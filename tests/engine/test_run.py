@@ -238,7 +238,7 @@ def test_weights_that_are_not_finite_are_never_saved(quick_run, tmp_path, monkey
 
     monkeypatch.setattr(train_imagenet, "forward_backward", spoil)
     said = r"conv1.* is not finite in epoch 2 after 4 steps of it; lower lr.lr.*; the last good "
-    with pytest.raises(ValueError, match=rf"{said}checkpoint, .*last.pt \(epoch 2, after 2 steps"):
+    with pytest.raises(ValueError, match=rf"{said}checkpoint, .*last.pt, is unchanged"):
         quick_run(*flags, "--training.max_steps=9", folder=folder)
     assert (folder / "last.pt").read_bytes() == before
     with pytest.raises(ValueError, match="the loss is not finite from step 9 on; lower lr.lr.*las"):

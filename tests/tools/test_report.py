@@ -236,14 +236,17 @@ def test_times_of_a_busy_machine_are_not_shown(place):
     book = report.open_book(place / "records")
     results = render_results(book)
     assert "| 0.6 |" not in results and results.count("not timed") == 1 + 3 * 3
-    plots = plot_data(book)
-    assert plots["docs/results_throughput.png"] == []
-    assert [one["minutes"] for one in plots["docs/results_accuracy.png"]] == [[]]
-    old = place / "docs/results_throughput.png"
-    old.write_bytes(b"as it was")
+    assert [one["minutes"] for one in plot_data(book)["docs/results_accuracy.png"]] == [[]]
+
+
+def test_without_a_record_a_plot_is_removed(built, place):
+    shutil.copytree(built, place, dirs_exist_ok=True)
+    shutil.rmtree(place / "records/small")
+    (place / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    book = report.open_book(place / "records")
     report.build(book)
-    assert not old.exists() and not report.stale(book)
-    assert old.name not in results and "No plot of throughput: no row was measured" in results
+    assert not (place / "docs/results_accuracy.png").exists() and not report.stale(book)
+    assert "No plot of accuracy against epochs and time: there is no record" in render_results(book)
 
 
 def test_what_a_killed_copy_left_is_not_a_record(place):

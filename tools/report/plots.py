@@ -18,14 +18,13 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
 from fast_imagenet.engine.plots import decorate
-from tools.report.records import Group, Spread, spread
+from tools.report.records import Group, spread
 
 if TYPE_CHECKING:
     from tools.report.tables import Book
 
-PLOTS = ACCURACY, SEEN, THROUGHPUT = tuple(
-    f"docs/results_{name}.png" for name in ("accuracy", "images_seen", "throughput")
-)  # below the root; their captions: tables.md.j2
+# below the root; their captions: tables.md.j2
+PLOTS = ACCURACY, SEEN = "docs/results_accuracy.png", "docs/results_images_seen.png"
 COLORS = ("#1f5fa8", "#d9641e", "#2f8f5b", "#8a4f9e", "#b58900", "#c2416b", "#2a9d9d", "#5c6770")
 MARKS = "osD^vP*X<>"
 LINES = ("-", "--", "-.", ":")  # through the gaps of one line another is seen
@@ -42,11 +41,8 @@ Point = tuple[float, float]
 def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
     groups = book.groups
-    keys = {"rate": "images_per_second", "wait": "data_wait"}
-    rates = [{"title": book.title(g)} | {k: _rounded(g.spread(v)) for k, v in keys.items()}
-             for g in groups if g.timed and g.logged("data_wait")]  # fmt: skip
     curves = [_curve(group, book.title(group)) for group in groups]
-    return {ACCURACY: curves, SEEN: _points(book, groups), THROUGHPUT: rates}
+    return {ACCURACY: curves, SEEN: _points(book, groups)}
 
 
 def digest(series: Series) -> str:
@@ -70,7 +66,6 @@ def draw(name: str, series: Series) -> bytes:
     drawing, height = {
         ACCURACY: (_draw_accuracy, 4.4 + 0.17 * len(series)),
         SEEN: (_draw_points, 5.8),
-        THROUGHPUT: (_draw_bars, 1.2 + 0.4 * len(series)),
     }[name]
     figure = Figure(figsize=(10, height), dpi=90, layout="constrained")
     drawing(figure, series)
@@ -108,14 +103,11 @@ def _points(book: Book, groups: list[Group]) -> Series:
     for group in groups:
         millions = round(group.spread("images").mean / 1000, 6)
         key = book.data(group), book.title(group), True
-        series.setdefault(key, []).append((millions, *_rounded(group.spread("standard"), 4)))
+        top = group.spread("standard")
+        point = (millions, round(top.mean, 4), round(top.deviation or 0.0, 4))
+        series.setdefault(key, []).append(point)
     keys = ("data", "title", "measured")
     return [dict(zip(keys, key, strict=True)) | {"points": sorted(series[key])} for key in series]
-
-
-def _rounded(spread: Spread, digits: int = 3) -> list[float]:
-    """Mean and deviation."""
-    return [round(spread.mean, digits), round(spread.deviation or 0.0, digits)]
 
 
 def _draw_accuracy(figure: Figure, series: Series) -> None:
@@ -192,17 +184,3 @@ def _draw_points(figure: Figure, series: Series) -> None:
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.legend(**LEGEND)
         decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
-
-
-def _draw_bars(figure: Figure, series: Series) -> None:
-    titles = {"rate": "training images/s", "wait": "time waiting for data, %"}
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, color, (key, title) in zip(axes, COLORS[:2], titles.items(), strict=True):
-        values, errors = zip(*(one[key] for one in series), strict=True)
-        names = [one["title"] for one in series]
-        bars = ax.barh(names, values, xerr=errors, color=color, height=0.6)
-        ax.bar_label(bars, fmt="%.4g", padding=4, fontsize=9)
-        ax.margins(x=0.2)
-        decorate(ax, title, "")
-        ax.grid(False, axis="y")
-    axes[0].invert_yaxis()
