@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 
 from fast_imagenet import ops
 from fast_imagenet.data.device_transforms import Mixing, normalize_and_mix
+from fast_imagenet.native.decoder import resize
 from fast_imagenet.ops.geometry import SLACK, resample_nearest, shift_map
-from fast_imagenet.ops.resize import BILINEAR, resize_box
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Run = Callable[[np.ndarray], Any]
@@ -231,11 +231,7 @@ def resize_and_flip(size: int) -> Makers:
         return cv2.resize(image_hwc, (wide, tall))
 
     def by_ours(image: np.ndarray) -> np.ndarray:
-        resized = np.empty((size, size, 3), np.uint8)
-        place, result = np.uintp(image.ctypes.data), np.uintp(resized.ctypes.data)
-        source = (place, 3 * wide, (0, tall), (0, wide), (0.0, 0.0, float(tall), float(wide)))
-        resize_box(*source, result, size, size, random.random() < 0.5, BILINEAR)
-        return resized
+        return resize(image, (0, 0, tall, wide), (size, size), flip=random.random() < 0.5)
 
     def by_pillow(image: Image.Image) -> Image.Image:
         image = image.resize((size, size), Image.Resampling.BILINEAR)

@@ -50,7 +50,7 @@ from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment, stages_of  #
 from fast_imagenet.data.base import BaseTrainLoader, DatasetLoader, page_checks  # noqa: E402
 from fast_imagenet.data.sampler import paged_epoch_order  # noqa: E402
 from fast_imagenet.machine import worker_count  # noqa: E402
-from fast_imagenet.ops.crop_decode import apply_crops  # noqa: E402
+from fast_imagenet.ops.crop_decode import draw_random_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 
 CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
@@ -126,8 +126,9 @@ class TrainLoader(BaseTrainLoader):
         decoder = self._operations[0]
         decoder.then = self._operations[1:]  # so that threads wait for each other once a batch
         decoder.before_batch = _page_checker(file, check_pages)
-        if rank == 0 and not is_compiled(apply_crops):
-            print("compiling the operations, once on this machine: about a minute", flush=True)
+        kernels = [draw_random_crops, *(operation.apply for operation in decoder.then)]
+        if rank == 0 and not all(map(is_compiled, kernels)):
+            print("compiling the operations, once on this machine: up to a minute", flush=True)
         self._loader = _make_loader(
             file,
             decoder,

@@ -1,20 +1,27 @@
-/* The header of a plain JPEG: baseline, YCbCr, 4:4:4 or 4:2:0, one scan, no restart markers, 8-bit
- * steps, nothing unexpected anywhere. Whatever else is left to Pillow.
+/* What stands before the scan of a sequential Huffman JPEG.
+ *
+ * Nothing read is trusted: every access is bounded by the size, and whatever is unusual makes the
+ * header UNREAD (libturbojpeg decides what the file is) or OUTLINE (its tiles can be found, and
+ * libturbojpeg decodes them). KNOWN: nothing unexpected anywhere, so that libturbojpeg reads the same.
  */
 
-enum { MAX_MCUS = 1 << 17 }; /* 33 megapixels */
+enum { UNREAD, OUTLINE, KNOWN };
+enum { MAX_PIXELS = 1 << 25, MAX_BLOCKS = 10 /* of an MCU */ };
 
-/* Its first five fields are known to __init__.py. */
+/* Its first fields, to `codes`, are known to recode.py. */
 typedef struct {
-    int32_t width, height, halved, has_exif, scan; /* scan: where its bytes begin */
-    uint8_t steps[3][64];                          /* file order */
+    int32_t width, height, halved, has_exif, scan; /* halved: 4:2:0; scan: where its bytes begin */
+    uint8_t steps[3][64];                          /* quantisers of each component, file order */
     uint8_t codes[6][CODE];                        /* DC, AC of each component */
+    int32_t frame, interval; /* place of the frame's marker; MCUs between restart markers or 0 */
+    int32_t parts;           /* components, 1 or 3 */
+    int32_t across[3], down[3], widest, tallest; /* sampling factors, and the largest of them */
 } Header;
 
+/* Tables by number, as they are read. */
 typedef struct {
     uint8_t steps[4][64], codes[32][CODE];
-    uint32_t has_steps, has_codes;
-    const uint8_t *frame;
+    uint32_t has_steps, has_codes; /* a bit for each that has been read */
 } Tables;
 
 INLINE int two_bytes(const uint8_t *at) { return at[0] << 8 | at[1]; }
@@ -41,58 +48,113 @@ static int read_codes(Tables *tables, const uint8_t *body, int size) {
     return size == 0;
 }
 
-/* Whether a segment says nothing about the pixels: APPn and comments, no interval, no RGB. */
+/* Whether a segment says nothing about the pixels: APPn and comments; no RGB, no other codec. */
 static int is_harmless(int marker, const uint8_t *body, int size) {
     if (marker == 0xEE && size >= 5 && !memcmp(body, "Adobe", 5)) return size >= 12 && body[11] == 1;
-    if (marker == 0xDD) return size == 2 && !two_bytes(body);
     return (marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE;
 }
 
-/* Whether frame and scan (15 and 10 bytes) are plain ones, whose tables are there. */
-static int finish_header(Header *header, const Tables *tables, const uint8_t *scan) {
-    const uint8_t *frame = tables->frame;
-    header->height = two_bytes(frame + 1), header->width = two_bytes(frame + 3);
-    header->halved = frame[7] == 0x22;
-    int mcus = ((header->width + 15) / 16) * ((header->height + 15) / 16);
-    if (frame[0] != 8 || frame[5] != 3 || scan[0] != 3 || memcmp(scan + 7, "\0\x3f", 3)) return 0;
-    if (!mcus || mcus > MAX_MCUS || !(header->halved || frame[7] == 0x11)) return 0;
-    for (int c = 0; c < 3; c++) {
+/* The frame's segment. Returns whether its MCUs are known. */
+static int read_frame(Header *header, const uint8_t *body, int size) {
+    if (size < 9 || body[0] != 8) return 0;
+    header->height = two_bytes(body + 1), header->width = two_bytes(body + 3);
+    header->parts = body[5], header->widest = header->tallest = 1;
+    if (!header->height || !header->width || size != 6 + 3 * body[5]) return 0;
+    if (header->parts != 1 && header->parts != 3) return 0;
+    for (int c = 0; c < header->parts; c++) {
+        int across = body[7 + 3 * c] >> 4, down = body[7 + 3 * c] & 15;
+        if (header->parts == 1) across = down = 1; /* not interleaved: an MCU is one block */
+        if (across > header->widest) header->widest = across;
+        if (down > header->tallest) header->tallest = down;
+        header->across[c] = across, header->down[c] = down;
+    }
+    header->halved = header->parts == 3 && body[7] == 0x22 && body[10] == 0x11 && body[13] == 0x11;
+    return header->widest <= 4 && header->tallest <= 4;
+}
+
+/* Whether luma has the largest factors, and those of both chroma components are equal parts of it. */
+static int has_known_sampling(const Header *header) {
+    int across = header->across[1], down = header->down[1], wide = header->widest;
+    if (header->parts == 1) return 1;
+    if (!across || !down || across != header->across[2] || down != header->down[2]) return 0;
+    if (header->across[0] != wide || header->down[0] != header->tallest) return 0;
+    if (wide % across || header->tallest % down) return 0;
+    return wide * header->tallest + 2 * across * down <= MAX_BLOCKS;
+}
+
+/* The tables that frame and scan name. Returns whether all is as in an ordinary file. */
+static int choose_tables(Header *header, const Tables *tables, const uint8_t *frame,
+                         const uint8_t *scan) {
+    if ((int64_t)header->width * header->height > MAX_PIXELS || !has_known_sampling(header)) return 0;
+    if (memcmp(scan + 1 + 2 * header->parts, "\0\x3f", 3)) return 0;
+    for (int c = 0; c < header->parts; c++) {
         const uint8_t *part = frame + 6 + 3 * c, *chosen = scan + 1 + 2 * c;
         int dc = chosen[1] >> 4, ac = 16 + (chosen[1] & 15);
-        if (part[0] != c + 1 || chosen[0] != c + 1 || (c && part[1] != 0x11) || part[2] > 3) return 0;
-        if (dc > 3 || ac > 19 || !(tables->has_steps >> part[2] & 1)) return 0;
-        if (!(tables->has_codes >> dc & tables->has_codes >> ac & 1)) return 0;
+        if (part[0] != c + 1 || chosen[0] != c + 1 || part[2] > 3 || dc > 3 || ac > 19) return 0;
+        if (!(tables->has_steps >> part[2] & tables->has_codes >> dc & tables->has_codes >> ac & 1))
+            return 0;
         memcpy(header->steps[c], tables->steps[part[2]], 64);
         memcpy(header->codes[2 * c], tables->codes[dc], CODE);
         memcpy(header->codes[2 * c + 1], tables->codes[ac], CODE);
         if (memchr(header->steps[c], 0, 64)) return 0;
     }
-    /* one scale serves both colours */
-    return !header->halved || !memcmp(header->steps[1], header->steps[2], 64);
+    return 1;
 }
 
-/* Whether `data` begin with the header of a plain JPEG and end as one; if so, what it says. */
+/* One segment between the image's begin and its scan. Returns whether it is an ordinary one. */
+static int read_segment(Header *header, Tables *tables, const uint8_t *here, int size) {
+    int marker = here[1];
+    const uint8_t *body = here + 4;
+    header->has_exif |= marker == 0xE1;
+    if (marker == 0xDB) return read_steps(tables, body, size);
+    if (marker == 0xC4) return read_codes(tables, body, size);
+    if (marker == 0xDD && size == 2) return header->interval = two_bytes(body), 1;
+    return is_harmless(marker, body, size);
+}
+
+/* Read the header of a JPEG of `size` bytes. Returns UNREAD, OUTLINE or KNOWN. */
 int read_header(const uint8_t *data, int64_t size, Header *header) {
-    Tables tables = {.frame = NULL};
-    header->has_exif = 0;
-    if (size < 4 || size > INT32_MAX || memcmp(data, "\xff\xd8", 2)) return 0;
-    if (memcmp(data + size - 2, "\xff\xd9", 2)) return 0;
+    Tables tables;
+    const uint8_t *frame = NULL;
+    int is_known = 1;
+    tables.has_steps = tables.has_codes = 0;
+    memset(header, 0, sizeof *header);
+    if (size < 4 || size > INT32_MAX || memcmp(data, "\xff\xd8", 2)) return UNREAD;
     for (int64_t at = 2; at + 4 <= size;) {
-        int marker = data[at + 1], length = two_bytes(data + at + 2) - 2;
-        const uint8_t *body = data + at + 4;
-        if (data[at] != 0xFF || length < 0 || at + 4 + length > size - 2) return 0;
-        at += 4 + length;
+        const uint8_t *here = data + at;
+        int marker = here[1], length = two_bytes(here + 2) - 2;
+        if (here[0] != 0xFF || length < 0 || at + 4 + length > size) return UNREAD;
         if (marker == 0xDA) {
-            header->scan = (int32_t)at;
-            return tables.frame && length == 10 && finish_header(header, &tables, body);
+            if (!frame || here[4] != header->parts || length != 4 + 2 * header->parts) return UNREAD;
+            header->scan = (int32_t)at + 4 + length;
+            is_known = is_known && choose_tables(header, &tables, frame, here + 4);
+            return is_known ? KNOWN : OUTLINE;
         }
-        int good = marker == 0xDB   ? read_steps(&tables, body, length)
-                   : marker == 0xC4 ? read_codes(&tables, body, length)
-                   : marker == 0xC0 ? length == 15 && !tables.frame
-                                    : is_harmless(marker, body, length);
-        if (!good) return 0;
-        if (marker == 0xC0) tables.frame = body;
-        header->has_exif |= marker == 0xE1;
+        if (marker == 0xC0 || marker == 0xC1) {
+            is_known &= marker == 0xC0 && !frame;
+            if (!read_frame(header, here + 4, length)) return UNREAD;
+            frame = here + 4, header->frame = (int32_t)at;
+        } else if (marker >= 0xC2 && marker <= 0xCF && marker != 0xC4) {
+            return UNREAD; /* progressive, lossless or arithmetic */
+        } else {
+            is_known &= read_segment(header, &tables, here, length);
+        }
+        at += 4 + length;
     }
-    return 0;
+    return UNREAD;
+}
+
+/* Tables to read with, kept from one image to the next, as they are often the same. chosen: DC and AC
+ * of each component. Returns whether they are those of an 8-bit image. */
+static int fill_tables(const Header *header, Table tables[6], const Table *chosen[6]) {
+    for (int i = 0; i < 2 * header->parts; i++) {
+        const uint8_t *code = header->codes[i];
+        int is_shared = i >= 4 && !memcmp(code, header->codes[i - 2], CODE);
+        chosen[i] = is_shared ? chosen[i - 2] : &tables[i];
+        if (is_shared || (tables[i].bits && !memcmp(tables[i].code, code, CODE))) continue;
+        if (fill_table(&tables[i], code, i % 2 == 0)) continue;
+        tables[i].bits = 0;
+        return 0;
+    }
+    return 1;
 }

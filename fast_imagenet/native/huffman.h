@@ -3,19 +3,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
+#endif
 /* Kept apart: inlined into one function they spill registers and are not vectorised. */
 #define APART static __attribute__((noinline))
 #define RARE(condition) __builtin_expect(!!(condition), 0)
 
-enum { LOOK_FIRST = 8, LOOK = 11, END = 128, SLOW = 192, CODE = 16 + 256, SLACK = 4096,
-       ROOM = 64 + SLOW };
+enum { LOOK_FIRST = 10, LOOK = 12, END = 128, SLOW = 192, CODE = 16 + 256, ROOM = 64 + SLOW };
 
-/* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file. */
-static const uint8_t ZIGZAG[64] = {
+/* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file; 64, behind the
+ * block, for what lies beyond it. */
+static const uint8_t ZIGZAG[ROOM] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
-    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    [64 ... ROOM - 1] = 64};
 
 /* ==== Tables to read with ===================================================================== */
 
@@ -69,7 +72,7 @@ static int fill_table(Table *table, const uint8_t *code, int is_dc) {
 /* ==== Reading ================================================================================= */
 
 typedef struct {
-    const uint8_t *at, *end;
+    const uint8_t *at;
     uint64_t bits;
     int count;
 } Reader;
@@ -99,72 +102,42 @@ INLINE void use(Reader *in, uint32_t entry) {
     in->count -= entry & 255;
 }
 
-/* The first coefficient, a difference to the one before of its kind. Returns whether it is sound. */
+/* A block's first coefficient, a difference to the one before of its kind: added to `previous`.
+ * Returns whether there is such a code. Leaves 56 bits or more. */
 INLINE int read_first(Reader *in, const Table *table, int *previous) {
-    refill(in);
     uint32_t entry = table->look[in->bits >> (64 - LOOK_FIRST)];
     if (RARE(!(entry & 255))) entry = slow_entry(in->bits, table, entry);
     *previous += (int32_t)entry >> 16;
     use(in, entry);
-    return (entry & 255) && abs(*previous) <= 2047;
+    refill(in);
+    return entry & 255;
 }
 
-/* The other coefficients: number k goes to values[k], or to values[order[k]]. Returns whether they
- * are sound. values: [ROOM], the first 64 zeros; order: [ROOM], NULL or 64 from 64 on: there goes
- * what lies beyond the block. */
-INLINE int read_others(Reader *from, const Table *table, const uint8_t *order, int16_t *values) {
-    Reader in = *from;
-    uint32_t entry;
-    int k = 1;
-#define STORE                                                      \
-    k += entry >> 8 & 255;                                         \
-    values[order ? order[k - 1] : k - 1] = (int16_t)(entry >> 16); \
-    use(&in, entry);                                               \
-    if (k > 63) break;
-#define STEP                                    \
-    entry = table->look[in.bits >> (64 - LOOK)]; \
-    STORE
-    for (;;) {
-        do { /* four entries of the look-up table use 44 bits at most */
-            refill(&in);
-            STEP
-            STEP
-            STEP
-            STEP
-        } while (1);
-        if (entry & 255) break;
-        k -= SLOW;
-        refill(&in);
-        entry = slow_entry(in.bits, table, entry);
-        if (!entry) return 0;
-        STORE
-    }
-#undef STORE
-#undef STEP
-    *from = in;
-    return k == 64 || k >= END;
+/* The next of a block's other coefficients, if the look-up table holds it: k, the place of the one
+ * before, moves on to its place, and it goes to values[order[k]] (NULL: values[k], [ROOM]). Of LOOK
+ * bits at most. Returns the entry; where k > 62 then, finish_step() follows. */
+INLINE uint32_t step(Reader *in, const uint32_t *look, const uint8_t *order, int16_t *values,
+                     uint32_t *k) {
+    uint32_t entry = look[in->bits >> (64 - LOOK)];
+    *k += entry >> 8 & 255;
+    values[order ? order[*k] : *k] = (int16_t)(entry >> 16);
+    use(in, entry);
+    return entry;
 }
 
-/* The scan without stuffed zeros, and zeros behind it: its bytes, or -1 where a marker is in it. */
-static int64_t unstuff(const uint8_t *from, int64_t size, uint8_t *to) {
-    const uint8_t *end = from + size, *begin = to;
-    while (end - from > 8) {
-        uint64_t eight, marks;
-        memcpy(&eight, from, 8);
-        memcpy(to, &eight, 8);
-        marks = eight & ~(eight + 0x0101010101010101ull) & 0x8080808080808080ull;
-        int step = 8;
-        if (marks) { /* the lowest is an FF; what a carry has made of the others does not matter */
-            step = (__builtin_ctzll(marks) >> 3) + 1;
-            if (from[step]) return -1;
-            from++;
-        }
-        from += step, to += step;
-    }
-    while (from < end)
-        if ((*to++ = *from++) == 0xFF && (from == end || *from++)) return -1;
-    memset(to, 0, SLACK); /* an MCU takes at most 1.3 kB, and its end is checked */
-    return to - begin;
+/* What step() left: leaves 56 bits or more. Returns whether the stream is sound so far: the block
+ * goes on where k < 63, and has ended elsewhere. */
+INLINE int finish_step(Reader *in, const Table *table, const uint8_t *order, int16_t *values,
+                       uint32_t *k, uint32_t entry) {
+    refill(in);
+    if (entry & 255) return *k == 63 || *k >= END;
+    *k -= SLOW;
+    entry = slow_entry(in->bits, table, entry);
+    *k += entry >> 8 & 255;
+    values[order ? order[*k] : *k] = (int16_t)(entry >> 16);
+    use(in, entry);
+    refill(in);
+    return entry && (*k <= 63 || *k >= END);
 }
 
 /* ==== Writing ================================================================================= */

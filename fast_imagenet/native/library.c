@@ -1,5 +1,9 @@
 /* The whole native library, compiled once for each kind of processor: setup.py has the flags. */
+#include "huffman.h"
+#include "header.h"
+#include "markers.h"
 #include "recode.c"
+#include "decode.c"
 
 /* Hash of the sources: __init__.py refuses a library that was compiled from others. */
 const char *fingerprint(void) { return NATIVE_FINGERPRINT; }

@@ -5,18 +5,19 @@
  * shrink goes through samples of Y, Cb and Cr (shrink.h).
  * Memory comes from the caller, nothing is allocated. Little-endian machines only.
  */
-#include "huffman.h"
 #include "blocks.h"
-#include "header.h"
 #include "codes.h"
 
-enum { DAMAGED = -1, NO_ROOM = -2, MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16 };
+enum {
+    DAMAGED = -1, NO_ROOM = -2,
+    MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16, /* of one that is written */
+    BLOCK_SLACK = 64 * 4 + 128            /* that a damaged block may read behind the end */
+};
 
 /* What lies in the caller's memory, zeros at first; tables stay from one image to the next. */
 typedef struct {
     Table tables[6];
-    uint8_t zigzag[ROOM]; /* see read_others */
-    Codes codes[2];                  /* luma, chroma */
+    Codes codes[2]; /* luma, chroma */
     uint8_t arena[];
 } Memory;
 
@@ -25,13 +26,14 @@ typedef struct {
     const Header *header;
     Memory *memory;
     Reader in;
+    const uint8_t *end; /* of what may be read */
     Writer out;
     uint8_t *room_end;
     uint8_t *arena;
     int width, height, interval; /* of the new image */
     int columns, rows;           /* MCUs of the new image */
     uint8_t steps[2][64];        /* of the new image, file order */
-    int tables[3];               /* numbers of each component's */
+    const Table *tables[6];      /* DC, AC of each component */
     int previous[3], written[3]; /* first levels of the block before, by component */
     int64_t mcu;                 /* written so far */
 } Job;
@@ -87,21 +89,34 @@ static void write_head(Job *job) {
 
 /* ==== Without pixels ========================================================================== */
 
-typedef int16_t Plain[ROOM], Rows[72]; /* coefficients in the order of the file, or row by row */
+typedef int16_t Plain[ROOM], Placed[72]; /* coefficients in the order of the file, or row by row */
 
 INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
-    const Table *tables = &job->memory->tables[job->tables[c]];
+    const Table *first = job->tables[2 * c], *others = job->tables[2 * c + 1];
+    Reader in = job->in;
+    uint32_t k = 0, entry;
     memset(values, 0, 64 * sizeof *values);
-    if (!read_first(&job->in, tables, &job->previous[c])) return 0;
-    int sound = read_others(&job->in, tables + 1, order, values);
+    refill(&in);
+    if (!read_first(&in, first, &job->previous[c]) || abs(job->previous[c]) > 2047) return 0;
+    do { /* four entries of the look-up table use 48 bits at most */
+        for (int i = 0; i < 4; i++) {
+            entry = step(&in, others->look, order, values, &k);
+            if (k > 62) break;
+        }
+        if (k <= 62)
+            refill(&in);
+        else if (!finish_step(&in, others, order, values, &k, entry))
+            return 0;
+    } while (k < 63);
     values[0] = job->previous[c];
-    return sound && job->in.at <= job->in.end;
+    job->in = in;
+    return in.at <= job->end;
 }
 
 APART int read_plain(Job *job, int c, Plain values) { return read_block(job, c, NULL, values); }
 
-APART int read_rows(Job *job, int c, Rows values) {
-    return read_block(job, c, job->memory->zigzag, values);
+APART int read_rows(Job *job, int c, Placed values) {
+    return read_block(job, c, ZIGZAG, values);
 }
 
 /* A block that keeps its size. Called some blocks after its values were written, as reading them at
@@ -144,11 +159,11 @@ static void fill_margin(Block *row, int columns, int wide, int tall) {
 }
 
 /* Chroma of a row of MCUs from old blocks [2 colours, 2 rows, 2 columns]. */
-static void halve_row(Job *job, Rows *old, float (*steps)[64], const float *scales, Block *row,
+static void halve_row(Job *job, Placed *old, float (*steps)[64], const float *scales, Block *row,
                       int wide, int tall) {
     for (int c = 0; c < 2; c++, old += 4 * job->columns)
         for (int x = 0; x < job->columns; x++) {
-            Rows *top = old + 2 * x, *bottom = top + 2 * job->columns;
+            Placed *top = old + 2 * x, *bottom = top + 2 * job->columns;
             if (2 * x + 1 == wide) mirror(top[0], top[1], 0), mirror(bottom[0], bottom[1], 0);
             if (tall == 1) mirror(top[0], bottom[0], 1), mirror(top[1], bottom[1], 1);
             const int16_t *four[4] = {top[0], top[1], bottom[0], bottom[1]};
@@ -161,7 +176,7 @@ static int keep_full(Job *job) {
     Plain values;
     int tall = (job->height + 7) / 8, wide = (job->width + 7) / 8, columns = job->columns;
     Block *row = take(job, columns * 6 * sizeof *row);
-    Rows *old = take(job, columns * 8 * sizeof *old);
+    Placed *old = take(job, columns * 8 * sizeof *old);
     set_scales(luma, job->header->steps[0], job->steps[0]);
     for (int i = 0; i < 64; i++) {
         for (int c = 0; c < 2; c++) steps[c][ZIGZAG[i]] = job->header->steps[c + 1][i];
@@ -170,7 +185,7 @@ static int keep_full(Job *job) {
     for (int y = 0; y < job->rows; y++, tall -= 2) {
         for (int i = 0; i < 2 * wide && i < tall * wide; i++) {
             int down = i >= wide, x = down ? i - wide : i;
-            Rows *chroma = old + down * 2 * columns + x;
+            Placed *chroma = old + down * 2 * columns + x;
             if (!read_plain(job, 0, values)) return DAMAGED;
             if (!read_rows(job, 1, chroma[0])) return DAMAGED;
             if (!read_rows(job, 2, chroma[4 * columns])) return DAMAGED;
@@ -185,36 +200,38 @@ static int keep_full(Job *job) {
 
 #include "shrink.h"
 
+/* Whether this is a plain file: see recode.py. Its header is written to `header`. */
+int read_plain_header(const uint8_t *data, int64_t size, Header *header) {
+    if (read_header(data, size, header) != KNOWN || header->parts != 3 || header->interval) return 0;
+    if (size < header->scan + 2 || memcmp(data + size - 2, "\xff\xd9", 2)) return 0;
+    if (header->widest * header->tallest != 1 && !header->halved) return 0;
+    /* one scale serves both colours */
+    return !header->halved || !memcmp(header->steps[1], header->steps[2], 64);
+}
+
 /* ==== The whole file ========================================================================== */
 
-/* Tables to read with; those of the image before are often the same. */
-static int prepare(Memory *memory, const Header *header) {
-    for (int i = 0; i < 6; i++) {
-        Table *table = &memory->tables[i];
-        if (table->beyond[16] && !memcmp(table->code, header->codes[i], CODE)) continue;
-        if (!fill_table(table, header->codes[i], i % 2 == 0)) {
-            table->beyond[16] = 0;
-            return 0;
-        }
-    }
-    if (memory->zigzag[1]) return 1;
-    for (int k = 0; k < ROOM; k++) memory->zigzag[k] = k < 64 ? ZIGZAG[k] : 64;
+/* Tables to read and to write with. */
+static int prepare(Job *job) {
+    Codes *codes = job->memory->codes;
+    if (!fill_tables(job->header, job->memory->tables, job->tables)) return 0;
+    if (codes->first[0]) return 1;
     const uint8_t *table = CODE_TABLES;
     for (int i = 0; i < 4; i++) {
-        Codes *codes = &memory->codes[i / 2];
-        fill_codes(i % 2 ? codes->other : codes->first, table + 1, table + 17);
+        fill_codes(i % 2 ? codes[i / 2].other : codes[i / 2].first, table + 1, table + 17);
         table += i % 2 ? 17 + 162 : 17 + 12;
-        for (int value = -1023; value <= 1023; value++) codes->value[value + 1023] = bits_of(value);
     }
+    for (int i = 0; i < 2; i++)
+        for (int value = -1023; value <= 1023; value++) codes[i].value[value + 1023] = bits_of(value);
     return 1;
 }
 
 /* Bytes of memory that a conversion needs, zeros at first. */
 int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
-    int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Rows));
+    int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Placed));
     /* the planes of samples; strips and weights take 340 bytes a column where the new width is 1 */
     int64_t planes = (width + 16) * (height + 16) * 2, wide = header->width + 64;
-    return sizeof(Memory) + size + SLACK + row + planes + wide * 512 + (1 << 16);
+    return sizeof(Memory) + size + BLOCK_SLACK + row + planes + wide * 512 + (1 << 16);
 }
 
 /* Write the image anew, `width` x `height` pixels (its own, or smaller), steps no finer than
@@ -229,13 +246,12 @@ int64_t write_anew(const Header *header, const uint8_t *data, int64_t size, int 
         int old = header->steps[i / 64][i % 64], is_mean = shrinks || (i >= 64 && !header->halved);
         job.steps[i / 64][i % 64] = !is_mean && old > steps[i] ? old : steps[i];
     }
-    job.tables[1] = 2, job.tables[2] = memcmp(header->codes[2], header->codes[4], 2 * CODE) ? 4 : 2;
-    if (room < 1024 || interval < 1 || !prepare(memory, header)) return DAMAGED;
+    if (room < 1024 || interval < 1 || !prepare(&job)) return DAMAGED;
     uint8_t *clean = job.arena;
-    int64_t bytes = unstuff(data + header->scan, size - 2 - header->scan, clean);
+    int64_t bytes = unstuff(data + header->scan, size - 2 - header->scan, data + size, clean);
     if (bytes < 0) return DAMAGED;
-    job.arena += (bytes + SLACK + 63) & ~63ll;
-    job.in = (Reader){clean, clean + bytes + 8, 0, 0};
+    job.arena += (bytes + BLOCK_SLACK + 63) & ~63ll;
+    job.in = (Reader){clean, 0, 0}, job.end = clean + bytes + 8;
     write_head(&job);
     int result = shrinks ? shrink(&job) : header->halved ? keep_halved(&job) : keep_full(&job);
     if (result < 0) return result;

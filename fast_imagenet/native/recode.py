@@ -27,7 +27,7 @@ def _functions() -> Any:
     for function in (found.memory_bytes, found.write_anew):
         function.restype = ctypes.c_int64
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.read_header.argtypes = [pointer, number, pointer]
+    found.read_plain_header.argtypes = [pointer, number, pointer]
     found.memory_bytes.argtypes = [pointer, number, number, number]
     small = [ctypes.c_int] * 3
     found.write_anew.argtypes = [*(pointer, pointer, number), *small, *[pointer] * 3, number]
@@ -49,6 +49,7 @@ class Header(ctypes.Structure):
         *[(name, ctypes.c_int32) for name in ("width", "height", "halved", "has_exif", "scan")],
         ("steps", ctypes.c_uint8 * 64 * 3),
         ("codes", ctypes.c_uint8 * 272 * 6),
+        ("others", ctypes.c_int32 * 11),  # as in header.h
     )
 
 
@@ -65,7 +66,7 @@ _ROOM = _Room()
 def read_header(data: bytes) -> Header | None:
     """The header of a plain JPEG, None for any other or a damaged one."""
     header = Header()
-    return header if _LIBRARY.read_header(data, len(data), ctypes.byref(header)) else None
+    return header if _LIBRARY.read_plain_header(data, len(data), ctypes.byref(header)) else None
 
 
 def write_anew(

@@ -121,7 +121,7 @@ static int shrink_all(Job *job, Plane *planes) {
     for (int y = 0; y < rows; y++) {
         for (int x = 0; x < columns; x++) {
             for (int b = 0; b < luma + 2; b++) {
-                Rows values;
+                Placed values;
                 int c = b < luma ? 0 : b - luma + 1, down = c ? 0 : b / side;
                 int64_t column = c ? x : side * x + b % side;
                 if (!read_rows(job, c, values)) return 0;

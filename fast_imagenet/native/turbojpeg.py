@@ -40,3 +40,10 @@ def load_turbojpeg() -> ctypes.CDLL:
         "`apt-get install libturbojpeg0-dev` or `conda install -c conda-forge libjpeg-turbo`. "
         "Tried: " + "; ".join(tried)
     )
+
+
+def addresses() -> list[int]:
+    """Of the functions that decode.c calls, in its order."""
+    found = load_turbojpeg()
+    names = ("tjInitDecompress", "tjDestroy", "tjDecompress2", "tjGetErrorCode")
+    return [ctypes.cast(getattr(found, name), ctypes.c_void_p).value or 0 for name in names]

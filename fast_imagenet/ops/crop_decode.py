@@ -3,7 +3,8 @@
 First operations for the pipeline of an FFCV RGBImageField, in place of
 RandomResizedCropRGBImageDecoder + RandomHorizontalFlip and CenterCropRGBImageDecoder. They read
 any RGBImageField file: JPEG with restart markers (only the tiles under the crop are decoded), JPEG
-without (full decode), raw pixels. Crop and flip are a function of (seed, epoch, sample index).
+without (down to the crop's last row), raw pixels. Crop and flip are a function of (seed, epoch,
+sample index).
 
     loader = Loader(..., pipelines={'image': [CropDecode((160, 160), seed=1), ToTensor(), ...]})
 
@@ -14,7 +15,6 @@ stock FFCV keeps one per sample of every batch under way.
 import dataclasses
 import math
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,31 +25,14 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
 
 from .. import rng
-from . import native
-from .baseline import OVERREAD, TABLE_BYTES, decode_crop, pixel_bytes, plane_bytes
-from .jpeg_region import HEIGHT, WIDTH, cut_region, parse_header
+from ..native.decoder import METHODS, REASONS, Decoder
 from .kernel import kernel
 from .operation import EpochCounter, KeyedOperation, check_probability, whole_seed
 from .precompiled import enable_precompiled, run_threads, thread_count
-from .resize import METHODS, resize_box
-from .vectors import store_byte
 
 Size = int | tuple[int, int]  # (height, width), or one number for both
-RAW_MODE = 1  # FFCV's number for a sample stored as pixels; 0 is JPEG
 CROP_TRIES = 10
 MAX_OUTPUT = 16_384  # pixels a side: an image of 0.8 GB
-# Status of one sample, and the words for it.
-GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE = range(5)
-REASONS = {
-    WARNED: "libturbojpeg repaired a damaged JPEG",
-    FAILED: "libturbojpeg could not decode the JPEG",
-    OUTSIDE: "its bytes do not lie inside the file",
-    WRONG_SIZE: "its size differs from the size the file states for it",
-}
-# Our own decoder has no reduced transform; at 1/2 it is faster without than libturbojpeg with one.
-OWN_REDUCES = 4
-# Space behind the last pixel: the resize reads up to 4 bytes beyond, the cutter nothing.
-SLACK = 64
 
 
 class DecodeError(RuntimeError):
@@ -117,137 +100,10 @@ def center_crops(
     return np.stack([top, left, h, w, np.zeros_like(h)], axis=1)
 
 
-@kernel
-def decode_denominator(crop_height, crop_width, out_height, out_width):
-    """1, 2, 4 or 8: the strongest reduction that leaves the crop no smaller than the output.
-
-    The transform does 1/2, 1/4 and 1/8 in fewer steps; any other fraction is slower than none.
-    """
-    denominator = 1
-    while (
-        denominator < 8
-        and crop_height >= 2 * denominator * out_height
-        and crop_width >= 2 * denominator * out_width
-        and min(crop_height, crop_width) >= 64  # below, libturbojpeg's rounding is ambiguous
-    ):
-        denominator *= 2
-    return denominator
-
-
-@kernel
-def _decode(handle, address, size, pixels, height, width):
-    """Decode to `pixels` at height x width (full or reduced). Returns a status."""
-    result = native.tj_decompress(
-        *(handle, address, np.uint64(size), pixels, np.int32(width), np.int32(3 * width)),
-        *(np.int32(height), np.int32(native.PIXELS_RGB), np.int32(native.ACCURATE_DCT)),
-    )
-    if result == 0:
-        return GOOD
-    return WARNED if native.tj_error_code(handle) == 0 else FAILED
-
-
-@kernel
-def apply_crop_jpeg(address, size, height, width, crop, out, out_size, options, workspace):
-    """Decode and resize one JPEG. Arguments as `apply_crops`. Returns a status."""
-    handle, bytes_at, pixels_at = workspace[0], workspace[1], workspace[2]
-    box = (crop[0], crop[1], crop[2], crop[3])
-    header = parse_header(address, size)
-    reduce = decode_denominator(crop[2], crop[3], *out_size) if options[1] else 1
-    region = (np.int64(0), np.int64(0), np.int64(0), height, width)
-    if header[HEIGHT] == height and header[WIDTH] == width:
-        if options[2] and reduce < OWN_REDUCES:
-            pitch, left = decode_crop(
-                address, size, header, box, bytes_at, workspace[3], workspace[4], pixels_at
-            )
-            if pitch > 0:
-                resize_box(
-                    *(pixels_at, pitch, (0, crop[2]), (left, left + crop[3])),
-                    *((0.0, float(left), float(crop[2]), float(crop[3])), out),
-                    *(out_size[0], out_size[1], crop[4] != 0, options[0]),
-                )
-                return GOOD
-        cut = cut_region(address, size, header, box, bytes_at)
-        if cut[0] > 0:
-            address, size, region = bytes_at, cut[0], cut
-    elif header[HEIGHT] > 0:
-        return WRONG_SIZE
-    rows, columns = -(-region[3] // reduce), -(-region[4] // reduce)
-    status = _decode(handle, address, size, pixels_at, rows, columns)
-    if status == FAILED:
-        return status
-    top, left = (crop[0] - region[1]) / reduce, (crop[1] - region[2]) / reduce
-    tall, wide = crop[2] / reduce, crop[3] / reduce
-    resize_box(
-        *(pixels_at, 3 * columns),
-        (math.floor(top), min(rows, math.ceil(top + tall))),
-        (math.floor(left), min(columns, math.ceil(left + wide))),
-        *((top, left, tall, wide), out, out_size[0], out_size[1], crop[4] != 0, options[0]),
-    )
-    return status
-
-
-@kernel
-def apply_crops(first, end, samples, crops, out, out_size, options, workspace, status):
-    """Decode, crop, flip and resize samples first to end - 1 of a batch.
-
-    Args:
-        samples: int64 [b, 5], columns address, size in bytes, mode (RAW_MODE or JPEG), height,
-            width. Address 0 marks a sample whose bytes lie outside the file.
-        crops: int64 [b, 5] from a draw, boxes inside the images.
-        out: address of the batch, uint8 [b, h, w, 3] contiguous. out_size: (h, w).
-        options: (method, whether JPEG may be decoded at 1/2, 1/4, 1/8, whether our own decoder
-            goes first).
-        workspace: uint64 [5] of this thread: decoder handle, addresses of buffers for the largest
-            sample's bytes, for RGB pixels, planes and tables, see `_Workspace`.
-        status: int64 [b], written: GOOD or what went wrong; failed samples become black.
-    """
-    for b in range(first, end):
-        address, size = np.uintp(samples[b, 0]), samples[b, 1]
-        mode, height, width = samples[b, 2], samples[b, 3], samples[b, 4]
-        crop = crops[b]
-        target = out + np.uintp(b * out_size[0] * out_size[1] * 3)
-        if address == np.uintp(0):
-            status[b] = OUTSIDE
-        elif mode != RAW_MODE:
-            status[b] = apply_crop_jpeg(
-                address, size, height, width, crop, target, out_size, options, workspace
-            )
-        elif size != height * width * 3:
-            status[b] = WRONG_SIZE
-        else:
-            status[b] = GOOD
-            box = (float(crop[0]), float(crop[1]), float(crop[2]), float(crop[3]))
-            resize_box(
-                *(address, 3 * width, (crop[0], crop[0] + crop[2]), (crop[1], crop[1] + crop[3])),
-                *(box, target, out_size[0], out_size[1], crop[4] != 0, options[0]),
-            )
-        if status[b] > WARNED:
-            for k in range(out_size[0] * out_size[1] * 3):
-                store_byte(target + np.uintp(k), np.uint8(0))
-
-
-@dataclasses.dataclass
-class _Workspace:
-    """Decoder and buffers of one thread."""
-
-    sizes: tuple[int, ...]  # bytes of the largest JPEG, of its pixels, of its planes
-
-    def __post_init__(self) -> None:
-        room = (OVERREAD + SLACK, SLACK, SLACK)
-        sizes = [size + more for size, more in zip(self.sizes, room, strict=True)]
-        sizes.append(TABLE_BYTES)
-        self.buffers = [np.empty(size, np.uint8) for size in sizes]
-        handle = native.new_decoder()
-        # not at the end of the process: a loader's thread may still be decoding then
-        weakref.finalize(self, native.free_decoder, handle).atexit = False
-        places = [handle, *(buffer.ctypes.data for buffer in self.buffers)]
-        self.addresses = np.array(places, np.uint64)
-
-
 def locate_samples(
     batch_indices: np.ndarray, metadata: np.ndarray, storage_state: tuple
 ) -> np.ndarray:
-    """Where the samples of a batch lie in memory: int64 [b, 5] as `apply_crops` takes them.
+    """Where the samples of a batch lie in memory: int64 [b, 5] as `Decoder.decode` takes them.
 
     Args: batch_indices: int [b]. metadata: FFCV's table of an RGBImageField. storage_state: of
         either FFCV memory manager, (memory, pointers, sizes[, page_to_slot]).
@@ -302,7 +158,7 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
         self.before_batch: Callable[[np.ndarray], Any] | None = None
         self.error_count = 0
         self.errors: list[tuple[int, str]] = []
-        self._workspaces: list[_Workspace] = []
+        self._decoders: list[Decoder] = []
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -372,45 +228,34 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
 
         changes: functions of (first, end), called in this order for images just decoded.
         """
-        status = np.zeros(len(samples), np.int64)
-        options = (METHODS[self.method], bool(self.reduced_decode), bool(self._own_decoder))
-        out, size = np.uintp(images_bhwc.ctypes.data), images_bhwc.shape[1:3]
+        samples, crops = np.ascontiguousarray(samples), np.ascontiguousarray(crops)
+        arrays = (samples, crops, images_bhwc, np.zeros(len(samples), np.int64))
+        options = {"method": self.method, "reduced": self.reduced_decode, "own": self._own_decoder}
 
         def work(thread, first, end):
-            workspace = workspaces[thread].addresses
-            apply_crops(first, end, samples, crops, out, size, options, workspace, status)
+            decoders[thread].decode(first, end, *arrays, **options)
             for change in changes:
                 change(first, end)
 
-        with self._borrowed(thread_count(len(samples)), samples) as workspaces:
+        with self._borrowed(thread_count(len(samples))) as decoders:
             run_threads(work, len(samples))
-        return status
+        return arrays[-1]
 
     @contextmanager
-    def _borrowed(self, threads: int, samples: np.ndarray) -> Iterator[list[_Workspace]]:
-        """`threads` workspaces for one call, each large enough for the largest of its samples.
+    def _borrowed(self, threads: int) -> Iterator[list[Decoder]]:
+        """`threads` decoders for one call.
 
         Nobody else uses them meanwhile: two loaders, or an epoch that was left early and the next,
         may call one operation at the same time.
         """
-        jpegs = samples[samples[:, 2] != RAW_MODE]
-        needs = (
-            jpegs[:, 1],
-            pixel_bytes(jpegs[:, 3], jpegs[:, 4]),
-            plane_bytes(jpegs[:, 3], jpegs[:, 4]),
-        )
-        sizes = tuple(int(need.max(initial=0)) for need in needs)
         with self._lock:
-            idle = [self._workspaces.pop() for _ in range(min(threads, len(self._workspaces)))]
-        for old in idle:
-            sizes = tuple(max(pair) for pair in zip(old.sizes, sizes, strict=True))
-        borrowed = [old if old.sizes == sizes else _Workspace(sizes) for old in idle]
-        borrowed += [_Workspace(sizes) for _ in range(threads - len(idle))]
+            idle = [self._decoders.pop() for _ in range(min(threads, len(self._decoders)))]
+        borrowed = [*idle, *(Decoder() for _ in range(threads - len(idle)))]
         try:
             yield borrowed
         finally:
             with self._lock:
-                self._workspaces.extend(borrowed)
+                self._decoders.extend(borrowed)
 
     def _report(self, indices: np.ndarray, status: np.ndarray, memory: Any) -> None:
         file = getattr(memory, "filename", None) or "the data file"
@@ -426,7 +271,7 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_workspaces": [], "before_batch": None}
+        state = {**self.__dict__, "_decoders": [], "before_batch": None}
         del state["_lock"]
         return state  # handles and locks belong to one process
 

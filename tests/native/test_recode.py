@@ -288,9 +288,8 @@ def test_damaged_files_under_the_sanitizers(tmp_path):
 
 def test_the_structure_is_the_one_of_the_c_code(tmp_path):
     program = tmp_path / "size"
-    text = (
-        '#include <stdio.h>\n#include "recode.c"\nint main(void) { printf("%zu", sizeof(Header)); }'
-    )
+    text = '#include <stdio.h>\n#include "huffman.h"\n#include "header.h"\n'
+    text += 'int main(void) { printf("%zu", sizeof(Header)); }'
     source = tmp_path / "size.c"
     source.write_text(text)
     subprocess.run(["cc", "-I", str(FOLDER), "-o", program, source], check=True)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from fast_imagenet.ops.resize import METHODS, filter_taps
+from fast_imagenet.native.decoder import METHODS, Decoder, resize
 from tests import reference
-from tests.ops_data import resize
 
 
 def noise(height, width, seed=0):
@@ -101,29 +100,11 @@ def test_never_reads_beside_the_box(method):
 
 def test_writes_only_its_own_bytes():
     """The last pixel of an image must not spill: three channels are written as four bytes."""
-    from fast_imagenet.ops.resize import resize_box
-
     image = noise(20, 30)
-    for method in METHODS.values():
-        out = np.full(7 * 9 * 3 + 8, 77, np.uint8)
-        source, target = np.uintp(image.ctypes.data), np.uintp(out.ctypes.data)
-        box = (0.0, 0.0, 20.0, 30.0)
-        resize_box(source, 90, (0, 20), (0, 30), box, target, 7, 9, False, method)
-        assert (out[-8:] == 77).all()
-
-
-def test_taps_sum_to_one_and_stay_inside():
-    rng = np.random.default_rng(2)
-    for _ in range(200):
-        low = int(rng.integers(0, 50))
-        high = low + int(rng.integers(1, 90))
-        start = low + rng.random()
-        length = max(0.2, (high - start) * rng.random())
-        out, method = int(rng.integers(1, 80)), int(rng.integers(3))
-        first, counts, weights = filter_taps(start, length, out, low, high, method)
-        assert (first >= low).all()
-        assert (first + counts <= high).all()
-        assert (counts >= 1).all()
-        np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
-        beyond = np.arange(weights.shape[1]) >= counts[:, None]
-        assert not weights[beyond].any()
+    sample = np.array([[image.ctypes.data, image.size, 1, 20, 30]], np.int64)
+    for method in METHODS:
+        out, status = np.full(7 * 9 * 3 + 80, 77, np.uint8), np.zeros(1, np.int64)
+        target = out[: 7 * 9 * 3].reshape(1, 7, 9, 3)
+        box = np.array([[0, 0, 20, 30, 0]], np.int64)
+        Decoder().decode(0, 1, sample, box, target, status, method=method, reduced=False)
+        assert (out[-80:] == 77).all()

@@ -1,0 +1,406 @@
+/* From JPEG bytes and a box to resized, mirrored RGB, one image after the other: the decoder behind
+ * ops.CropDecode and ops.CenterCropDecode (ops/crop_decode.py).
+ *
+ * Sound files that are KNOWN (header.h) are read here: the tiles under the crop, or, without restart
+ * markers, everything down to its last row; pixels are bit-identical to libjpeg-turbo's. All others,
+ * and whatever turns out to be damaged, go to libturbojpeg, which decides what they are.
+ *
+ * Source: ITU-T T.81, annexes B (markers), C and F (entropy coding), A.2 (MCUs).
+ */
+#include <math.h>
+
+#include "vectors.h"
+#include "transform.h"
+#include "color.h"
+#include "resize.h"
+#include "streams.h"
+
+/* Of a sample, known to ops/crop_decode.py. */
+enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY };
+enum { RAW_MODE = 1, CONTEXT = 2 /* pixels beside a crop whose chroma counts */, MIN_SIDE = 17,
+       NARROW = 4 /* columns up to which libjpeg repeats chroma */ };
+
+/* libturbojpeg, found by turbojpeg.py. */
+typedef struct {
+    void *(*new_handle)(void);
+    int (*free_handle)(void *);
+    int (*decompress)(void *, const uint8_t *, unsigned long, uint8_t *, int, int, int, int, int);
+    int (*error_code)(void *);
+} TurboJpeg;
+
+enum { ONLY_OWN = 2 };
+enum { TURBO_RGBX = 2, TURBO_ACCURATE = 4096 }; /* TJPF_RGBX, TJFLAG_ACCURATEDCT */
+
+/* Memory that grows and is kept: fresh memory would cost page faults. */
+typedef struct {
+    uint8_t *bytes;
+    int64_t size;
+} Room;
+
+typedef struct {
+    TurboJpeg turbo;
+    void *handle;
+    Image images[2];
+    Stream streams[2];
+    Room clean[2], places[2], planes[2], pixels, resize;
+} Decoder;
+
+/* What stays the same for all samples of a batch. */
+typedef struct {
+    uint8_t *out;
+    int64_t height, width;
+    int method, is_reduced, is_own; /* is_own 0: libturbojpeg reads all; ONLY_OWN: it reads nothing */
+} Output;
+
+typedef struct {
+    const uint8_t *data;
+    int64_t size, mode, height, width;
+} Sample; /* as the rows of locate_samples(); data is 0 for one that lies outside the file */
+
+typedef struct {
+    int64_t top, left, height, width, flip;
+} Crop;
+
+/* At least `size` bytes, from a cache line on; NULL: there is no memory. */
+static uint8_t *take_room(Room *room, int64_t size) {
+    if (room->size < size) {
+        free(room->bytes);
+        room->size = (size + size / 4 + 63) & ~63ll;
+        room->bytes = aligned_alloc(64, room->size);
+        if (room->bytes) memset(room->bytes, 0, room->size); /* what is read beyond rows is finite */
+        else room->size = 0;
+    }
+    return room->bytes;
+}
+
+/* ==== Before reading ========================================================================== */
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* How the image is made of MCUs and tiles, and which MCUs lie under the crop. */
+static void lay_out_mcus(Image *image) {
+    const Header *header = &image->header;
+    int wide = 8 * header->widest, tall = 8 * header->tallest, *crop = image->crop;
+    image->per_row = (header->width + wide - 1) / wide;
+    image->mcus = image->per_row * ((header->height + tall - 1) / tall);
+    image->tile_mcus = header->interval ? (int)least(header->interval, image->mcus) : image->mcus;
+    image->tiles = (image->mcus + image->tile_mcus - 1) / image->tile_mcus;
+    image->area[0] = (int)most(0, crop[0] - CONTEXT) / tall;
+    image->area[1] = (int)(least(header->height, crop[0] + crop[2] + CONTEXT) + tall - 1) / tall;
+    image->area[2] = (int)most(0, crop[1] - CONTEXT) / wide;
+    image->area[3] = (int)(least(header->width, crop[1] + crop[3] + CONTEXT) + wide - 1) / wide;
+    image->last_mcu = (image->area[1] - 1) * image->per_row + image->area[3];
+}
+
+/* Blocks, quantisers and planes of each component. Returns bytes for the planes. */
+static int64_t lay_out_planes(Image *image, const Table *const chosen[6]) {
+    const Header *header = &image->header;
+    int64_t bytes = MARGIN, rows = image->area[1] - image->area[0], columns = image->area[3] - image->area[2];
+    image->blocks = 0;
+    for (int c = 0; c < header->parts; c++) {
+        int blocks = header->across[c] * header->down[c];
+        image->first_block[c] = image->blocks;
+        for (int b = 0; b < blocks; b++)
+            image->plan[image->blocks++] = (BlockPlan){chosen[2 * c], chosen[2 * c + 1], c};
+        for (int k = 0; k < 64; k++) image->steps[c][ZIGZAG[k]] = header->steps[c][k];
+        image->pitches[c] = columns * 8 * header->across[c] + 2 * MARGIN;
+        image->starts[c] = bytes + MARGIN;
+        bytes += image->pitches[c] * (rows * 8 * header->down[c] + 1);
+    }
+    for (int b = image->blocks; b < UNIT * image->blocks; b++)
+        image->plan[b] = image->plan[b - image->blocks];
+    for (int c = 1; c < 3; c++) { /* rows of chroma at full width */
+        image->starts[2 + c] = bytes + MARGIN;
+        bytes += columns * 8 * header->widest + 2 * MARGIN;
+    }
+    return bytes + MARGIN;
+}
+
+/* Half the sides, or less, that still hold the output; below, libturbojpeg's rounding is ambiguous. */
+static int denominator(const Crop *crop, const Output *output) {
+    int by = 1;
+    while (output->is_reduced && by < 8 && crop->height >= 2 * by * output->height &&
+           crop->width >= 2 * by * output->width && least(crop->height, crop->width) >= 64)
+        by *= 2;
+    return by;
+}
+
+/* Whether the file is one that is read here. Fewer rows or columns: libjpeg repeats chroma. From half
+ * the size on libturbojpeg's transform of fewer coefficients is faster; not than tiles at half. */
+static int is_ours(const Image *image, int kind, int reduce) {
+    const Header *header = &image->header;
+    int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;
+    return kind == KNOWN && least(header->width, header->height) >= MIN_SIDE &&
+           reduce < (has_tiles ? 4 : 2);
+}
+
+/* Find out how a sample is to be decoded. Returns a status; where it is GOOD and the image is ours,
+ * read_images() comes next. */
+static int start_sample(Decoder *decoder, int which, const Sample *sample, const Crop *crop,
+                        const Output *output) {
+    Image *image = &decoder->images[which];
+    const Table *chosen[6];
+    image->tiles = image->next_tile = image->is_damaged = image->is_ours = 0;
+    image->data = sample->data, image->size = sample->size;
+    image->crop[0] = (int)crop->top, image->crop[1] = (int)crop->left;
+    image->crop[2] = (int)crop->height, image->crop[3] = (int)crop->width;
+    if (!sample->data) return OUTSIDE;
+    if (sample->mode == RAW_MODE)
+        return sample->size == sample->height * sample->width * 3 ? GOOD : WRONG_SIZE;
+    image->kind = read_header(sample->data, sample->size, &image->header);
+    if (image->kind == UNREAD) return GOOD;
+    if (image->header.height != sample->height || image->header.width != sample->width) return WRONG_SIZE;
+    lay_out_mcus(image);
+    image->places = (int32_t *)take_room(&decoder->places[which], 4 * (image->tiles + 1));
+    if (!image->places) return NO_MEMORY;
+    if (!find_tiles(image->data, image->size, image->header.scan, image->places, image->tiles)) {
+        image->tiles = 0;
+        return GOOD;
+    }
+    image->is_ours = output->is_own && is_ours(image, image->kind, denominator(crop, output)) &&
+                     fill_tables(&image->header, image->tables, chosen);
+    if (!image->is_ours) return GOOD;
+    uint8_t *planes = take_room(&decoder->planes[which], lay_out_planes(image, chosen));
+    if (!planes) return NO_MEMORY;
+    for (int c = 0; c < image->header.parts; c++) image->planes[c] = planes + image->starts[c];
+    for (int c = 0; c < 2; c++) image->chroma[c] = planes + image->starts[3 + c];
+    return GOOD;
+}
+
+/* Read the first `count` images, as far as they are ours. */
+static int read_ours(Decoder *decoder, int count) {
+    int64_t size = 0;
+    for (int i = 0; i < count; i++)
+        if (decoder->images[i].is_ours) size = most(size, decoder->images[i].size);
+        else decoder->images[i].next_tile = decoder->images[i].tiles;
+    if (!size) return GOOD;
+    for (int i = 0; i < 2; i++) {
+        decoder->streams[i].clean = take_room(&decoder->clean[i], size + SLACK);
+        if (!decoder->streams[i].clean) return NO_MEMORY;
+    }
+    read_images(decoder->streams, decoder->images, count);
+    return GOOD;
+}
+
+/* ==== Resize ================================================================================== */
+
+/* Rows of pixels in memory, `pitch` bytes apart. */
+typedef struct {
+    Rows rows;
+    const uint8_t *pixels;
+    int64_t pitch;
+} PixelRows;
+
+/* Complete the task and carry it out. Returns a status. */
+static int resize_sample(Decoder *decoder, Resize *task, Rows *rows, const Crop *crop,
+                         const Output *output, uint8_t *out) {
+    task->out_height = output->height, task->out_width = output->width;
+    task->flip = crop->flip != 0, task->method = output->method;
+    uint8_t *room = take_room(&decoder->resize, resize_bytes(task));
+    if (!room) return NO_MEMORY;
+    resize(task, rows, out, room);
+    return GOOD;
+}
+
+/* ==== libturbojpeg ============================================================================ */
+
+/* Write the tiles under the crop to `to` as a JPEG of their own, which libturbojpeg decodes sooner
+ * than the whole: a smaller frame, markers renumbered. region: its top, left, height, width in the
+ * image. Returns its bytes, 0 where the tiles form no grid. */
+static int64_t cut_region(const Image *image, uint8_t *to, int region[4]) {
+    const Header *header = &image->header;
+    int wide = 8 * header->widest, tall = 8 * header->tallest, n = image->tile_mcus;
+    int is_row = n % image->per_row == 0; /* a tile is some rows of MCUs, or a part of one */
+    if (!image->tiles || !header->interval || !(is_row || image->per_row % n == 0)) return 0;
+    int columns = is_row ? 1 : image->per_row / n, high = is_row ? n / image->per_row : 1;
+    int across = is_row ? image->per_row : n, *area = (int *)image->area;
+    int first_row = area[0] / high, end_row = (area[1] + high - 1) / high;
+    int first = area[2] / across, end = (area[3] + across - 1) / across, copied = 0;
+    if (first && header->width - first * across * wide <= NARROW) first--;
+    uint8_t *at = to + header->scan;
+    memcpy(to, image->data, header->scan);
+    for (int row = first_row; row < end_row; row++)
+        for (int tile = row * columns + first; tile < row * columns + end; tile++) {
+            int64_t size = image->places[tile + 1] - image->places[tile];
+            memcpy(at, image->data + image->places[tile], size);
+            at += size;
+            at[-1] = 0xD0 + (copied++ & 7);
+        }
+    at[-1] = 0xD9;
+    region[0] = first_row * high * tall, region[1] = first * across * wide;
+    region[2] = (int)least(header->height, end_row * high * tall) - region[0];
+    region[3] = (int)least(header->width, end * across * wide) - region[1];
+    uint8_t *frame = to + header->frame;
+    frame[5] = region[2] >> 8, frame[6] = region[2] & 255;
+    frame[7] = region[3] >> 8, frame[8] = region[3] & 255;
+    return at - to;
+}
+
+static const uint8_t *pixel_row(Rows *rows, int64_t y, uint8_t *room) {
+    const PixelRows *source = (PixelRows *)rows;
+    (void)room;
+    return source->pixels + y * source->pitch;
+}
+
+/* Decode with libturbojpeg, reduced where that suffices, and resize. Returns a status. */
+static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
+                        const Output *output, uint8_t *out) {
+    int region[4] = {0, 0, (int)sample->height, (int)sample->width};
+    int by = denominator(crop, output);
+    int64_t size = 0;
+    uint8_t *clean = take_room(&decoder->clean[0], sample->size);
+    if (!clean) return NO_MEMORY;
+    if (image->kind != UNREAD) size = cut_region(image, clean, region);
+    int height = (region[2] + by - 1) / by, width = (region[3] + by - 1) / by;
+    uint8_t *pixels = take_room(&decoder->pixels, 4ll * height * width + 4 * MARGIN);
+    if (!pixels) return NO_MEMORY;
+    const uint8_t *jpeg = size ? clean : sample->data;
+    int status = GOOD;
+    if (decoder->turbo.decompress(decoder->handle, jpeg, size ? size : sample->size, pixels, width,
+                                  4 * width, height, TURBO_RGBX, TURBO_ACCURATE))
+        status = decoder->turbo.error_code(decoder->handle) ? FAILED : WARNED;
+    if (status == FAILED) return FAILED;
+    PixelRows rows = {{pixel_row}, pixels, 4 * width};
+    double top = (double)(crop->top - region[0]) / by, left = (double)(crop->left - region[1]) / by;
+    double tall = (double)crop->height / by, wide = (double)crop->width / by;
+    Resize task = {.row_pixels = width, .box = {top, left, tall, wide},
+                   .rows = {(int64_t)floor(top), least(height, (int64_t)ceil(top + tall))},
+                   .columns = {(int64_t)floor(left), least(width, (int64_t)ceil(left + wide))}};
+    int resized = resize_sample(decoder, &task, &rows.rows, crop, output, out);
+    return resized == GOOD ? status : resized;
+}
+
+/* ==== After reading =========================================================================== */
+
+/* Rows under the crop, from the planes. */
+typedef struct {
+    Rows rows;
+    const Image *image;
+    int first, width;   /* columns: the first, which begins a chroma value, and their number */
+    uint8_t *chroma[2]; /* room for a row of each */
+} PlaneRows;
+
+/* One chroma component of row y at full width: at `room`, or where it lies. */
+static const uint8_t *chroma_row(const PlaneRows *source, int part, int y, uint8_t *room) {
+    const Image *image = source->image;
+    const Header *header = &image->header;
+    int across = header->widest / header->across[part], down = header->tallest / header->down[part];
+    int real = (header->height + down - 1) / down, first = 8 * header->down[part] * image->area[0];
+    int near = y / down, far = (int)least(real - 1, most(0, y % 2 ? near + 1 : near - 1));
+    const uint8_t *column = image->planes[part] +
+                            (source->first - 8 * header->widest * image->area[2]) / across;
+    const uint8_t *row = column + image->pitches[part] * (near - first);
+    const uint8_t *next = column + image->pitches[part] * (far - first);
+    if (across == 2 && down == 2) double_both(row, next, room, source->width);
+    else if (across == 2 && down == 1) double_columns(row, room, source->width);
+    else if (across == 1 && down == 2) blend_rows(row, next, y % 2 ? 2 : 1, room, source->width);
+    else if (across > 1) repeat_columns(row, across, room, source->width);
+    else return row;
+    return room;
+}
+
+static const uint8_t *plane_row(Rows *rows, int64_t y, uint8_t *room) {
+    const PlaneRows *source = (PlaneRows *)rows;
+    const Image *image = source->image;
+    int widest = image->header.widest, tallest = image->header.tallest;
+    const uint8_t *luma = image->planes[0] + image->pitches[0] * (y - 8 * tallest * image->area[0]) +
+                          source->first - 8 * widest * image->area[2];
+    if (image->header.parts == 1) {
+        gray_row(luma, room, source->width);
+        return room;
+    }
+    const uint8_t *blue = chroma_row(source, 1, (int)y, source->chroma[0]);
+    color_row(luma, blue, chroma_row(source, 2, (int)y, source->chroma[1]), room, source->width);
+    return room;
+}
+
+/* Repeat the first and the last real value of every row of a component beside the image. */
+static void repeat_ends(const Image *image, int part) {
+    const Header *header = &image->header;
+    int across = header->across[part], by = header->widest / across;
+    int real = (header->width + by - 1) / by, begin = 8 * across * image->area[2];
+    for (int y = 0; y < 8 * header->down[part] * (image->area[1] - image->area[0]); y++) {
+        uint8_t *row = image->planes[part] + y * image->pitches[part];
+        if (begin == 0) row[-1] = row[0];
+        if (8 * across * image->area[3] >= real) row[real - begin] = row[real - begin - 1];
+    }
+}
+
+static int resize_planes(Decoder *decoder, Image *image, const Crop *crop, const Output *output,
+                         uint8_t *out) {
+    int left = (int)crop->left, first = left - left % image->header.widest;
+    int64_t width = crop->width + left - first, shift = left - first;
+    PlaneRows source = {{plane_row}, image, first, (int)width, {image->chroma[0], image->chroma[1]}};
+    Resize task = {.row_pixels = width, .rows = {crop->top, crop->top + crop->height},
+                   .columns = {shift, shift + crop->width},
+                   .box = {crop->top, shift, crop->height, crop->width}};
+    for (int c = 1; c < image->header.parts; c++) repeat_ends(image, c);
+    return resize_sample(decoder, &task, &source.rows, crop, output, out);
+}
+
+/* Rows of a sample that is stored as pixels. */
+static const uint8_t *raw_row(Rows *rows, int64_t y, uint8_t *room) {
+    const PixelRows *source = (PixelRows *)rows;
+    rgb_row(source->pixels + y * source->pitch, room, source->pitch / 3);
+    return room;
+}
+
+static int finish_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
+                         const Output *output, uint8_t *out) {
+    PixelRows raw = {{raw_row}, sample->data, 3 * sample->width};
+    Resize task = {.row_pixels = sample->width, .rows = {crop->top, crop->top + crop->height},
+                   .columns = {crop->left, crop->left + crop->width},
+                   .box = {crop->top, crop->left, crop->height, crop->width}};
+    if (sample->mode == RAW_MODE) return resize_sample(decoder, &task, &raw.rows, crop, output, out);
+    if (image->is_ours && !image->is_damaged) return resize_planes(decoder, image, crop, output, out);
+    if (output->is_own == ONLY_OWN) return FAILED;
+    return turbo_sample(decoder, image, sample, crop, output, out);
+}
+
+/* ==== Called from Python ====================================================================== */
+
+/* A decoder for one thread at a time; NULL: there is no memory. turbo: functions of libturbojpeg. */
+Decoder *new_decoder(const TurboJpeg *turbo) {
+    Decoder *decoder = aligned_alloc(64, (sizeof *decoder + 63) & ~63ull);
+    if (!decoder) return NULL;
+    memset(decoder, 0, sizeof *decoder);
+    decoder->turbo = *turbo;
+    decoder->handle = turbo->new_handle();
+    if (decoder->handle) return decoder;
+    free(decoder);
+    return NULL;
+}
+
+void free_decoder(Decoder *decoder) {
+    Room *rooms[] = {decoder->clean, decoder->clean + 1, decoder->places, decoder->places + 1,
+                     decoder->planes, decoder->planes + 1, &decoder->pixels, &decoder->resize};
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) free(rooms[i]->bytes);
+    decoder->turbo.free_handle(decoder->handle);
+    free(decoder);
+}
+
+/* Decode, crop, mirror and resize samples `first` to `end` of a batch into out: uint8 RGB
+ * [batch, height, width, 3]. Writes each one's status; a sample without an image becomes black. */
+void decode_crops(Decoder *decoder, int64_t first, int64_t end, const Sample *samples,
+                  const Crop *crops, const Output *output, int64_t *status) {
+    int64_t bytes = 3 * output->height * output->width;
+    for (int64_t b = first, count; b < end; b += count) {
+        count = 1;
+        status[b] = start_sample(decoder, 0, samples + b, crops + b, output);
+        /* a file without markers is one tile: the next file is read side by side with it */
+        if (decoder->images[0].is_ours && decoder->images[0].tiles == 1 && b + 1 < end) {
+            status[b + 1] = start_sample(decoder, 1, samples + b + 1, crops + b + 1, output);
+            count = 2;
+        }
+        int is_read = read_ours(decoder, (int)count);
+        for (int i = 0; i < count; i++) {
+            int64_t *now = status + b + i;
+            uint8_t *out = output->out + (b + i) * bytes;
+            if (*now == GOOD) *now = is_read;
+            if (*now == GOOD)
+                *now = finish_sample(decoder, decoder->images + i, samples + b + i, crops + b + i, output, out);
+            if (*now > WARNED) memset(out, 0, bytes);
+        }
+    }
+}

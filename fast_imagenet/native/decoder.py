@@ -1,0 +1,114 @@
+"""Crops of JPEG or raw samples, decoded, resized and mirrored in C: decode.c says how."""
+
+import ctypes
+import weakref
+from typing import Any
+
+import numpy as np
+
+from . import library, turbojpeg
+
+# Status of one sample, and the words for it; as in decode.c.
+GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY = range(6)
+REASONS = {
+    WARNED: "libturbojpeg repaired a damaged JPEG",
+    FAILED: "libturbojpeg could not decode the JPEG",
+    OUTSIDE: "its bytes do not lie inside the file",
+    WRONG_SIZE: "its size differs from the size the file states for it",
+    NO_MEMORY: "there is not enough memory to decode it",
+}
+METHODS = {"bilinear": 0, "bicubic": 1, "area": 2}  # as in resize.h
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("height", "width")],
+        *[(name, ctypes.c_int32) for name in ("method", "is_reduced", "is_own", "unused")],
+    )
+
+
+def _functions() -> Any:
+    found: Any = library()
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    found.new_decoder.argtypes, found.new_decoder.restype = [pointer], pointer
+    found.free_decoder.argtypes = [pointer]
+    found.decode_crops.argtypes = [pointer, number, number, *[pointer] * 4]
+    return found
+
+
+_LIBRARY = _functions()
+_TURBO = (ctypes.c_void_p * 4)(*turbojpeg.addresses())
+
+
+class Decoder:
+    """Decoder and buffers of one thread: it grows to what its largest sample needs.
+
+    Raises: MemoryError: none can be made.
+    """
+
+    def __init__(self) -> None:
+        self._handle = _LIBRARY.new_decoder(_TURBO)
+        if not self._handle:
+            raise MemoryError("there is no memory for a decoder")
+        # not at the end of the process: a loader's thread may still be decoding then
+        weakref.finalize(self, _LIBRARY.free_decoder, self._handle).atexit = False
+
+    def decode(
+        self,
+        first: int,
+        end: int,
+        samples: np.ndarray,
+        crops: np.ndarray,
+        images_bhwc: np.ndarray,
+        status: np.ndarray,
+        *,
+        method: str,
+        reduced: bool,
+        own: bool | str = True,
+    ) -> None:
+        """Decode, crop, resize and mirror samples `first` to `end` - 1 of a batch.
+
+        Args:
+            samples: int64 [b, 5], columns address, size in bytes, mode (1: raw pixels, else JPEG),
+                height, width. Address 0 marks a sample whose bytes lie outside the file.
+            crops: int64 [b, 5], columns top, left, height, width, mirrored; inside the images.
+            images_bhwc: uint8 [b, h, w, 3], written; black where a sample cannot be decoded.
+            status: int64 [b], written: GOOD, or what went wrong.
+            method: of METHODS.
+            reduced: whether JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
+            own: False: libturbojpeg decodes all; 'only': it decodes nothing, what we do not read
+                has FAILED.
+        All arrays are C-contiguous. Nothing is checked here.
+        """
+        height, width = images_bhwc.shape[1:3]
+        options = (height, width, METHODS[method], reduced, 2 if own == "only" else own)
+        output = _Output(images_bhwc.ctypes.data, *options)
+        places = (samples.ctypes.data, crops.ctypes.data, ctypes.byref(output), status.ctypes.data)
+        _LIBRARY.decode_crops(self._handle, first, end, *places)
+
+
+def resize(
+    image_hwc: np.ndarray,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    method: str = "bilinear",
+) -> np.ndarray:
+    """A box of an image in another size, as the decoder resizes its crops.
+
+    Args:
+        image_hwc: uint8 [height, width, 3].
+        box: top, left, height, width, inside the image.
+        size: (height, width) of the result, pixels.
+        flip: mirrored left to right.
+        method: of METHODS.
+    Returns: uint8 [*size, 3].
+    """
+    pixels = np.ascontiguousarray(image_hwc)
+    samples = np.array([[pixels.ctypes.data, pixels.size, 1, *pixels.shape[:2]]], np.int64)
+    crops, status = np.array([[*box, flip]], np.int64), np.zeros(1, np.int64)
+    result = np.empty((1, *size, 3), np.uint8)
+    Decoder().decode(0, 1, samples, crops, result, status, method=method, reduced=False)
+    return result[0]

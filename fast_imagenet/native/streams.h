@@ -1,0 +1,223 @@
+/* Entropy decoding of two tiles side by side.
+ *
+ * To decode is a chain: look up, shift, look up. A second, independent chain in the same thread costs
+ * little more than one alone, as the processor works on both at once.
+ */
+
+enum {
+    UNIT = 4,                              /* MCUs at most that are read before they are transformed */
+    BLOCK = 72,                            /* int16 of a block: 64, one for what lies beyond, padding */
+    MARGIN = 64,                           /* bytes around the rows of a plane that may be read */
+    SLACK = UNIT * MAX_BLOCKS * 64 * 4 + 128 /* bytes of symbols that a damaged unit may read */
+};
+
+typedef struct {
+    const Table *first, *others; /* tables of its first coefficient, and of the others */
+    int part;                    /* component */
+} BlockPlan;
+
+/* One image under way, from its header to the planes of Y, Cb and Cr under the crop. */
+typedef struct {
+    const uint8_t *data;
+    int64_t size;
+    Header header;
+    int crop[4];                         /* top, left, height, width, pixels */
+    int area[4];                         /* MCUs under it: first row, end, first column, end */
+    int per_row, mcus, tile_mcus, tiles; /* MCUs of a row, of the image, of a tile; tiles */
+    int last_mcu;                        /* behind the last one in the area */
+    int kind, is_ours;                   /* of header; whether it is read here */
+    int next_tile, is_damaged;
+    int32_t *places;                     /* of the tiles, see find_tiles() */
+    Table tables[6];                     /* kept from one image to the next: often the same */
+    BlockPlan plan[UNIT * MAX_BLOCKS];   /* of the blocks of UNIT MCUs */
+    int blocks, first_block[3];          /* blocks of an MCU; the first of each component */
+    int16_t steps[3][64];                /* quantisers, row by row */
+    uint8_t *planes[3];                  /* of the area's MCUs */
+    uint8_t *chroma[2];                  /* room for a row of either at full width */
+    int64_t pitches[3], starts[5];       /* bytes from row to row; where all these begin in memory */
+} Image;
+
+/* One of the two readers. */
+typedef struct {
+    Image *image;
+    uint8_t *clean;        /* the tile's bytes */
+    int64_t size;          /* of those */
+    int mcu, left;         /* next MCU, and how many are left in the tile */
+    int held, unit;        /* MCUs read and not transformed; those that are being read */
+    int places[UNIT];      /* numbers of the MCUs held */
+    int previous[3];       /* first coefficients of the block before, by component */
+    Reader in;
+    int16_t blocks[UNIT * MAX_BLOCKS * BLOCK] __attribute__((aligned(64))); /* zeros between units */
+} Stream;
+
+/* ==== From tile to tile ======================================================================= */
+
+/* Whether a tile of MCUs from `first` to `end` has one in the area. */
+static int touches_area(const Image *image, int first, int end) {
+    int row = first / image->per_row, last = (end - 1) / image->per_row, column = first % image->per_row;
+    if (last < image->area[0] || row >= image->area[1]) return 0;
+    return row != last || (column < image->area[3] && column + end - first > image->area[2]);
+}
+
+/* Let the stream begin with the next tile of an image that is wanted. Returns whether there is one. */
+static int take_tile(Stream *stream, Image *image) {
+    while (!image->is_damaged && image->next_tile < image->tiles) {
+        int tile = image->next_tile++, first = tile * image->tile_mcus;
+        int end = first + image->tile_mcus < image->mcus ? first + image->tile_mcus : image->mcus;
+        if (!touches_area(image, first, end)) continue;
+        const uint8_t *from = image->data + image->places[tile], *limit = image->data + image->size;
+        int64_t size = image->places[tile + 1] - 2 - image->places[tile];
+        stream->size = unstuff(from, size, limit, stream->clean);
+        stream->image = image, stream->mcu = first, stream->left = end - first;
+        stream->in = (Reader){stream->clean, 0, 0};
+        memset(stream->previous, 0, sizeof stream->previous);
+        if (stream->size >= 0) return 1;
+        image->is_damaged = 1;
+    }
+    return 0;
+}
+
+/* Transform one component of the MCUs held. */
+static void transform_component(Stream *stream, int part) {
+    Image *image = stream->image;
+    int across = image->header.across[part], down = image->header.down[part], n = 0;
+    int64_t pitch = image->pitches[part];
+    const int16_t *blocks[QUARTERS], *steps = image->steps[part];
+    uint8_t *to[QUARTERS];
+    for (int m = 0; m < stream->held; m++) {
+        int row = stream->places[m] / image->per_row, column = stream->places[m] % image->per_row;
+        if (row < image->area[0] || row >= image->area[1]) continue;
+        if (column < image->area[2] || column >= image->area[3]) continue;
+        const int16_t *block = stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
+        uint8_t *corner = image->planes[part] + 8 * down * (row - image->area[0]) * pitch +
+                          8 * across * (column - image->area[2]);
+        for (int b = 0; b < across * down; b++, block += BLOCK) {
+            blocks[n] = block, to[n] = corner + 8 * (b / across) * pitch + 8 * (b % across);
+            if (++n < QUARTERS) continue;
+            image->is_damaged |= transform_blocks(blocks, steps, to, pitch);
+            n = 0;
+        }
+    }
+    if (!n) return;
+    for (int i = n; i < QUARTERS; i++) blocks[i] = blocks[n - 1], to[i] = to[n - 1];
+    image->is_damaged |= transform_blocks(blocks, steps, to, pitch);
+}
+
+/* Transform the MCUs held, and clear their blocks. */
+static void finish_unit(Stream *stream) {
+    Image *image = stream->image;
+    if (!image->is_damaged)
+        for (int c = 0; c < image->header.parts; c++) transform_component(stream, c);
+    memset(stream->blocks, 0, sizeof(int16_t) * BLOCK * image->blocks * (stream->held + stream->unit));
+    stream->held = stream->unit = 0;
+}
+
+/* What follows the MCUs that have been read: more of the same tile, or another one. left: blocks of
+ * the unit that were not read, -1 for a damaged one. Returns blocks to read, 0: none is left. */
+APART int next_unit(Stream *stream, Image *images, int count, int left) {
+    Image *image = stream->image;
+    if (image && stream->unit) {
+        int64_t used = 8 * (stream->in.at - stream->clean) - stream->in.count, bits = 8 * stream->size;
+        stream->left -= stream->unit;
+        int is_sound = !left && (stream->left ? used <= bits : used <= bits && used > bits - 8);
+        image->is_damaged |= !is_sound;
+        for (int i = 0; i < stream->unit; i++) stream->places[stream->held++] = stream->mcu++;
+        stream->unit = 0;
+        if (stream->held == UNIT || image->is_damaged) finish_unit(stream);
+        if (image->is_damaged) stream->left = 0;
+        if (image->tiles == 1 && stream->mcu >= image->last_mcu) stream->left = 0;
+    }
+    if (!stream->left && !(image && take_tile(stream, image))) {
+        if (stream->held) finish_unit(stream);
+        for (int i = 0; i < count && !stream->left; i++) take_tile(stream, images + i);
+        if (!stream->left) return 0;
+    }
+    stream->unit = stream->left < UNIT - stream->held ? stream->left : UNIT - stream->held;
+    return stream->unit * stream->image->blocks;
+}
+
+/* ==== Reading ================================================================================= */
+
+/* What the inner loop keeps in registers. */
+typedef struct {
+    Reader in;
+    uint32_t k;             /* number of the last coefficient */
+    int left;               /* blocks of the unit, this one included; -1: damaged */
+    int16_t *values;        /* this block */
+    const uint32_t *look;   /* its table */
+    const BlockPlan *plan;
+} Cursor;
+
+/* A block's first coefficient. Returns whether there is a code for it. */
+INLINE int begin_block(Cursor *cursor, int *previous) {
+    int value = previous[cursor->plan->part];
+    int is_sound = read_first(&cursor->in, cursor->plan->first, &value);
+    previous[cursor->plan->part] = value;
+    cursor->values[0] = (int16_t)value;
+    cursor->look = cursor->plan->others->look, cursor->k = 0;
+    return is_sound;
+}
+
+/* What step() left with k > 62. Returns whether there is more to read in this unit. */
+INLINE int end_block(Cursor *cursor, uint32_t entry, int *previous) {
+    int is_sound = finish_step(&cursor->in, cursor->plan->others, ZIGZAG, cursor->values, &cursor->k, entry);
+    if (is_sound && cursor->k < 63) return 1;
+    if (is_sound && --cursor->left == 0) return 0;
+    cursor->values += BLOCK, cursor->plan++;
+    if (is_sound && begin_block(cursor, previous)) return 1;
+    cursor->left = -1;
+    return 0;
+}
+
+/* The begin of the next unit; left: 0 where there is none. By value: what has an address does not
+ * stay in registers. */
+APART Cursor next_cursor(Stream *stream, Cursor cursor, Image *images, int count) {
+    do {
+        stream->in = cursor.in;
+        cursor.left = next_unit(stream, images, count, cursor.left);
+        if (!cursor.left) break;
+        cursor.in = stream->in, cursor.plan = stream->image->plan;
+        cursor.values = stream->blocks + BLOCK * stream->image->blocks * stream->held;
+        refill(&cursor.in);
+        if (!begin_block(&cursor, stream->previous)) cursor.left = -1;
+    } while (cursor.left < 0);
+    return cursor;
+}
+
+INLINE int step_cursor(Cursor *cursor, int *previous) {
+    uint32_t entry = step(&cursor->in, cursor->look, ZIGZAG, cursor->values, &cursor->k);
+    return !RARE(cursor->k > 62) || end_block(cursor, entry, previous);
+}
+
+/* Read the tiles of `count` images (1 or 2) that lie under their crops, into their planes. */
+static void read_images(Stream streams[2], Image *images, int count) {
+    Stream *one = streams, *two = streams + 1;
+    for (int i = 0; i < 2; i++)
+        streams[i].image = NULL, streams[i].left = streams[i].held = streams[i].unit = 0;
+    Cursor a = next_cursor(one, (Cursor){.left = 0}, images, count);
+    Cursor b = next_cursor(two, (Cursor){.left = 0}, images, count);
+    while (a.left && b.left) {
+        refill(&a.in), refill(&b.in);
+#pragma GCC unroll 4 /* four entries of the look-up table use 48 bits at most */
+        for (int i = 0; i < 4; i++) {
+            if (RARE(!step_cursor(&a, one->previous))) {
+                a = next_cursor(one, a, images, count);
+                break;
+            }
+            if (RARE(!step_cursor(&b, two->previous))) {
+                b = next_cursor(two, b, images, count);
+                break;
+            }
+        }
+    }
+    if (b.left) a = b, one = two;
+    while (a.left) {
+        refill(&a.in);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            if (RARE(!step_cursor(&a, one->previous))) {
+                a = next_cursor(one, a, images, count);
+                break;
+            }
+    }
+}
