@@ -129,8 +129,7 @@ def _write(out: BinaryIO, files: list[BetonFile]) -> np.ndarray:
         moved, position = _copy_pages(out, position, checksums, file)
         rows = slice(done, done + len(file))
         images = samples["image"][rows]
-        images["mode"] = np.equal(file.modes, fmt.MODE_NAMES[fmt.MODE_RAW])
-        images["height"], images["width"] = file.heights, file.widths
+        images[:] = file.images
         images["data_ptr"] = allocations["ptr"][rows] = file.offsets + moved
         samples["label"][rows], allocations["size"][rows] = file.labels, file.sizes
         done = rows.stop

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,6 +66,7 @@ def summarize(
         {count, files}}); skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see
         checksums.py); seconds, images_per_second.
     """
+    modes = np.bincount(file.images["mode"], minlength=len(fmt.MODE_NAMES)).tolist()
     return {
         "sidecar_version": VERSION,
         "file": file.path.name,
@@ -81,13 +81,13 @@ def summarize(
         "file_bytes": file.path.stat().st_size,
         "image_bytes": int(file.sizes.sum()),
         "page_size": file.page_size,
-        "modes": {mode: int((file.modes == mode).sum()) for mode in fmt.MODE_NAMES},
-        "max_height": int(file.heights.max()),
-        "max_width": int(file.widths.max()),
+        "modes": dict(zip(fmt.MODE_NAMES, modes, strict=True)),
+        "max_height": int(file.images["height"].max()),
+        "max_width": int(file.images["width"].max()),
         "odd": dict(sorted(totals.unusual.items())),
         "notes": [*source.notes, *_clipped(totals)],
         "skipped": totals.skipped,
-        "labels_crc32": zlib.crc32(file.labels.tobytes()),
+        "labels_crc32": file.labels_crc32,
         "blocks_crc32": table_to_text(totals.blocks),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(file) / max(seconds, 1e-9), 1),

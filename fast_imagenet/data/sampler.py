@@ -23,7 +23,27 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     # Sorting raw bits instead of Generator.permutation: NumPy promises the bits of Philox for good,
     # but lets the algorithms of Generator change between versions (NEP 19), and then a run resumed
     # after an update would see other batches.
-    return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
+    return _stable_argsort(bits)
+
+
+def _stable_argsort(bits: np.ndarray) -> np.ndarray:
+    """np.argsort(bits, kind="stable") of uint64 [n], int64 [n]; a tenth of its time for millions.
+
+    A number's place takes that of its low bits, and sorting numbers is far faster than sorting
+    places by numbers. The few whose high bits are equal are put in order afterwards.
+    """
+    places = np.uint64((1 << max(len(bits) - 1, 0).bit_length()) - 1)
+    keys = bits & ~places
+    keys |= np.arange(len(bits), dtype=np.uint64)
+    keys.sort()
+    equal = np.flatnonzero((keys[1:] ^ keys[:-1]) <= places)
+    keys &= places
+    order = keys.view(np.int64)
+    if len(equal):
+        among = np.union1d(equal, equal + 1)
+        tied = order[among]
+        order[among] = tied[np.lexsort((tied, bits[tied]))]
+    return order
 
 
 def rank_batches(order: np.ndarray, global_batch: int, rank: int, world_size: int) -> np.ndarray:
@@ -63,9 +83,15 @@ def paged_epoch_order(pages: np.ndarray, window: int, seed: int, epoch: int) -> 
     if window < 1:
         raise ValueError(f"window = {window} pages is out of range; give at least 1")
     shuffled = epoch_order(len(pages), seed, epoch)
-    _, page_of_sample = np.unique(pages, return_inverse=True)
-    page_count = int(page_of_sample.max(initial=-1)) + 1
+    used = np.bincount(pages) > 0
+    page_count = int(used.sum())
     # another epoch number for the pages: their order must not follow that of the samples
     page_rank = np.argsort(epoch_order(page_count, seed, 2**63 + epoch))
-    windows = page_rank[page_of_sample[shuffled]] // window
+    window_of_page = np.zeros(len(used), np.int64)
+    window_of_page[used] = page_rank // window
+    windows = window_of_page[pages[shuffled]]
+    if page_count <= window << 16:
+        windows = windows.astype(
+            np.uint16
+        )  # of which NumPy's stable sort takes a tenth of the time
     return shuffled[np.argsort(windows, kind="stable")]
