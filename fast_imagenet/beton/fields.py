@@ -34,7 +34,6 @@ class Fields:
     Attributes:
         image, label: names of the two fields that are read.
         unused: names of all others.
-        label_first: whether the label stands before the image.
         dtype: of one sample's metadata; its names are those of the fields.
         allocations: rows of a sample in the allocation table.
     """
@@ -42,7 +41,6 @@ class Fields:
     image: str
     label: str
     unused: tuple[str, ...]
-    label_first: bool
     dtype: np.dtype
     allocations: int
 
@@ -70,12 +68,10 @@ def read_fields(descriptors: np.ndarray) -> Fields:
             raise _refused(f"has the field '{name}'{fault}")
         kinds[name] = kind
     image, label = _choose(kinds, "image", fmt.IMAGE_FIELD), _choose(kinds, "label", fmt.INT_FIELD)
-    order = list(kinds)
     return Fields(
         image,
         label,
-        tuple(name for name in order if name not in (image, label)),
-        order.index(label) < order.index(image),
+        tuple(name for name in kinds if name not in (image, label)),
         np.dtype([(name, KINDS[kind][1]) for name, kind in kinds.items()], align=True),
         sum(KINDS[kind][2] for kind in kinds.values()),
     )

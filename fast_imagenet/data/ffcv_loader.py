@@ -1,4 +1,4 @@
-"""The only file that touches ffcv.Loader: seeded order, ranks, resolution changes, errors surfaced.
+"""The only file that runs FFCV's loader: seeded order, ranks, resolutions, errors surfaced.
 
 Images are read and changed by the operations of fast_imagenet.ops alone: what a training image
 becomes is a function of (seed, epoch, its index in the file).
@@ -12,8 +12,7 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 - its distributed order repeats samples and depends on the number of ranks: sampler.py decides;
 - importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
   torch's number is put back, and `_set_numba_threads` leaves it alone;
-- its page-cache reader marks numba's shared uint8[::1] type read-only, for all code of the process:
-  `_compile_reader` does not;
+- its Loader takes 2.3 us and 650 bytes of memory for every sample: `Loader` and pages.py take none;
 - numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
 
 Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the places in the
@@ -27,6 +26,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from queue import Empty, Full
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -37,17 +37,18 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
     numba.config.THREADING_LAYER = "omp"
 _TORCH_THREADS = torch.get_num_threads()
 
-from ffcv.fields.basics import IntDecoder  # noqa: E402  (numba's threads are chosen first)
-from ffcv.loader import Loader, OrderOption  # noqa: E402
+from ffcv.fields.basics import IntDecoder, IntField  # noqa: E402  (numba's threads are chosen first)
+from ffcv.fields.rgb_image import RGBImageField  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
-from ffcv.memory_managers.os_cache import OSCacheManager  # noqa: E402
-from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.pipeline import Compiler, PipelineSpec  # noqa: E402
+from ffcv.pipeline.graph import Graph  # noqa: E402
 from ffcv.transforms import ToDevice, ToTensor  # noqa: E402
 
 from fast_imagenet import ops  # noqa: E402
 from fast_imagenet.beton.reader import BetonError, BetonFile  # noqa: E402
 from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment, stages_of  # noqa: E402
 from fast_imagenet.data.base import BaseTrainLoader, DatasetLoader, page_checks  # noqa: E402
+from fast_imagenet.data.pages import PagesAhead, WholeFile  # noqa: E402
 from fast_imagenet.data.sampler import paged_epoch_order  # noqa: E402
 from fast_imagenet.machine import worker_count  # noqa: E402
 from fast_imagenet.ops.crop_decode import draw_random_crops  # noqa: E402
@@ -121,7 +122,9 @@ class TrainLoader(BaseTrainLoader):
     ) -> None:
         file = BetonFile(path)
         super().__init__(file, path, global_batch, seed, rank, world_size)
-        self._pages = None if in_memory else file.offsets // file.page_size
+        self._pages = None
+        if not in_memory:
+            self._pages = (file.offsets // file.page_size).astype(np.int32)
         self._operations = image_operations(augment, 224, seed)
         decoder = self._operations[0]
         decoder.then = self._operations[1:]  # so that threads wait for each other once a batch
@@ -129,7 +132,7 @@ class TrainLoader(BaseTrainLoader):
         kernels = [draw_random_crops, *(operation.apply for operation in decoder.then)]
         if rank == 0 and not all(map(is_compiled, kernels)):
             print("compiling the operations, once on this machine: up to a minute", flush=True)
-        self._loader = _make_loader(
+        self._loader = Loader(
             file,
             decoder,
             batch_size=global_batch // world_size,
@@ -185,7 +188,7 @@ class EvalLoader(DatasetLoader):
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
         self._decoder.before_batch = _page_checker(file, check_pages)
         self._mine = np.arange(rank, self.num_samples, world_size)
-        self._loader = _make_loader(
+        self._loader = Loader(
             file,
             self._decoder,
             batch_size=min(batch_size, max(1, len(self._mine))),  # memory is taken for all of it
@@ -208,50 +211,66 @@ class EvalLoader(DatasetLoader):
 
 def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], Any] | None:
     """A function that checks the pages of a batch of samples; None as `page_checks`."""
-    checks, pages = page_checks(file, wanted), file.offsets // file.page_size
-    return None if checks is None else lambda samples: checks.check(pages[samples])
+    checks = page_checks(file, wanted)
+    if checks is None:
+        return None
+    return lambda samples: checks.check(file.offsets[samples] // file.page_size)
 
 
-def _make_loader(
-    file: BetonFile,
-    decoder: ops.CropDecode | ops.CenterCropDecode,
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device | str,
-    in_memory: bool,
-) -> Loader:
-    fields, place = file.fields, torch.device(device)
+class _LabelDecoder(IntDecoder):
+    """FFCV's, without the second that compiling it takes at every start."""
 
-    def to_device() -> list:  # an FFCV operation belongs to one pipeline: each gets its own
-        return [ToTensor(), *[ToDevice(place, non_blocking=True)] * (place.type != "cpu")]
+    def generate_code(self) -> Callable:
+        def decode(samples: np.ndarray, labels_b1: np.ndarray, labels: np.ndarray, _: Any) -> Any:
+            labels_b1 = labels_b1[: len(samples)]
+            labels_b1[:, 0] = labels[samples]
+            return labels_b1
 
-    loader = Loader(
-        str(file.path),
-        batch_size=batch_size,
-        num_workers=thread_count(num_workers),
-        order=OrderOption.SEQUENTIAL,  # a placeholder: every epoch brings its own order
-        os_cache=in_memory,
-        drop_last=False,
-        seed=0,
-        pipelines={
-            fields.image: [decoder, *to_device()],
-            fields.label: [IntDecoder(), *to_device()],
-            **dict.fromkeys(fields.unused),
-        },
-    )
-    places = loader.memory_manager
-    filled = places.sizes > 0  # an empty field has the place of the next one
-    places.ptrs, places.sizes = places.ptrs[filled], places.sizes[filled]
-    loader.label_first = fields.label_first
-    return loader
+        decode.precompiled = True  # type: ignore[attr-defined]
+        return decode
+
+
+class Loader:
+    """What FFCV's EpochIterator asks of an ffcv.Loader: batches are (images_bhwc, labels_b1)."""
+
+    batches_ahead = 3  # decoded while a batch is in use: FFCV's number
+
+    def __init__(
+        self,
+        file: BetonFile,
+        decoder: ops.CropDecode | ops.CenterCropDecode,
+        *,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device | str,
+        in_memory: bool,
+    ) -> None:
+        self.batch_size, self.num_workers = batch_size, thread_count(num_workers)
+        Compiler.set_num_threads(self.num_workers)
+        self.memory_manager = WholeFile(file) if in_memory else PagesAhead(file)
+        metadata = {"f0": file.images, "f1": file.labels}  # FFCV's names of the fields
+        self.reader = SimpleNamespace(metadata=metadata)
+        place = torch.device(device)
+
+        def to_device() -> list:  # an FFCV operation belongs to one pipeline: each gets its own
+            return [ToTensor(), *[ToDevice(place, non_blocking=True)] * (place.type != "cpu")]
+
+        pipelines = {
+            "image": PipelineSpec("image", transforms=[decoder, *to_device()]),
+            "label": PipelineSpec("label", transforms=[_LabelDecoder(), *to_device()]),
+        }
+        handlers, numbers = (
+            {"image": RGBImageField(), "label": IntField()},
+            {"image": 0, "label": 1},
+        )
+        self.graph = Graph(pipelines, handlers, numbers, metadata, None)
+        self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
 
 def _batches(loader: Loader, order: np.ndarray) -> Generator:
-    epoch = _Epoch(loader, order.astype(np.uint64))
+    epoch = _Epoch(loader, order)
     try:
-        for batch in epoch:
-            images_bhwc, labels_b1 = reversed(batch) if loader.label_first else batch
+        for images_bhwc, labels_b1 in epoch:
             yield images_bhwc, labels_b1.reshape(-1)
     finally:
         epoch.close()
@@ -336,14 +355,5 @@ def _set_numba_threads(cls: Any, count: int) -> None:
     numba.set_num_threads(count)
 
 
-def _compile_reader(self: OSCacheManager) -> Callable:
-    def read(address: Any, state: Any) -> Any:
-        file_bytes, starts, sizes = state
-        return file_bytes[address : address + sizes[np.searchsorted(starts, address)]]
-
-    return Compiler.compile(read)
-
-
 Compiler.set_num_threads = classmethod(_set_numba_threads)
-OSCacheManager.compile_reader = _compile_reader
 torch.set_num_threads(_TORCH_THREADS)

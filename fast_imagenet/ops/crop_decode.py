@@ -106,13 +106,17 @@ def locate_samples(
     """Where the samples of a batch lie in memory: int64 [b, 5] as `Decoder.decode` takes them.
 
     Args: batch_indices: int [b]. metadata: FFCV's table of an RGBImageField. storage_state: of
-        either FFCV memory manager, (memory, pointers, sizes[, page_to_slot]).
+        either FFCV memory manager, (memory, pointers, sizes[, page_to_slot]); with None for
+        pointers, sizes are by sample.
     """
     memory, pointers, sizes = storage_state[:3]
     table = metadata[batch_indices]
     offset = table["data_ptr"]
-    entry = np.minimum(np.searchsorted(pointers, offset), len(pointers) - 1)
-    size = np.where(pointers[entry] == offset, sizes[entry], 0)
+    if pointers is None:
+        size = sizes[batch_indices].astype(np.uint64)
+    else:
+        entry = np.minimum(np.searchsorted(pointers, offset), len(pointers) - 1)
+        size = np.where(pointers[entry] == offset, sizes[entry], 0)
     if len(storage_state) == 3:
         place, limit = offset, np.uint64(memory.size)
     else:
