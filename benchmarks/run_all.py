@@ -30,6 +30,7 @@ SCRIPTS = {
     "loader_all_cores": "loader_throughput {images} {clock} --cores {cores}",
     "op_kernels": "op_kernels {images}",
     "decoder_memory": "decoder_memory",
+    "scale": "scale {clock}",
     "startup": "startup {clock}",
     "writer": "writer_throughput {images} {clock} --rounds 9",
 }
@@ -37,6 +38,7 @@ TINY = {  # for tests, and the training step too: one core, at sizes that mean n
     "loader_1_core": "loader_throughput {images} {quick} --per-round 8",
     "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
     "decoder_memory": "decoder_memory --smoke --side 64",
+    "scale": "scale --smoke --rounds 1",
     "startup": "startup --smoke",
     "train_step": "train_step {images} {quick} --device cpu --arch timm/test_resnet --compile off "
     "--cores 1 --batch-size 4 --side 32 --steps 1",

@@ -1,9 +1,10 @@
-"""Seconds from building a Loader to its first batch, imports excluded: compiling, in fact.
+"""Seconds from building a Loader to its first batch, of a file of ImageNet's number of samples.
 
     python benchmarks/startup.py --json out.json
 
-Each start is a process of its own. Ours runs once before, so that its kernels are in the cache on
-disk as in every start but the first; stock FFCV cannot cache and compiles at every start.
+Imports are excluded. Each start is a process of its own. Ours runs once before, so that its kernels
+are in the cache on disk as in every start but the first; stock FFCV cannot cache and compiles at
+every start. The file's tables are real, its images are holes but for those of the first batches.
 """
 
 import argparse
@@ -17,9 +18,27 @@ from pathlib import Path
 
 import common
 
-IMAGES = 32
+SAMPLES, SMOKE_SAMPLES = 1_300_000, 2_000
+BATCH, IMAGES = 8, 80  # those of the first batches, decoded ahead, are there
+HEIGHT, WIDTH, ROOM = 64, 80, 16_384  # of a stored image, and bytes for it
 KINDS = ("ours", "ours_strong", "ffcv")
 FLAGS = {"clock": common.CLOCK, "first_batch": {"nargs": 2, "help": argparse.SUPPRESS}}
+STRONG = {"policy": "rand_augment_lite", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+
+
+def write_data(path: Path, count: int) -> str:
+    """A file whose first samples, in its own order and in that of epoch 0, are images."""
+    import numpy as np
+
+    from benchmarks.made_up import write_made_up
+    from fast_imagenet.beton.jpeg import encode_jpeg
+    from fast_imagenet.data.sampler import epoch_order
+
+    # synthetic: their content does not matter here
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    used = [*range(IMAGES), *epoch_order(count, 0, 0)[:IMAGES].tolist()]
+    stored = dict.fromkeys(used, encode_jpeg(image, 90))
+    return write_made_up(path, count, stored, height=HEIGHT, width=WIDTH, size=ROOM)
 
 
 def time_first_batch(kind: str, path: str, clock: str, smoke: bool) -> None:
@@ -31,19 +50,20 @@ def time_first_batch(kind: str, path: str, clock: str, smoke: bool) -> None:
     from ffcv.pipeline.compiler import Compiler
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-    from fast_imagenet.ops import ColorJitter, CropDecode, RandAugment, RandomErasing
+    from fast_imagenet.data.ffcv_loader import Augment, TrainLoader
 
     Compiler.set_enabled(not smoke)
     imported = now()
     if kind == "ffcv":
         operations = [RandomResizedCropRGBImageDecoder((32, 32)), RandomHorizontalFlip()]
+        pipelines = {"image": [*operations, ToTensor()]}
+        options = dict(num_workers=1, os_cache=True, pipelines=pipelines)
+        batches = iter(Loader(path, batch_size=BATCH, **options))
     else:
-        operations = [CropDecode(32)]
-    if kind == "ours_strong":
-        operations += [RandAugment(2, 9), ColorJitter(0.4, 0.4, 0.4), RandomErasing(0.25)]
-    pipelines = {"image": [*operations, ToTensor()]}
-    loader = Loader(path, batch_size=8, num_workers=1, os_cache=True, pipelines=pipelines)
-    next(iter(loader))
+        augment = Augment(**STRONG) if kind == "ours_strong" else Augment()
+        options = dict(num_workers=1, augment=augment)
+        batches = TrainLoader(path, global_batch=BATCH, seed=0, **options).epoch(0, 32)
+    next(batches)
     print(json.dumps([now() - imported, imported - begin]), flush=True)
     os._exit(0)  # the epoch is not at its end
 
@@ -61,14 +81,9 @@ def main() -> None:
     if arguments.first_batch:
         time_first_batch(*arguments.first_batch, arguments.clock, arguments.smoke)
     machine = common.start(1, arguments.smoke)
-    import numpy as np
-
-    import data
-
-    # synthetic: their content does not matter here
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 64, 80, 3), dtype=np.uint8)
+    count = SMOKE_SAMPLES if arguments.smoke else SAMPLES
     with tempfile.TemporaryDirectory() as folder:
-        path = data.write_file(Path(folder, "data.beton"), images)
+        path = write_data(Path(folder, "data.beton"), count)
         kinds = KINDS[::2] if arguments.smoke else KINDS
         options = (path, arguments.clock, arguments.smoke)
         starts = {kind: partial(start, kind, *options) for kind in kinds}
@@ -79,7 +94,10 @@ def main() -> None:
     for kind, value in seconds.items():
         print(f"{kind}: {value['median']:.2f} s to the first batch ({value['rounds']})")
     result = {f"{kind}_compile_seconds": value["median"] for kind, value in seconds.items()}
-    result |= {"seconds_to_first_batch": seconds, "data": {"clock": arguments.clock}}
+    result |= {
+        "seconds_to_first_batch": seconds,
+        "data": {"samples": count, "clock": arguments.clock},
+    }
     common.write_json(arguments.json, {**result, "machine": machine})
 
 

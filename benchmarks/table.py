@@ -208,7 +208,11 @@ def startup_section(result: dict) -> Lines:
     """Seconds to the first batch."""
     seconds = result["seconds_to_first_batch"]
     listed = [f"{name.replace('_', ' ')} {s['median']:.2f} s" for name, s in seconds.items()]
-    text = "From building a loader to its first batch, without imports, with kernels that an "
+    count = result["data"].get("samples")
+    file = f" of a file of {count:,} samples" if count else ""
+    text = (
+        f"From building a loader{file} to its first batch, without imports, with kernels that an "
+    )
     return [f"{text}earlier process has compiled: {', '.join(listed)}.", "", machine_line(result)]
 
 

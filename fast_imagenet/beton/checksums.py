@@ -13,6 +13,7 @@ A block is as large as the page size that a file begins with: a page is one bloc
 import hashlib
 import json
 import zlib
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -81,7 +82,7 @@ def table_from_text(text: str) -> np.ndarray:
 def write_tables(
     file: BinaryIO,
     samples: np.ndarray,
-    allocations: np.ndarray,
+    allocations: Iterable[np.ndarray],
     pages: tuple[int, int, int],
     checksums: BlockChecksums,
     about: dict[str, Any],
@@ -91,7 +92,7 @@ def write_tables(
     Args:
         file: open for binary writing, data pages written.
         samples: SAMPLE [n].
-        allocations: ALLOCATION [n].
+        allocations: ALLOCATION, n rows in any number of parts.
         pages: page size, first byte of the data pages, first byte after them.
         checksums: of all data pages.
         about: what the header holds besides the counts and checksums: see `read_header_json`.
@@ -100,8 +101,6 @@ def write_tables(
         ValueError: `about` is too long.
     """
     page_size, start, end = pages
-    file.seek(end)
-    file.write(allocations.tobytes())
     header, fields = np.zeros(1, fmt.HEADER), fmt.field_descriptors()
     header[0] = (fmt.FORMAT_VERSION, 2, page_size, len(samples), end)
     numbers = {
@@ -115,9 +114,15 @@ def write_tables(
     if len(text) > _CRC_START - _AREA_START:
         raise ValueError(f"{len(text)} bytes of settings and checksums do not fit into the header")
     fields[0]["arguments"][: len(text)] = np.frombuffer(text, np.uint8)
-    head = bytearray(header.tobytes() + fields.tobytes() + samples.tobytes())
-    crc = zlib.crc32(bytes(start - len(head)), zlib.crc32(head))
-    crc = zlib.crc32(allocations.tobytes(), crc)
+    head, rows = bytearray(header.tobytes() + fields.tobytes()), samples.view(np.uint8).data
+    crc = zlib.crc32(rows, zlib.crc32(head))
+    crc = zlib.crc32(bytes(start - len(head) - len(rows)), crc)
+    file.seek(end)
+    for part in allocations:
+        file.write(part.view(np.uint8).data)
+        crc = zlib.crc32(part.view(np.uint8).data, crc)
+    file.seek(len(head))
+    file.write(rows)
     head[_CRC_START:_AREA_END] = crc.to_bytes(4, "little")
     file.seek(0)
     file.write(head)

@@ -136,7 +136,7 @@ def _write(out: BinaryIO, files: list[BetonFile]) -> np.ndarray:
     allocations["sample_id"] = np.arange(count)
     end = fmt.align_up(position, page_size)
     checksums.add_zeros(end - position)
-    write_tables(out, samples, allocations, (page_size, start, end), checksums, about)
+    write_tables(out, samples, [allocations], (page_size, start, end), checksums, about)
     out.flush()
     os.fsync(out.fileno())
     return checksums.table()

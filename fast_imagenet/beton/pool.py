@@ -48,7 +48,7 @@ def encoded(
         ConversionError: an image failed, or the worker that was at it; the message names it.
         OSError: /dev/shm cannot hold what the workers share; with `check_space` before they start.
     """
-    parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    parts = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
     if not workers:
         for part in parts:
             yield encode.encode_chunk(source, part, settings, lambda index: None)

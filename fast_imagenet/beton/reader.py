@@ -51,7 +51,7 @@ class BetonFile:
         labels: int64 [n].
         offsets, sizes: int64 [n], bytes: where an image lies in the file. Where the allocation
             table is in another order, as several workers of FFCV leave it, sizes are held: 8 bytes
-            a sample.
+            per sample.
         max_label: largest label.
         page_size: bytes.
         data_end: first byte after the data pages.
@@ -236,12 +236,12 @@ def _map(path: Path) -> np.memmap:
     if path.suffix == ".json":
         file = path.with_suffix("")
         raise FormatError(f"is the summary of a data file: name the file itself, {file}")
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
+    with open(path, "rb") as stream:
+        status = os.fstat(stream.fileno())
         key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         data = _maps.get(key)
         if data is None:
-            data = _maps[key] = np.memmap(file, np.uint8, mode="r")
+            data = _maps[key] = np.memmap(stream, np.uint8, mode="r")
     return data
 
 

@@ -34,6 +34,7 @@ from fast_imagenet.terminal import readable
 __all__ = ["ConversionError", "EncodeSettings", "write_beton"]
 
 PAGE_SIZE = 8 << 20  # FFCV's default; it grows when an image is larger
+TABLE_PART = 1 << 16  # rows of the allocation table made at a time
 PROBE = 4  # chunks encoded before the first byte is written, to estimate the size of the file
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]  # new samples, and bytes of images written so far
@@ -145,7 +146,7 @@ def _describe(
         "classes_sha256": class_digest(source.classes),
         "names_sha256": class_digest(source.class_names or []),
         "settings": asdict(settings),
-        "order_crc32": zlib.crc32(source.labels[order].tobytes(), zlib.crc32(order.tobytes())),
+        "order_crc32": zlib.crc32(source.labels[order].data, zlib.crc32(order.data)),
         "shard": list(shard),
     }
 
@@ -204,7 +205,7 @@ class PageFile:
     def __init__(self, file: BinaryIO, capacity: int, page_size: int) -> None:
         self._file = file
         self._samples = np.zeros(capacity, fmt.SAMPLE)
-        self._allocations = np.zeros(capacity, fmt.ALLOCATION)
+        self._sizes = np.zeros(capacity, np.uint32)  # a page has at most 2 GiB
         self._page_size = page_size
         self._count = 0
         self._start = fmt.align_up(fmt.METADATA_START + self._samples.nbytes, page_size)
@@ -220,7 +221,7 @@ class PageFile:
             self._file.write(stored)
             self._checksums.add(stored)
             self._samples[self._count] = ((mode, width, height, start), label)
-            self._allocations[self._count] = (self._count, start, len(stored))
+            self._sizes[self._count] = len(stored)
             self._count += 1
             total += len(stored)
         return total
@@ -251,9 +252,18 @@ class PageFile:
             raise ConversionError("no image is left to write: all were skipped, or there were none")
         end = fmt.align_up(self._position, self._page_size)
         self._checksums.add_zeros(end - self._position)
-        samples, allocations = self._samples[:count], self._allocations[:count]
         pages = self._page_size, self._start, end
-        write_tables(self._file, samples, allocations, pages, self._checksums, about)
+        rows = self._allocations()
+        write_tables(self._file, self._samples[:count], rows, pages, self._checksums, about)
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._checksums.table()
+
+    def _allocations(self) -> Iterator[np.ndarray]:
+        """The allocation table in parts, ALLOCATION: the whole would take 24 bytes per sample."""
+        for start in range(0, self._count, TABLE_PART):
+            part = slice(start, min(start + TABLE_PART, self._count))
+            rows = np.empty(part.stop - start, fmt.ALLOCATION)
+            rows["sample_id"] = np.arange(start, part.stop)
+            rows["ptr"], rows["size"] = self._samples["image"]["data_ptr"][part], self._sizes[part]
+            yield rows

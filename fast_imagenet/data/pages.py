@@ -17,7 +17,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -118,9 +118,9 @@ class _ReadAhead(WholeFile):
 
     def _leave(self, pages: np.ndarray) -> None:
         """Give pages back to the page cache, which may then drop them first."""
-        size = self._file.page_size
+        size, mapping = self._file.page_size, cast(mmap.mmap, self._file.data.base)
         for page in pages.tolist():
-            self._file.data.base.madvise(mmap.MADV_DONTNEED, page * size, size)
+            mapping.madvise(mmap.MADV_DONTNEED, page * size, size)
         self._last[pages] = -1
 
     def _unreadable(self, error: OSError) -> BetonError:

@@ -1,6 +1,7 @@
 """What every source has in common: labels, classes, names of images, their order."""
 
 import zlib
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -154,9 +155,11 @@ class PackedNames:
     """A million short strings in two arrays: a list of them would take 100 MB in every process."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._blob = b"".join(encoded)
+        self._blob, ends = bytearray(), array("q")
+        for name in names:
+            self._blob += name.encode("utf-8", "surrogateescape")
+            ends.append(len(self._blob))
+        self._ends = np.array(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)

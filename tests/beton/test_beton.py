@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.made_up import write_made_up
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import EncodeSettings, encode_jpeg, hash_fraction, resize_longest
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
@@ -215,6 +216,46 @@ def test_sidecar_belongs_to_its_file(mixed, tmp_path):
 def test_reader_is_picklable(mixed):
     file = pickle.loads(pickle.dumps(BetonFile(mixed)))
     np.testing.assert_array_equal(file.image(5), BetonFile(mixed).image(5))
+
+
+def test_a_copy_in_another_process_is_small_and_that_of_the_same_file(tmp_path):
+    path = tmp_path / "made.beton"
+    write_made_up(path, 20_000)
+    packed = pickle.dumps(BetonFile(path))
+    assert len(packed) < 5_000
+    copy, file = pickle.loads(packed), BetonFile(path)
+    for name in ("labels", "offsets", "sizes", "heights", "widths", "modes"):
+        values = getattr(copy, name)
+        assert np.array_equal(values, getattr(file, name))
+        assert len(values) == 20_000 and (name == "modes" or values.dtype == np.int64)
+    path.unlink()
+    write_made_up(path, 30_000)
+    with pytest.raises(BetonError, match=r"made.beton has changed since it was opened"):
+        pickle.loads(packed)
+
+
+def test_tables_in_another_order_are_read_alike(mixed, tmp_path):
+    """As the workers of stock FFCV leave them; nothing is copied of a table in order."""
+    whole, rows = BetonFile(mixed), np.random.default_rng(0)
+    data = bytearray(mixed.read_bytes())
+    table = np.frombuffer(data, fmt.ALLOCATION, offset=whole.data_end)
+    table[:] = table[rows.permutation(len(table))]
+    data[fmt.HEADER.itemsize + 17 : fmt.HEADER.itemsize + fmt.FIELD.itemsize] = bytes(1024)
+    path = tmp_path / "shuffled.beton"
+    path.write_bytes(data)
+    file = BetonFile(path)
+    assert np.array_equal(file.sizes, whole.sizes) and np.array_equal(file.offsets, whole.offsets)
+    assert not np.may_share_memory(file.sizes, file.data)
+    assert np.may_share_memory(whole.sizes, whole.data)
+    assert np.array_equal(pickle.loads(pickle.dumps(file)).sizes, whole.sizes)
+
+
+@pytest.mark.parametrize("index", [0, 32_767, 32_768, 69_999])
+def test_a_damaged_sample_is_named_wherever_it_is(tmp_path, index):
+    path = tmp_path / "made.beton"
+    write_made_up(path, 70_000)
+    _poke(path, fmt.METADATA_START + fmt.SAMPLE.itemsize * index, np.uint8(9))
+    _refused(path, f"sample {index} is neither JPEG nor raw")
 
 
 def test_reader_needs_neither_ffcv_nor_torch(mixed):

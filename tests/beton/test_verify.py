@@ -268,7 +268,7 @@ def test_million_samples(tmp_path):
     path, end = tmp_path / "train.beton", fmt.align_up(int(offsets[-1]) + size, page)
     with open(path, "wb") as out:
         write_tables(
-            out, samples, allocations, (page, start, end), BlockChecksums(page), FAKE_ABOUT
+            out, samples, [allocations], (page, start, end), BlockChecksums(page), FAKE_ABOUT
         )
     begin = time.process_time()  # not the clock: other tests may run beside this one
     assert main(["verify", str(path)]) == 0
@@ -391,7 +391,7 @@ def grow_page(path: Path) -> None:
         out.seek(file.data_end)
         out.write(bytes(end - file.data_end))
         kept["shard"] = file.header_json["shard"]
-        write_tables(out, samples, allocations, (2 * size, start, end), sums, kept)
+        write_tables(out, samples, [allocations], (2 * size, start, end), sums, kept)
     summary = {**file.sidecar, "blocks_crc32": table_to_text(sums.table())}
     sidecar_path(path).write_text(json.dumps(summary))
 

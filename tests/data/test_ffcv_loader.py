@@ -255,7 +255,28 @@ def test_quasi_random_order_visits_everything_once_a_few_pages_at_a_time():
     assert len(set(within[:4])) > 1  # pages are mixed, not read one after the other
 
 
-def test_quasi_random_loader_reads_through_the_process_cache(path, labels):
+def test_both_modes_read_the_same_images(path):
+    """Train and val of one file: the mapping is one, and every batch is equal."""
+    modes = [loader.EvalLoader(path, batch_size=7, in_memory=mode) for mode in (True, False)]
+    pairs = list(zip(*(one.batches(32, 0.8) for one in modes), strict=True))
+    assert len(pairs) == -(-COUNT // 7)
+    for (images, labels), (others, other_labels) in pairs:
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+    whole = [one._loader.memory_manager.state[0] for one in (*modes, train_loader(path))]
+    assert whole[0] is whole[1] is whole[2]
+
+
+def test_paged_errors_of_the_disk_reach_the_caller(path, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    paged = train_loader(path, in_memory=False)
+    monkeypatch.setattr("fast_imagenet.data.pages.os.preadv", fail)
+    with pytest.raises(loader.BetonError, match=r"numbered.beton cannot be read .Input/output"):
+        list(paged.epoch(0, 32))
+
+
+def test_quasi_random_loader_reads_pages_ahead(path, labels):
     quasi = train_loader(path, in_memory=False)
     seen = labels_of(quasi.epoch(0, 32))
     expected = paged_epoch_order(np.zeros(COUNT, int), 1, 3, 0)

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from fast_imagenet.data.sampler import epoch_order, rank_batches
+from fast_imagenet.data.sampler import (
+    _stable_argsort,
+    epoch_order,
+    paged_epoch_order,
+    rank_batches,
+)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
@@ -26,6 +31,32 @@ def test_values_are_pinned():
     """A change here would make resumed runs see other batches."""
     assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(8, seed=2**63, epoch=7).tolist() == [6, 0, 4, 2, 3, 7, 5, 1]
+
+
+@pytest.mark.parametrize("bits", [0, 3, 10, 20, 64])
+def test_numbers_are_sorted_as_a_stable_sort_does(bits):
+    """Few different numbers, high or low: many are equal, or in all but their low bits."""
+    rng = np.random.default_rng(bits)
+    for n in (0, 1, 2, 3, 64, 65, 1000, 4097):
+        for shift in {0, (64 - bits) // 2, 64 - max(bits, 1)}:
+            numbers = rng.integers(0, 2**bits, n, np.uint64) << np.uint64(shift)
+            order = _stable_argsort(numbers)
+            assert order.dtype == np.int64
+            assert np.array_equal(order, np.argsort(numbers, kind="stable"))
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+def test_paged_order_is_that_of_its_definition(window):
+    """Page numbers with gaps, in any order; a window of single pages counts beyond 16 bits."""
+    for n, page_count in ((1000, 40), (70_000, 70_000)):
+        rng = np.random.default_rng(n)
+        pages = 7 + 2 * rng.permutation(np.arange(n) % page_count)
+        shuffled = epoch_order(n, 1, 2)
+        page_rank = np.argsort(epoch_order(page_count, 1, 2**63 + 2))
+        windows = page_rank[(pages[shuffled] - 7) // 2] // window
+        expected = shuffled[np.argsort(windows, kind="stable")]
+        for kind in (np.int32, np.int64):
+            assert np.array_equal(paged_epoch_order(pages.astype(kind), window, 1, 2), expected)
 
 
 def test_every_position_is_equally_likely():
