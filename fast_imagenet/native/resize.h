@@ -187,10 +187,6 @@ INLINE Int16s mix_four(const float *mixed, const Taps *taps, int64_t x, const in
  * written; as RGBX, up to the next multiple of four pixels. */
 INLINE void mix_by(const float *mixed, const Taps *taps, int64_t width, int is_rgb,
                    uint8_t *const to[QUARTERS], const int64_t most) {
-    const Quarter order = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15};
-    const void *orders[QUARTERS];
-    for (int q = 0; q < QUARTERS; q++) orders[q] = &order;
-    Int16s places = gather(orders);
     for (int64_t x = 0; x < width; x += 4) {
         Int16s pixels = mix_four(mixed, taps, x, most);
         if (!is_rgb) {
@@ -198,7 +194,7 @@ INLINE void mix_by(const float *mixed, const Taps *taps, int64_t width, int is_r
             EACH_QUARTER(STORE_RGBX)
             continue;
         }
-        pixels = pick(pixels, places);
+        pixels = drop_fourths(pixels);
         int64_t left = 3 * (width - x);
         if (left >= 16) { /* four bytes too many: the next pixels overwrite them */
 #define STORE_RGB(q) *(Quarter *)(to[q] + 3 * x) = QUARTER(pixels, q);
@@ -234,7 +230,7 @@ typedef struct {
     int64_t ring, ready;          /* its length; rows before `ready` are or were in it */
     uint8_t *rooms, *spare;       /* of the ring, then QUARTERS; a row that nobody reads */
     int64_t room_bytes;
-    float *mixed;
+    float *mixed, *source;        /* between the passes: of output rows; of bicubic's source rows */
 } Work;
 
 static void *take_bytes(uintptr_t *at, int64_t bytes) {
@@ -264,8 +260,10 @@ static uintptr_t divide(Work *work, const Resize *task, uintptr_t at) {
     work->used = take_bytes(&at, 8 * work->ring);
     work->rooms = take_bytes(&at, (work->ring + QUARTERS) * work->room_bytes);
     work->spare = take_bytes(&at, work->room_bytes);
-    int64_t most = width > task->out_width ? width : task->out_width;
-    work->mixed = take_bytes(&at, 16 * QUARTERS * (most + QUARTERS));
+    int64_t mixed = task->method == BICUBIC ? task->out_width : width;
+    work->mixed = take_bytes(&at, 16 * QUARTERS * (mixed + QUARTERS));
+    if (task->method == BICUBIC)
+        work->source = take_bytes(&at, 16 * QUARTERS * (width + QUARTERS));
     return at;
 }
 
@@ -294,10 +292,10 @@ static void fetch_resized(Work *work) {
         const uint8_t *row = room;
         if (work->ready < work->task->rows[1])
             row = work->rows->get(work->rows, work->ready, room) + 4 * work->task->columns[0];
-        mix_rows(&row, &one, 1, columns, work->mixed + 4 * q);
+        mix_rows(&row, &one, 1, columns, work->source + 4 * q);
         work->lines[slot] = to[q] = work->rooms + slot * work->room_bytes;
     }
-    mix_columns(work->mixed - 4 * QUARTERS * work->task->columns[0], &work->across,
+    mix_columns(work->source - 4 * QUARTERS * work->task->columns[0], &work->across,
                 work->task->out_width, 0, to);
 }
 

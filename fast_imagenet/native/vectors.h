@@ -81,14 +81,22 @@ TWO(narrow16_unsigned, packus_epi16, Int16s, Int16s)
 TWO(products, madd_epi16, Int16s, Int32s)
 /* (a * b + 0x4000) >> 15 */
 TWO(rounded_product, mulhrs_epi16, Int16s, Int16s)
-/* In every quarter the bytes of a that the quarter of `places` names. */
-TWO(pick, shuffle_epi8, Int16s, Int16s)
 
 INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) {
 #if defined(__AVX512VNNI__) && QUARTERS == 4
     return (Int32s)_mm512_dpwssd_epi32((Bits)sum, (Bits)a, (Bits)b);
 #else
     return sum + products(a, b);
+#endif
+}
+
+/* RGBX to RGB: of every quarter the first 12 bytes remain in use. */
+INLINE Int16s drop_fourths(Int16s pixels) {
+    const __m128i order = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+#if QUARTERS == 4
+    return (Int16s)_mm512_shuffle_epi8((Bits)pixels, _mm512_broadcast_i32x4(order));
+#else
+    return (Int16s)_mm256_shuffle_epi8((Bits)pixels, _mm256_broadcastsi128_si256(order));
 #endif
 }
 
@@ -167,42 +175,44 @@ TURNS(high32, Int32s, 2, 6, 3, 7)
 TURNS(low64, Int64s, 0, 2)
 TURNS(high64, Int64s, 1, 3)
 
-INLINE int clip(int value, int low, int high) {
-    return value < low ? low : value > high ? high : value;
-}
+#define CLIP(v, low, high) \
+    ((v) & ((v) >= (low)) & ((v) <= (high))) | (((v) < (low)) & (low)) | (((v) > (high)) & (high))
 INLINE Int16s narrow32(Int32s a, Int32s b) {
-    Int16s v;
-    for (int i = 0; i < 8; i++) v[i] = (int16_t)clip(i < 4 ? a[i] : b[i - 4], -32768, 32767);
-    return v;
+    a = CLIP(a, -32768, 32767), b = CLIP(b, -32768, 32767);
+    return SHUFFLE(Int16s, a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+INLINE Int16s even_bytes(Int16s a, Int16s b) {
+    return SHUFFLE(UInt8s, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 }
 INLINE Int16s narrow16(Int16s a, Int16s b) {
-    UInt8s v;
-    for (int i = 0; i < 16; i++) v[i] = (uint8_t)clip(i < 8 ? a[i] : b[i - 8], -128, 127);
-    return (Int16s)v;
+    return even_bytes(CLIP(a, -128, 127), CLIP(b, -128, 127));
 }
 INLINE Int16s narrow16_unsigned(Int16s a, Int16s b) {
-    UInt8s v;
-    for (int i = 0; i < 16; i++) v[i] = (uint8_t)clip(i < 8 ? a[i] : b[i - 8], 0, 255);
-    return (Int16s)v;
+    return even_bytes(CLIP(a, 0, 255), CLIP(b, 0, 255));
 }
-INLINE Int32s products(Int16s a, Int16s b) {
-    Int32s first = ((Int32s)a << 16 >> 16) * ((Int32s)b << 16 >> 16);
-    return first + ((Int32s)a >> 16) * ((Int32s)b >> 16);
+INLINE Int32s even_products(Int16s a, Int16s b) {
+    return ((Int32s)a << 16 >> 16) * ((Int32s)b << 16 >> 16);
 }
+INLINE Int32s odd_products(Int16s a, Int16s b) { return ((Int32s)a >> 16) * ((Int32s)b >> 16); }
+INLINE Int32s products(Int16s a, Int16s b) { return even_products(a, b) + odd_products(a, b); }
 INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) { return sum + products(a, b); }
 INLINE Int16s rounded_product(Int16s a, Int16s b) {
-    Int16s v;
-    for (int i = 0; i < 8; i++) v[i] = (int16_t)((a[i] * b[i] + 0x4000) >> 15);
-    return v;
+    Int32s even = (even_products(a, b) + 0x4000) >> 15, odd = (odd_products(a, b) + 0x4000) >> 15;
+    return (Int16s)((even & 0xffff) | odd << 16);
 }
-INLINE Int16s pick(Int16s a, Int16s places) {
-    UInt8s v;
-    for (int i = 0; i < 16; i++) v[i] = ((UInt8s)a)[((UInt8s)places)[i] & 15];
-    return (Int16s)v;
+INLINE Int16s drop_fourths(Int16s pixels) {
+    uint64_t first, second;
+    memcpy(&first, &pixels, 8), memcpy(&second, (uint8_t *)&pixels + 8, 8);
+    first = (first & 0xffffff) | (first >> 32 & 0xffffff) << 24;
+    second = (second & 0xffffff) | (second >> 32 & 0xffffff) << 24;
+    return (Int16s)(Int64s){(int64_t)(first | second << 48), (int64_t)(second >> 16)};
 }
 INLINE Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
 INLINE Floats floats(const uint8_t *from) {
-    return (Floats){from[0], from[1], from[2], from[3]};
+    int32_t four;
+    memcpy(&four, from, 4);
+    Int16s words = low8((Int16s)(Int32s){four}, (Int16s){0});
+    return __builtin_convertvector((Int32s)low16(words, (Int16s){0}), Floats);
 }
 INLINE int any(Int16s v) { return (((Int64s)v)[0] | ((Int64s)v)[1]) != 0; }
 INLINE Int16s gather(const void *const from[QUARTERS]) { return *(const Int16s *)from[0]; }
