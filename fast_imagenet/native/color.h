@@ -8,12 +8,14 @@
  * Source: libjpeg-turbo, jdsample.c, jdcolor.c, jdmrgext.c.
  */
 
+INLINE Int16s thrice(Int16s v) { return v + v + v; }
+
 /* ==== Chroma of one row at full width ========================================================= */
 
 /* Half as many columns, 4:2:2: weights 3/4 and 1/4. */
 static void double_columns(const uint8_t *in, uint8_t *out, int64_t n) {
     for (int64_t x = 0; x < n; x += VECTOR, in += VECTOR / 2) {
-        Int16s here = widen(in) * 3;
+        Int16s here = thrice(widen(in));
         Int16s even = (here + widen(in - 1) + 1) >> 2, odd = (here + widen(in + 1) + 2) >> 2;
         *(Int16s *)(out + x) = even | odd << 8;
     }
@@ -25,8 +27,8 @@ static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_
     const Int16s zero = {0};
     for (int64_t x = 0; x < n; x += VECTOR) {
         Int16s a = *(const Int16s *)(near + x), b = *(const Int16s *)(far + x);
-        Int16s low = (low8(a, zero) * 3 + low8(b, zero) + (int16_t)bias) >> 2;
-        Int16s high = (high8(a, zero) * 3 + high8(b, zero) + (int16_t)bias) >> 2;
+        Int16s low = (thrice(low8(a, zero)) + low8(b, zero) + (int16_t)bias) >> 2;
+        Int16s high = (thrice(high8(a, zero)) + high8(b, zero) + (int16_t)bias) >> 2;
         *(Int16s *)(out + x) = narrow16_unsigned(low, high);
     }
 }
@@ -35,9 +37,9 @@ static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_
  * `near` covers and below the lower. */
 static void double_both(const uint8_t *near, const uint8_t *far, uint8_t *out, int64_t n) {
     for (int64_t x = 0; x < n; x += VECTOR, near += VECTOR / 2, far += VECTOR / 2) {
-        Int16s before = widen(near - 1) * 3 + widen(far - 1), here = widen(near) * 3 + widen(far);
-        Int16s after = widen(near + 1) * 3 + widen(far + 1);
-        *(Int16s *)(out + x) = (here * 3 + before + 8) >> 4 | (here * 3 + after + 7) >> 4 << 8;
+        Int16s before = thrice(widen(near - 1)) + widen(far - 1), here = thrice(widen(near)) + widen(far);
+        Int16s after = thrice(widen(near + 1)) + widen(far + 1);
+        *(Int16s *)(out + x) = (thrice(here) + before + 8) >> 4 | (thrice(here) + after + 7) >> 4 << 8;
     }
 }
 
@@ -89,6 +91,38 @@ static void color_row(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, ui
         Int16s blue[2] = {low8(b, zero) - 128, high8(b, zero) - 128};
         Int16s red[2] = {low8(r, zero) - 128, high8(r, zero) - 128};
         convert_both(*(const Int16s *)(y + x), blue, red, out + 4 * x);
+    }
+}
+
+/* 3/4 of `near` and 1/4 of `far`, times 4, of n values and at least one more on either side:
+ * sums[0] belongs to the value before the first. */
+INLINE void sum_rows(const uint8_t *near, const uint8_t *far, int16_t *sums, int64_t n) {
+    for (int64_t x = 0; x < n + 2; x += VECTOR / 2)
+        *(Int16s *)(sums + x) = thrice(widen(near + x - 1)) + widen(far + x - 1);
+}
+
+/* Chroma less 128 of a vector of pixels: the halves of its quarters. */
+INLINE void sum_columns(const int16_t *sums, Int16s chroma[2]) {
+    Int16s before = *(const Int16s *)sums, here = thrice(*(const Int16s *)(sums + 1));
+    Int16s even = (here + before + (8 - 16 * 128)) >> 4;
+    Int16s odd = (here + *(const Int16s *)(sums + 2) + (7 - 16 * 128)) >> 4;
+    chroma[0] = low16(even, odd), chroma[1] = high16(even, odd);
+}
+
+/* From 4:2:0: `double_both` of both and `color_row` in one, in pieces that stay in the cache. */
+static void color_row_halved(const uint8_t *y, const uint8_t *cb, const uint8_t *cb_far,
+                             const uint8_t *cr, const uint8_t *cr_far, uint8_t *out, int64_t n) {
+    enum { PIECE = 512 };
+    int16_t blue[PIECE + VECTOR], red[PIECE + VECTOR];
+    for (int64_t done = 0; done < n; done += 2 * PIECE) {
+        int64_t at = done / 2, piece = n - done < 2 * PIECE ? n - done : 2 * PIECE;
+        sum_rows(cb + at, cb_far + at, blue, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
+        sum_rows(cr + at, cr_far + at, red, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
+        for (int64_t x = 0; x < piece; x += VECTOR) {
+            Int16s by_blue[2], by_red[2];
+            sum_columns(blue + x / 2, by_blue), sum_columns(red + x / 2, by_red);
+            convert_both(*(const Int16s *)(y + done + x), by_blue, by_red, out + 4 * (done + x));
+        }
     }
 }
 
