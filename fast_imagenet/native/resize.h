@@ -42,21 +42,33 @@ typedef struct {
     int64_t stride, most;
 } Taps;
 
-/* One dimension of a box: source pixels [low, high) may be read. */
+/* One dimension of a box: source pixels [low, high) may be read. Lengths in source pixels: `scale` of
+ * one output pixel, `reach` of the filter to either side of its center. */
 typedef struct {
-    double start, length;
+    double start, scale, stretch, reach;
     int64_t low, high, out;
+    int method, is_mean; /* the mean over an area: only when shrinking */
 } Axis;
 
 static Axis axis_of(const Resize *task, int k) {
-    return (Axis){task->box[k], task->box[k + 2], (k ? task->columns : task->rows)[0],
-                  (k ? task->columns : task->rows)[1], k ? task->out_width : task->out_height};
+    const int64_t *ends = k ? task->columns : task->rows;
+    int64_t out = k ? task->out_width : task->out_height;
+    double scale = task->box[k + 2] / (double)out, stretch = scale > 1 ? scale : 1;
+    double reach = task->method == BICUBIC ? 2 * stretch : stretch;
+    return (Axis){task->box[k], scale, stretch, reach, ends[0], ends[1], out, task->method,
+                  task->method == AREA && scale > 1};
 }
 
 INLINE int64_t floor_of(double x) { return (int64_t)x - (x < (double)(int64_t)x); }
 
 INLINE int64_t clip_index(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
+}
+
+/* The most taps that an output position can have. */
+static int64_t most_taps(const Axis *axis) {
+    int64_t wide = 2 * floor_of(axis->reach) + 4;
+    return wide < axis->high - axis->low ? wide : axis->high - axis->low;
 }
 
 INLINE double filter(double x, int method) {
@@ -66,54 +78,49 @@ INLINE double filter(double x, int method) {
     return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-/* The most taps that an output position can have. */
-static int64_t most_taps(const Axis *axis, int method) {
-    double scale = axis->length / (double)axis->out, stretch = scale > 1 ? scale : 1;
-    int64_t wide = 2 * floor_of(stretch * (method == BICUBIC ? 2 : 1)) + 4;
-    return wide < axis->high - axis->low ? wide : axis->high - axis->low;
+/* The pixels [begin, end) under output position x. */
+INLINE void set_range(const Axis *axis, int64_t x, int64_t *begin, int64_t *end) {
+    double center = axis->start + ((double)x + 0.5) * axis->scale;
+    *begin = floor_of(center - axis->reach + 0.5), *end = floor_of(center + axis->reach + 0.5);
+    if (axis->is_mean) { /* that it touches; beyond 1e-3 of one, as OpenCV */
+        *begin = floor_of(axis->start + (double)x * axis->scale + 1e-3);
+        *end = -floor_of(1e-3 - (axis->start + (double)(x + 1) * axis->scale));
+    }
+    *begin = clip_index(*begin, axis->low, axis->high - 1);
+    *end = clip_index(*end, *begin + 1, axis->high);
 }
 
-/* The weights of output position x, whose sum becomes 1. */
-static void set_taps(const Axis *axis, int method, int64_t x, int32_t *first, int32_t *count,
-                     float *weights) {
-    double scale = axis->length / (double)axis->out, stretch = scale > 1 ? scale : 1;
-    double center = axis->start + ((double)x + 0.5) * scale, total = 0;
-    double support = stretch * (method == BICUBIC ? 2 : 1), inverse = 1 / stretch;
-    double left = center - support + 0.5, right = center + support + 0.5;
-    int is_area = method == AREA && scale > 1;
-    if (is_area) { /* the pixels that it touches; beyond 1e-3 of one, as OpenCV */
-        left = axis->start + (double)x * scale, right = axis->start + (double)(x + 1) * scale;
-    }
-    int64_t begin = floor_of(is_area ? left + 1e-3 : left);
-    int64_t end = is_area ? -floor_of(1e-3 - right) : floor_of(right);
-    begin = clip_index(begin, axis->low, axis->high - 1);
-    end = clip_index(end, begin + 1, axis->high);
-    *first = (int32_t)begin, *count = (int32_t)(end - begin);
+/* Their weights, and the sum of these. */
+INLINE double set_weights(const Axis *axis, int64_t x, int64_t begin, int64_t end, double *weights) {
+    double center = axis->start + ((double)x + 0.5) * axis->scale, inverse = 1 / axis->stretch;
+    double left = axis->start + (double)x * axis->scale, total = 0;
+    double right = axis->start + (double)(x + 1) * axis->scale;
     for (int64_t pixel = begin; pixel < end; pixel++) {
-        double weight, from = (double)pixel, to = from + 1;
-        if (is_area)
-            weight = (to < right ? to : right) - (from > left ? from : left);
-        else
-            weight = filter((from - center + 0.5) * inverse, method);
-        weight = is_area && weight < 0 ? 0 : weight;
-        total += weight;
-        weights[pixel - begin] = (float)weight;
+        double from = (double)pixel, to = from + 1;
+        double shared = (to < right ? to : right) - (from > left ? from : left);
+        double weight = filter((from - center + 0.5) * inverse, axis->method);
+        weight = axis->is_mean ? (shared > 0 ? shared : 0) : weight;
+        weights[pixel - begin] = weight, total += weight;
     }
-    /* A box narrower than a pixel may leave no weight at all: read the nearest pixel. */
-    for (int64_t k = 0; k < end - begin; k++)
-        weights[k] = total != 0 ? (float)(weights[k] / total) : 1.0f / (float)(end - begin);
+    return total;
 }
 
-/* All positions, mirrored with `flip`, and three more that repeat the last. */
-static void fill_taps(const Axis *axis, int method, int flip, Taps *taps) {
+/* All positions, mirrored with `flip`, and three more that repeat the last. exact: room for the
+ * weights of one. */
+static void fill_taps(const Axis *axis, int flip, double *exact, Taps *taps) {
     memset(taps->weights, 0, (size_t)((axis->out + 3) * taps->stride) * sizeof(float));
     taps->most = 1;
-    for (int64_t x = 0; x < axis->out + 3; x++) {
-        int64_t position = x < axis->out ? x : axis->out - 1;
-        position = flip ? axis->out - 1 - position : position;
-        float *weights = taps->weights + x * taps->stride;
-        set_taps(axis, method, position, taps->first + x, taps->count + x, weights);
-        if (taps->count[x] > taps->most) taps->most = taps->count[x];
+    for (int64_t place = 0; place < axis->out + 3; place++) {
+        int64_t x = place < axis->out ? place : axis->out - 1, begin, end;
+        x = flip ? axis->out - 1 - x : x;
+        set_range(axis, x, &begin, &end);
+        double total = set_weights(axis, x, begin, end, exact);
+        /* A box narrower than a pixel may leave no weight at all: read the nearest pixel. */
+        double factor = total != 0 ? 1 / total : 0, equal = total != 0 ? 0 : 1 / (double)(end - begin);
+        float *weights = taps->weights + place * taps->stride;
+        for (int64_t k = 0; k < end - begin; k++) weights[k] = (float)(exact[k] * factor + equal);
+        taps->first[place] = (int32_t)begin, taps->count[place] = (int32_t)(end - begin);
+        if (taps->most < end - begin) taps->most = end - begin;
     }
 }
 
@@ -143,19 +150,38 @@ static void set_unit(Taps *taps, int64_t out) {
 /* QUARTERS rows go through the passes together. Between them stand float32, for every column a vector
  * of the four channels of each of the rows: so a tap is one load and one multiply-add. */
 
-/* A row of `columns` pixels, the weighted sum of `count` lines, into quarter 0 of `mixed`. */
-INLINE void mix_lines(const uint8_t *const *lines, const float *weights, int64_t columns,
-                      float *mixed, const int64_t count) {
+/* QUARTERS pixels of one row. */
+INLINE void store_column(Floats pixels, float *mixed) {
+#define STORE_COLUMN(q) *(Quarter *)(mixed + 4 * QUARTERS * q) = QUARTER(pixels, q);
+    EACH_QUARTER(STORE_COLUMN)
+}
+
+/* A row of `columns` pixels, the weighted sum of `count` lines, into quarter 0 of `mixed`. With a
+ * constant count up to FEW, addresses and weights stay in registers. */
+enum { FEW = 6 };
+INLINE void mix_few(const uint8_t *const *lines, const float *weights, int64_t columns, float *mixed,
+                    const int count) {
+    const uint8_t *line[FEW];
+    Floats weight[FEW];
+    for (int k = 0; k < count; k++) line[k] = lines[k], weight[k] = all(weights[k]);
+    for (int64_t x = 0; x < columns; x += QUARTERS, mixed += 4 * QUARTERS * QUARTERS) {
+        Floats sum = weight[0] * floats(line[0] + 4 * x);
+        for (int k = 1; k < count; k++) sum = fused(weight[k], floats(line[k] + 4 * x), sum);
+        store_column(sum, mixed);
+    }
+}
+
+static void mix_many(const uint8_t *const *lines, const float *weights, int64_t columns,
+                     float *mixed, int64_t count) {
     for (int64_t x = 0; x < columns; x += QUARTERS, mixed += 4 * QUARTERS * QUARTERS) {
         Floats sum = all(weights[0]) * floats(lines[0] + 4 * x);
         for (int64_t k = 1; k < count; k++)
             sum = fused(all(weights[k]), floats(lines[k] + 4 * x), sum);
-#define STORE_COLUMN(q) *(Quarter *)(mixed + 4 * QUARTERS * q) = QUARTER(sum, q);
-        EACH_QUARTER(STORE_COLUMN)
+        store_column(sum, mixed);
     }
 }
 
-#define MIX(count) mix_lines(lines, weights, columns, mixed, count)
+#define MIX(count) mix_few(lines, weights, columns, mixed, count)
 static void mix_rows(const uint8_t *const *lines, const float *weights, int64_t count,
                      int64_t columns, float *mixed) {
     switch (count) {
@@ -164,8 +190,8 @@ static void mix_rows(const uint8_t *const *lines, const float *weights, int64_t 
     case 3: MIX(3); break;
     case 4: MIX(4); break;
     case 5: MIX(5); break;
-    case 6: MIX(6); break;
-    default: MIX(count);
+    case FEW: MIX(FEW); break;
+    default: mix_many(lines, weights, columns, mixed, count);
     }
 }
 
@@ -230,6 +256,7 @@ typedef struct {
     int64_t ring, ready;          /* its length; rows before `ready` are or were in it */
     uint8_t *rooms, *spare;       /* of the ring, then QUARTERS; a row that nobody reads */
     int64_t room_bytes;
+    double *exact;
     float *mixed, *source;        /* between the passes: of output rows; of bicubic's source rows */
 } Work;
 
@@ -252,11 +279,13 @@ static uintptr_t divide(Work *work, const Resize *task, uintptr_t at) {
     int64_t width = task->columns[1] - task->columns[0];
     int64_t pixels = task->row_pixels > task->out_width ? task->row_pixels : task->out_width;
     *work = (Work){.task = task, .room_bytes = (4 * (pixels + VECTOR) + 63) / 64 * 64};
-    take_taps(&at, &work->down, task->out_height, most_taps(&down, task->method));
-    take_taps(&at, &work->across, task->out_width, most_taps(&across, task->method));
+    take_taps(&at, &work->down, task->out_height, most_taps(&down));
+    take_taps(&at, &work->across, task->out_width, most_taps(&across));
     if (task->method == BICUBIC) take_taps(&at, &work->unit, task->out_width, 1);
     work->ring = work->down.stride + QUARTERS;
     work->lines = take_bytes(&at, 8 * work->ring);
+    int64_t most = work->down.stride > work->across.stride ? work->down.stride : work->across.stride;
+    work->exact = take_bytes(&at, 8 * most);
     work->used = take_bytes(&at, 8 * work->ring);
     work->rooms = take_bytes(&at, (work->ring + QUARTERS) * work->room_bytes);
     work->spare = take_bytes(&at, work->room_bytes);
@@ -314,8 +343,8 @@ static void resize(const Resize *task, Rows *rows, uint8_t *out, uint8_t *worksp
     divide(&work, task, (uintptr_t)workspace);
     work.rows = rows;
     Axis down = axis_of(task, 0), across = axis_of(task, 1);
-    fill_taps(&down, task->method, 0, &work.down);
-    fill_taps(&across, task->method, task->flip, &work.across);
+    fill_taps(&down, 0, work.exact, &work.down);
+    fill_taps(&across, task->flip, work.exact, &work.across);
     keep_inside(&work.across, across.out, across.high);
     if (task->method == BICUBIC) set_unit(&work.unit, task->out_width);
     work.ready = work.down.first[0];
