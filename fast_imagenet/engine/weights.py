@@ -20,6 +20,7 @@ from fast_imagenet.engine.checkpoint import (
     load_run_checkpoint,
     refuse_beyond_memory,
 )
+from fast_imagenet.engine.json_lines import read_object
 from fast_imagenet.files import write_atomically, write_json
 from fast_imagenet.models.layers import plain_model
 
@@ -90,6 +91,7 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
         `ema` is which weights were taken: True, False, or None where the file has one kind.
     Raises:
         CheckpointError: the file cannot be read, or holds no weights.
+        RunLogError: the JSON beside it is damaged.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -155,7 +157,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise CheckpointError(
             f"{path} is cut off, damaged or not safetensors ({first_line(error)}); use another copy"
         ) from error
-    info = written | _read_info(path.with_suffix(".json"))
+    info = written | read_object(path.with_suffix(".json"))
     digest = hashlib.sha256(content).hexdigest()
     if info.get("sha256", digest) != digest:
         raise CheckpointError(
@@ -202,7 +204,7 @@ def _check_header(path: Path) -> dict:
 
 def _read_card(path: Path) -> dict:
     """What timm's config.json says about the network; {} of another config.json."""
-    config = _read_info(path)
+    config = read_object(path)
     card = config.get("pretrained_cfg")
     if not isinstance(card, dict):
         return {}
@@ -211,16 +213,6 @@ def _read_card(path: Path) -> dict:
     if card.get("mean") and card.get("std"):
         info |= {"mean": card["mean"], "std": card["std"]}
     return {key: value for key, value in info.items() if value}
-
-
-def _read_info(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); restore or delete it") from error
-    return info if isinstance(info, dict) else {}
 
 
 def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

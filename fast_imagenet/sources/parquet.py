@@ -126,19 +126,18 @@ def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> Parquet
     """One split of a folder of parquet files.
 
     Class names come from the file `classes`, from the files' own metadata, or are the numbers;
-    wnids found in the names of the images take their place. Files that number the same names
-    differently are renumbered after the first.
+    wnids found in the names of the images take their place.
 
     Raises:
-        SourceError: no such files, a damaged one, other columns than expected, or files of which
-            it is unknown how their numbers fit together.
+        SourceError: no such files, a damaged one, other columns than expected, or files that
+            number their classes differently.
     """
     paths, left_out = split_files(path, ".parquet", split)
     given = read_class_file(Path(classes)) if classes else None
     names = _common_names(paths, given)
     votes, pieces, labels = WnidVotes(), [], [np.zeros(0, np.int64)]
     for number, file in enumerate(paths):
-        for group, (labels_here, stored_bytes) in enumerate(_scan(file, names, votes)):
+        for group, (labels_here, stored_bytes) in enumerate(_scan(file, votes)):
             labels.append(labels_here)
             pieces += [(number, group, *piece) for piece in _pieces(len(labels_here), stored_bytes)]
     found = name_classes(np.concatenate(labels), votes, given or names, f"{path} ({split})")
@@ -153,7 +152,7 @@ def open_parquet(path: Path, split: str, classes: str = "", **_: Any) -> Parquet
 
 
 def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | None:
-    """Class names in the order of the first file that has them; None when none has.
+    """Class names that all files have, in one order; None when none has.
 
     For files without names the names of --source.classes, `given`, are used.
     """
@@ -161,24 +160,16 @@ def _common_names(paths: list[Path], given: list[str] | None) -> list[str] | Non
     for file in paths:
         with _opened(file) as parquet:
             names_of[file] = _names_in(parquet.schema_arrow)
-    first, names = next(((file, here) for file, here in names_of.items() if here), (None, None))
-    if first is None or names is None:
-        return None
-    if given and given != names and sorted(given) == sorted(names):
+    first, names = next((item for item in names_of.items() if item[1]), (paths[0], None))
+    if given and names and given != names and sorted(given) == sorted(names):
         raise SourceError(
             f"--source.classes has the class names of {first} in another order: leave it out"
         )
     for file, here in names_of.items():
-        if here is None and not given:
+        if here != names and not (here is None and given):
             raise SourceError(
-                f"{file} has no class names, and {first} has: give the names in the order of the"
-                " numbers with --source.classes, or write it again with them"
-            )
-        is_same = here is None or sorted(here) == sorted(names)
-        if not is_same or (here not in (None, names) and len(set(here)) < len(here)):
-            raise SourceError(
-                f"{file} has other class names than {first}: both must come from the same dataset,"
-                " write them again with one list"
+                f"{file} has not the class names of {first} in the same order: write the files"
+                " again with one list, or give --source.classes for a file without names"
             )
     return names
 
@@ -195,22 +186,12 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-def _scan(file: Path, names: list[str] | None, votes: WnidVotes) -> list[tuple[np.ndarray, int]]:
-    """Labels in the numbering of `names`, and stored bytes of the images, of each row group."""
+def _scan(file: Path, votes: WnidVotes) -> list[tuple[np.ndarray, int]]:
+    """Labels, and stored bytes of the images, of each row group."""
     with _opened(file) as parquet:
-        schema = parquet.schema_arrow
-        _check_columns(schema, file)
-        here = _names_in(schema)
-        new_labels = None
-        if names and here and here != names:
-            new_labels = [names.index(name) for name in here]
-        return [
-            (
-                _read_labels(parquet, (file, group), new_labels, votes),
-                _stored_bytes(parquet, group),
-            )
-            for group in range(parquet.num_row_groups)
-        ]
+        _check_columns(parquet.schema_arrow, file)
+        groups = range(parquet.num_row_groups)
+        return [(_read_labels(parquet, file, g, votes), _stored_bytes(parquet, g)) for g in groups]
 
 
 def _pieces(rows: int, stored_bytes: int) -> list[tuple[int, int]]:
@@ -250,40 +231,20 @@ def _names_in(schema: pa.Schema) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def _read_labels(
-    parquet: pq.ParquetFile,
-    where: tuple[Path, int],
-    new_labels: list[int] | None,
-    votes: WnidVotes,
-) -> np.ndarray:
-    """Labels of the row group `where` (int64); the names of its images vote on wnids.
-
-    `new_labels` replace the stored labels 0, 1 ...; None = keep them.
-    """
+def _read_labels(parquet: pq.ParquetFile, file: Path, group: int, votes: WnidVotes) -> np.ndarray:
+    """Labels of a row group (int64); the names of its images vote on wnids."""
     has_path = parquet.schema_arrow.field("image").type.get_field_index("path") >= 0
     columns = ["label", "image.path"] if has_path else ["label"]
     found = [np.zeros(0, np.int64)]
-    file, group = where
     for batch in _batches(parquet, group, columns, least=8):
         if batch["label"].null_count:
             what = f"{file}, row group {group} has rows without label"
             raise SourceError(f"{what}: write it again without them")
         labels = batch["label"].to_numpy(zero_copy_only=False).astype(np.int64)
-        if new_labels is not None:
-            _check_range(labels, len(new_labels), file)
-            labels = np.array(new_labels)[labels]
         found.append(labels)
         for label, path in zip(labels.tolist(), _paths(batch) if has_path else (), strict=False):
             votes.add(label, path)
     return np.concatenate(found)
-
-
-def _check_range(labels: np.ndarray, count: int, file: Path) -> None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < count:
-        raise SourceError(
-            f"{file} has labels from {labels.min()} to {labels.max()}, but {count} class names:"
-            " write it again"
-        )
 
 
 def _paths(batch: pa.RecordBatch) -> Iterator[str]:
