@@ -37,9 +37,10 @@ static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_
  * `near` covers and below the lower. */
 static void double_both(const uint8_t *near, const uint8_t *far, uint8_t *out, int64_t n) {
     for (int64_t x = 0; x < n; x += VECTOR, near += VECTOR / 2, far += VECTOR / 2) {
-        Int16s before = thrice(widen(near - 1)) + widen(far - 1), here = thrice(widen(near)) + widen(far);
+        Int16s before = thrice(widen(near - 1)) + widen(far - 1);
+        Int16s here = thrice(thrice(widen(near)) + widen(far));
         Int16s after = thrice(widen(near + 1)) + widen(far + 1);
-        *(Int16s *)(out + x) = (thrice(here) + before + 8) >> 4 | (thrice(here) + after + 7) >> 4 << 8;
+        *(Int16s *)(out + x) = (here + before + 8) >> 4 | (here + after + 7) >> 4 << 8;
     }
 }
 
@@ -54,17 +55,21 @@ static void repeat_columns(const uint8_t *in, int factor, uint8_t *out, int64_t 
 INLINE void store_pixels(Int16s red, Int16s green, Int16s blue, uint8_t *out) {
     Int16s low = low8(red, green), high = high8(red, green);
     Int16s low_blue = low8(blue, blue), high_blue = high8(blue, blue);
-    store_turned(low16(low, low_blue), high16(low, low_blue), low16(high, high_blue),
-                 high16(high, high_blue), out);
+    Int16s v[4] = {low16(low, low_blue), high16(low, low_blue), low16(high, high_blue),
+                   high16(high, high_blue)};
+    for (int i = 0; i < 4; i += QUARTERS) {
+        turn(v + i);
+        for (int q = 0; q < QUARTERS; q++) *(Int16s *)(out + 64 * q + 16 * i) = v[i + q];
+    }
 }
 
 typedef struct {
     Int16s red, green, blue;
 } Colors;
 
-/* From luma, and from chroma less 128. 1.402, 1.772, 0.34414 and 0.71414 with 16 binary places, whole
- * parts aside to fit 16 bits. One place less is exact for the range of `cr` in `red` and of `cb` in
- * `blue`. */
+/* From luma, and from chroma less 128. 1.402, 1.772, 0.34414 and 0.71414 have 16 binary places in
+ * libjpeg; whole parts stand aside to fit 16 bits. With 15 places, as `rounded_product` takes them,
+ * red and blue are the same for all 256 values. */
 INLINE Colors convert(Int16s y, Int16s cb, Int16s cr) {
     const Int16s by_green = pairs(-22554, 65536 - 46802);
     const Int32s half = (Int32s){0} + 32768;
@@ -134,7 +139,8 @@ static void gray_row(const uint8_t *y, uint8_t *out, int64_t n) {
     }
 }
 
-/* From pixels of three bytes; reads as many pixels as it writes. */
+/* From pixels of three bytes; nothing is read or written beyond the last. */
 static void rgb_row(const uint8_t *rgb, uint8_t *out, int64_t n) {
-    for (int64_t x = 0; x < n; x++) memcpy(out + 4 * x, rgb + 3 * x, 4);
+    for (int64_t x = 0; x < n - 1; x++) memcpy(out + 4 * x, rgb + 3 * x, 4);
+    for (int c = 0; c < 4; c++) out[4 * (n - 1) + c] = rgb[3 * (n - 1) + (c < 3 ? c : 2)];
 }

@@ -3,8 +3,8 @@
  * Semantics are those of Pillow's resize (triangle filter for bilinear, a = -0.5 for bicubic,
  * widened when shrinking), applied to the cropped box: the filter never reads beside it, as when
  * torchvision crops first and resizes after. Bilinear weighs rows first, in float32 with a single
- * rounding at the end: within 1 level of Pillow, which rounds between its two passes. Bicubic follows
- * Pillow's order (columns first, rounded and clipped between), because its negative weights
+ * rounding at the end: within 1 level of Pillow, which rounds between its two passes. Bicubic
+ * follows Pillow's order (columns first, rounded and clipped between), because its negative weights
  * overshoot and the clip between the passes shows. Area is the mean over the source area under each
  * output pixel, as OpenCV's INTER_AREA that FFCV resizes with; a box that is enlarged is
  * interpolated linearly.
@@ -23,8 +23,8 @@ struct Rows {
     const uint8_t *(*get)(Rows *, int64_t y, uint8_t *room);
 };
 
-/* What is resized: rows of `row_pixels` pixels, of which columns [low, high) of rows [low, high) may
- * be read; box: top, left, height, width within them. */
+/* What is resized: of rows of `row_pixels` pixels, columns [low, high) of rows [low, high) may be
+ * read; box: top, left, height, width within them. */
 typedef struct {
     int64_t row_pixels, rows[2], columns[2];
     double box[4];
@@ -42,8 +42,8 @@ typedef struct {
     int64_t stride, most;
 } Taps;
 
-/* One dimension of a box: source pixels [low, high) may be read. Lengths in source pixels: `scale` of
- * one output pixel, `reach` of the filter to either side of its center. */
+/* One dimension of a box: source pixels [low, high) may be read. Lengths in source pixels: `scale`
+ * of one output pixel, `reach` of the filter to either side of its center. */
 typedef struct {
     double start, scale, stretch, reach;
     int64_t low, high, out;
@@ -91,7 +91,8 @@ INLINE void set_range(const Axis *axis, int64_t x, int64_t *begin, int64_t *end)
 }
 
 /* Their weights, and the sum of these. */
-INLINE double set_weights(const Axis *axis, int64_t x, int64_t begin, int64_t end, double *weights) {
+INLINE double set_weights(const Axis *axis, int64_t x, int64_t begin, int64_t end,
+                          double *weights) {
     double center = axis->start + ((double)x + 0.5) * axis->scale, inverse = 1 / axis->stretch;
     double left = axis->start + (double)x * axis->scale, total = 0;
     double right = axis->start + (double)(x + 1) * axis->scale;
@@ -116,7 +117,8 @@ static void fill_taps(const Axis *axis, int flip, double *exact, Taps *taps) {
         set_range(axis, x, &begin, &end);
         double total = set_weights(axis, x, begin, end, exact);
         /* A box narrower than a pixel may leave no weight at all: read the nearest pixel. */
-        double factor = total != 0 ? 1 / total : 0, equal = total != 0 ? 0 : 1 / (double)(end - begin);
+        double factor = total != 0 ? 1 / total : 0;
+        double equal = total != 0 ? 0 : 1 / (double)(end - begin);
         float *weights = taps->weights + place * taps->stride;
         for (int64_t k = 0; k < end - begin; k++) weights[k] = (float)(exact[k] * factor + equal);
         taps->first[place] = (int32_t)begin, taps->count[place] = (int32_t)(end - begin);
@@ -147,8 +149,8 @@ static void set_unit(Taps *taps, int64_t out) {
 
 /* ==== Passes ================================================================================== */
 
-/* QUARTERS rows go through the passes together. Between them stand float32, for every column a vector
- * of the four channels of each of the rows: so a tap is one load and one multiply-add. */
+/* QUARTERS rows go through the passes together. Between the passes stand float32, for every column
+ * a vector of the four channels of each row: so a tap is one load and one multiply-add. */
 
 /* QUARTERS pixels of one row. */
 INLINE void store_column(Floats pixels, float *mixed) {
@@ -159,8 +161,8 @@ INLINE void store_column(Floats pixels, float *mixed) {
 /* A row of `columns` pixels, the weighted sum of `count` lines, into quarter 0 of `mixed`. With a
  * constant count up to FEW, addresses and weights stay in registers. */
 enum { FEW = 6 };
-INLINE void mix_few(const uint8_t *const *lines, const float *weights, int64_t columns, float *mixed,
-                    const int count) {
+INLINE void mix_few(const uint8_t *const *lines, const float *weights, int64_t columns,
+                    float *mixed, const int count) {
     const uint8_t *line[FEW];
     Floats weight[FEW];
     for (int k = 0; k < count; k++) line[k] = lines[k], weight[k] = all(weights[k]);
@@ -284,8 +286,7 @@ static uintptr_t divide(Work *work, const Resize *task, uintptr_t at) {
     if (task->method == BICUBIC) take_taps(&at, &work->unit, task->out_width, 1);
     work->ring = work->down.stride + QUARTERS;
     work->lines = take_bytes(&at, 8 * work->ring);
-    int64_t most = work->down.stride > work->across.stride ? work->down.stride : work->across.stride;
-    work->exact = take_bytes(&at, 8 * most);
+    work->exact = take_bytes(&at, 8 * (work->down.stride + work->across.stride));
     work->used = take_bytes(&at, 8 * work->ring);
     work->rooms = take_bytes(&at, (work->ring + QUARTERS) * work->room_bytes);
     work->spare = take_bytes(&at, work->room_bytes);

@@ -1,12 +1,14 @@
-/* The inverse transform of 8 x 8 blocks, QUARTERS of them side by side, each in its quarter.
+/* The inverse transform of 8 x 8 blocks, QUARTERS of them side by side, one in each quarter.
  *
  * Bit for bit libjpeg's accurate integer transform in its x86 form (jidctint: 16-bit sums wrap,
- * narrowing saturates). Constants have 13 binary places.
+ * narrowing saturates). Constants have 13 binary places: 8192 is 1, 9633 is sqrt(2) cos(3 pi / 16),
+ * and so on as there; sums of two of them are written as such or, 4433 + 6270 and 4433 - 15137, as
+ * 10703 and -10704.
  *
  * Source: Loeffler, Ligtenberg and Moschytz, ICASSP 1989; libjpeg-turbo, jidctint.c.
  */
 
-/* Sums of 32 bits that belong to one vector of 16: of the lower and the upper halves of quarters. */
+/* Sums of 32 bits for the lanes of an Int16s: of the lower and the upper halves of its quarters. */
 typedef struct {
     Int32s low, high;
 } Sums;
@@ -32,8 +34,9 @@ INLINE void finish(Int16s *x, int k, Sums even, Sums odd, int shift) {
  * rounding * unit, so that both fit 16 bits. */
 INLINE void transform_lanes(Int16s *x, int shift, int rounding, int unit) {
     Int16s units = all16(unit), sum = x[0] + x[4], difference = x[0] - x[4];
-    Sums even0 = weigh(sum, units, 8192, rounding), even1 = weigh(difference, units, 8192, rounding);
-    Sums outer0 = add_weighed(even0, x[2], x[6], 10703, 4433); /* sqrt(2) cos(pi/8), ...cos(3pi/8) */
+    Sums even0 = weigh(sum, units, 8192, rounding);
+    Sums even1 = weigh(difference, units, 8192, rounding);
+    Sums outer0 = add_weighed(even0, x[2], x[6], 10703, 4433);
     Sums outer3 = add_weighed(even0, x[2], x[6], -10703, -4433);
     Sums outer1 = add_weighed(even1, x[2], x[6], 4433, -10704);
     Sums outer2 = add_weighed(even1, x[2], x[6], -4433, 10704);
@@ -55,7 +58,10 @@ INLINE void turn_blocks(Int16s *x) {
         b[i] = low32(a[i], a[i + 2]), b[i + 1] = high32(a[i], a[i + 2]);
         b[i + 2] = low32(a[i + 1], a[i + 3]), b[i + 3] = high32(a[i + 1], a[i + 3]);
     }
-    for (int i = 0; i < 4; i++) x[2 * i] = low64(b[i], b[i + 4]), x[2 * i + 1] = high64(b[i], b[i + 4]);
+    for (int i = 0; i < 4; i++) {
+        x[2 * i] = low64(b[i], b[i + 4]);
+        x[2 * i + 1] = high64(b[i], b[i + 4]);
+    }
 }
 
 /* Columns clipped to bytes, then to rows, two in each of x[0..3]. Every round of interleaving turns
@@ -73,8 +79,8 @@ INLINE void turn_to_bytes(Int16s *x) {
  *
  * blocks: 64 coefficients each, row by row, before they are multiplied by `steps`, likewise row by
  * row; 16-byte aligned. to: the first pixel of each block's eight rows, `pitch` bytes apart; blocks
- * may share one. Returns nonzero where a product of a block's first row is beyond 14 bits, as no
- * image has it: there libjpeg's shortcut for flat columns wraps, and this does not. */
+ * may share one. Returns nonzero where a product of a block's first row is beyond 14 bits, as none
+ * of an image is: there libjpeg's shortcut for flat columns wraps, and this does not. */
 static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t *steps,
                             uint8_t *const to[QUARTERS], int64_t pitch) {
     Int16s x[8];
@@ -89,10 +95,10 @@ static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t
     transform_lanes(x, 18, 1 << 13, 1 << 4);
     turn_to_bytes(x);
     for (int row = 0; row < 8; row += 2) {
-#define STORE_ROWS(q)                                       \
-    {                                                       \
-        Quarter rows = QUARTER(x[row / 2], q);              \
-        memcpy(to[q] + row * pitch, &rows, 8);              \
+#define STORE_ROWS(q)                                               \
+    {                                                               \
+        Quarter rows = QUARTER(x[row / 2], q);                      \
+        memcpy(to[q] + row * pitch, &rows, 8);                      \
         memcpy(to[q] + (row + 1) * pitch, (uint8_t *)&rows + 8, 8); \
     }
         EACH_QUARTER(STORE_ROWS)

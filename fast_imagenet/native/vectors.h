@@ -136,19 +136,18 @@ INLINE Int16s gather(const void *const from[QUARTERS]) {
 #endif
 }
 
-/* Quarter q of the four vectors goes to to[q * 64]. */
-INLINE void store_turned(Int16s a, Int16s b, Int16s c, Int16s d, uint8_t *to) {
+/* Quarter i of vector k becomes quarter k of vector i. */
+INLINE void turn(Int16s v[QUARTERS]) {
 #if QUARTERS == 4
-#define TURN(v, w, order) _mm512_shuffle_i32x4((Bits)(v), (Bits)(w), order)
-    Bits ab = TURN(a, b, 0x44), ab_high = TURN(a, b, 0xee);
-    Bits cd = TURN(c, d, 0x44), cd_high = TURN(c, d, 0xee);
-    ((Int16s *)to)[0] = (Int16s)TURN(ab, cd, 0x88), ((Int16s *)to)[1] = (Int16s)TURN(ab, cd, 0xdd);
-    ((Int16s *)to)[2] = (Int16s)TURN(ab_high, cd_high, 0x88);
-    ((Int16s *)to)[3] = (Int16s)TURN(ab_high, cd_high, 0xdd);
+#define TURN(a, b, order) _mm512_shuffle_i32x4((Bits)(a), (Bits)(b), order)
+    Bits low01 = TURN(v[0], v[1], 0x44), high01 = TURN(v[0], v[1], 0xee);
+    Bits low23 = TURN(v[2], v[3], 0x44), high23 = TURN(v[2], v[3], 0xee);
+    v[0] = (Int16s)TURN(low01, low23, 0x88), v[1] = (Int16s)TURN(low01, low23, 0xdd);
+    v[2] = (Int16s)TURN(high01, high23, 0x88), v[3] = (Int16s)TURN(high01, high23, 0xdd);
 #else
-#define TURN(v, w, order) (Int16s) _mm256_permute2x128_si256((Bits)(v), (Bits)(w), order)
-    ((Int16s *)to)[0] = TURN(a, b, 0x20), ((Int16s *)to)[1] = TURN(c, d, 0x20);
-    ((Int16s *)to)[2] = TURN(a, b, 0x31), ((Int16s *)to)[3] = TURN(c, d, 0x31);
+    Bits low = _mm256_permute2x128_si256((Bits)v[0], (Bits)v[1], 0x20);
+    v[1] = (Int16s)_mm256_permute2x128_si256((Bits)v[0], (Bits)v[1], 0x31);
+    v[0] = (Int16s)low;
 #endif
 }
 
@@ -161,7 +160,8 @@ INLINE void store_turned(Int16s a, Int16s b, Int16s c, Int16s d, uint8_t *to) {
 #ifdef __clang__
 #define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shufflevector((Type)(a), (Type)(b), __VA_ARGS__)
 #else
-#define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shuffle((Type)(a), (Type)(b), (Type){__VA_ARGS__})
+#define SHUFFLE(Type, a, b, ...) \
+    (Int16s) __builtin_shuffle((Type)(a), (Type)(b), (Type){__VA_ARGS__})
 #endif
 typedef int64_t Int64s LANES(VECTOR);
 #define TURNS(name, Type, ...) \
@@ -216,7 +216,5 @@ INLINE Floats floats(const uint8_t *from) {
 }
 INLINE int any(Int16s v) { return (((Int64s)v)[0] | ((Int64s)v)[1]) != 0; }
 INLINE Int16s gather(const void *const from[QUARTERS]) { return *(const Int16s *)from[0]; }
-INLINE void store_turned(Int16s a, Int16s b, Int16s c, Int16s d, uint8_t *to) {
-    ((Int16s *)to)[0] = a, ((Int16s *)to)[1] = b, ((Int16s *)to)[2] = c, ((Int16s *)to)[3] = d;
-}
+INLINE void turn(Int16s v[QUARTERS]) { (void)v; }
 #endif
