@@ -29,6 +29,7 @@ lint: setup  ## check style, format and types
 bench:  ## measure speed against the peers: make bench IMAGES=folder of photographs (500 px or more)
 	@test -d "$(IMAGES)" || { echo "IMAGES='$(IMAGES)' is not a folder of photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
+	@PYTHON=$(PYTHON) bash scripts/setup_bench.sh
 	$(PY) benchmarks/run_all.py --images "$(IMAGES)"
 
 torture: setup  ## kill processes, damage files, fill disks, and count what held: under 20 minutes
@@ -38,5 +39,5 @@ doctor:  ## report what is missing on this machine, and how to fix it
 	@if [ -x $(PY) ]; then $(PY) -m tools.doctor; else $(PYTHON) -m tools.doctor; fi
 
 clean:  ## remove .venv, compiled files and caches; data/ and runs/ stay
-	rm -rf .venv .ruff_cache .pytest_cache .mypy_cache build fast_imagenet/native/*.so
+	rm -rf .venv .venv-bench .ruff_cache .pytest_cache .mypy_cache build fast_imagenet/native/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

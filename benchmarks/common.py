@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
-PACKAGES += ["albumentations", "nvidia-dali-cuda120"]  # peers that may be missing
 CLOCK = {"choices": ["wall", "cpu"], "default": "wall", "help": "cpu where other jobs run"}
 IMAGES = {
     "images": {"required": True, "help": "folder of images, with subfolders"},
@@ -136,8 +135,8 @@ def describe_machine(cores: list[int]) -> dict:
         "load_before": [round(value, 2) for value in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "opencv": _version("opencv-python-headless") or _version("opencv-python"),
+        "versions": {name: version(name) for name in PACKAGES},
+        "opencv": version("opencv-python-headless") or version("opencv-python"),
         "commit": _git("rev-parse", "--short", "HEAD") + (" and changes" if changes else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -194,7 +193,8 @@ def _git(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Of an installed package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -2,179 +2,258 @@
 
     python benchmarks/loader_throughput.py --images FOLDER --json out.json
 
-Contestants take turns, round after round, on the same cores; rates are medians. What is measured,
-and what is not: benchmarks/README.md.
+Each group of peers is a process of its own; all are restricted to the same cores and take turns,
+round after round. What is measured, and what is not: benchmarks/README.md.
 """
 
 import argparse
+import json
+import os
+import re
+import select
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
+from contestants import PLAIN, STRONG, TABLE, Row, expected_area, ramp
 
-BATCH_SIZE = 64
-SLOTS = 5  # FFCV's buffers: the batches before all are touched are left out of the timing
+HERE = Path(__file__).resolve().parent
 FLAGS = common.IMAGES | {
-    "cores": {"default": 1, "help": "cores and loader threads"},
-    "per_round": {"default": 1000, "help": "images per round"},
+    "cores": {"default": 1, "help": "cores and loader threads; with more than one, FFCV alone"},
+    "seconds": {"default": 1.0, "help": "about how long a round of one contestant takes"},
     "clock": common.CLOCK,
+    "peers": {"default": str(HERE.parent / ".venv-bench"), "help": "environment of the peers"},
+    "draws": {"default": 512, "help": "images whose crop areas are checked"},
 }
 RATIOS = {
     "plain_160_vs_ffcv": ("ours_plain_160", "ffcv_plain_160"),
     "plain_224_vs_ffcv": ("ours_plain_224", "ffcv_plain_224"),
+    "avx2_160_vs_ffcv": ("ours_avx2_plain_160", "ffcv_plain_160"),
+    "avx2_224_vs_ffcv": ("ours_avx2_plain_224", "ffcv_plain_224"),
+    "portable_160_vs_ffcv": ("ours_portable_plain_160", "ffcv_plain_160"),
+    "stock_file_160_vs_ffcv": ("ours_on_stock_plain_160", "ffcv_plain_160"),
+    "stock_file_224_vs_ffcv": ("ours_on_stock_plain_224", "ffcv_plain_224"),
+    "raw_160_vs_ffcv": ("ours_raw_160", "ffcv_raw_160"),
+    "plain_160_vs_tensorflow": ("ours_plain_160", "tensorflow_plain_160"),
+    "plain_224_vs_tensorflow": ("ours_plain_224", "tensorflow_plain_224"),
     "strong_160_vs_torchvision": ("ours_strong_160", "torchvision_strong_160"),
     "strong_160_vs_ffcv_plain": ("ours_strong_160", "ffcv_plain_160"),
-    "raw_160_vs_ffcv": ("ours_raw_160", "ffcv_raw_160"),
-    "plain_160_vs_torchvision": ("ours_plain_160", "torchvision_plain_160"),
-    "strong_160_vs_timm": ("ours_strong_160", "timm_strong_160"),
-    "strong_160_vs_albumentations": ("ours_strong_160", "albumentations_strong_160"),
-    "strong_160_vs_dali": ("ours_strong_160", "dali_strong_160"),
 }
-Clock = Callable[[], float]
+VARIABLES = {  # of all processes
+    "CUDA_VISIBLE_DEVICES": "",
+    "NUMBA_THREADING_LAYER": "omp",  # TBB's threads would wait for ever at the end
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # it would ask the network for its newest version
+    "PYTHONWARNINGS": "ignore",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+TIMEOUT = 600  # seconds until a process that does not answer is ended
 
 
-def epochs(
-    path: str, operations: list[Any], cores: int, count: int, clock: Clock
-) -> Callable[[int], float]:
-    """Resolution -> rate of `count` images through an FFCV loader.
-
-    One loader serves all resolutions, as in training: stock FFCV would compile each anew.
-    """
-    import numpy as np
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.reader import Reader
-    from ffcv.transforms import ToTensor
-
-    size = min(BATCH_SIZE, count)
-    loader = Loader(
-        path,
-        batch_size=size,
-        num_workers=cores,
-        os_cache=True,
-        order=OrderOption.SEQUENTIAL,
-        indices=np.resize(np.arange(int(Reader(path).num_samples)), count + SLOTS * size),
-        drop_last=True,
-        pipelines={"image": [*operations, ToTensor()], "label": None},
-    )
-
-    def run(resolution: int) -> float:
-        operations[0].output_size = (resolution, resolution)
-        batches = iter(loader)
-        for _ in range(SLOTS):
-            next(batches)
-        begin, seen = clock(), 0
-        for (images,) in batches:
-            seen += len(images)
-        assert images.shape[1:] == (resolution, resolution, 3)
-        return seen / (clock() - begin)
-
-    return run
+class PeerError(RuntimeError):
+    """A contestant cannot be measured; the message is the reason."""
 
 
-def ffcv_contestants(
-    paths: dict[str, str], cores: int, count: int, clock: Clock
-) -> dict[str, common.Rate]:
-    """Name -> function that returns a rate; all through FFCV's loader."""
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder as StockDecoder
-    from ffcv.transforms import RandomHorizontalFlip
+class Process:
+    """A running worker.py: commands in, answers out."""
 
-    from fast_imagenet.ops import ColorJitter, CropDecode, RandAugment, RandomErasing
+    def __init__(self, python: str, cores: int, variables: dict[str, str]) -> None:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(cores))
+        environment = os.environ | VARIABLES | threads | variables
+        command = [python, str(HERE / "worker.py"), str(cores)]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        try:
+            self.process = subprocess.Popen(command, env=environment, **pipes)
+        except OSError as problem:
+            raise PeerError(
+                f"{python} does not start ({problem.strerror}): run `make bench`"
+            ) from None
 
-    def stock(file: str) -> Callable[[int], float]:
-        operations = [StockDecoder((160, 160)), RandomHorizontalFlip()]
-        return epochs(paths[file], operations, cores, count, clock)
+    def ask(self, do: str, **what: Any) -> dict:
+        """The answer to one command.
 
-    def ours(file: str, *more: Any, **options: Any) -> Callable[[int], float]:
-        return epochs(paths[file], [CropDecode(160, **options), *more], cores, count, clock)
+        Raises: PeerError with the reason, also when the process ended or hangs.
+        """
+        try:
+            print(json.dumps({"do": do, **what}), file=self.process.stdin, flush=True)
+        except OSError:
+            line = ""
+        else:
+            if not select.select([self.process.stdout], [], [], TIMEOUT)[0]:
+                self.process.kill()
+                raise PeerError(f"no answer in {TIMEOUT} s")
+            line = self.process.stdout.readline()
+        if not line:
+            raise PeerError(f"its process ended with status {self.process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer
 
-    def strong(mode: str) -> Callable[[int], float]:
-        """RandAugment (2 operations, magnitude 9), ColorJitter 0.4/0.4/0.4, RandomErasing 0.25."""
-        color = (RandAugment(2, 9, mode=mode), ColorJitter(0.4, 0.4, 0.4))
-        return ours("ours", *color, RandomErasing(0.25, mode="const"))
-
-    stock_jpeg, our_jpeg = stock("stock"), ours("ours")
-    return {
-        "ffcv_plain_160": partial(stock_jpeg, 160),
-        "ours_plain_160": partial(our_jpeg, 160),
-        "ffcv_plain_224": partial(stock_jpeg, 224),
-        "ours_plain_224": partial(our_jpeg, 224),
-        "ffcv_raw_160": partial(stock("raw"), 160),
-        "ours_raw_160": partial(ours("raw"), 160),
-        "ours_strong_160": partial(strong("lite"), 160),
-        "ours_strong_full_160": partial(strong("full"), 160),
-        "ours_plain_160_exact_decode": partial(ours("ours", reduced_decode=False), 160),
-        "ours_plain_160_bicubic": partial(ours("ours", method="bicubic"), 160),
-        "ours_plain_160_on_stock_file": partial(ours("stock"), 160),
-    }
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
-def peer_contestants(path: str, cores: int, count: int, clock: Clock) -> dict[str, common.Rate]:
-    """Name -> function that returns a rate; those that are installed, on FFCV's JPEGs."""
+class Contest:
+    """Contestants by name. One that fails is left out, with the reason."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path, table: dict[str, Row]) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.entries = {f"{name}_{recipe}": (row, recipe)
+                        for name, row in table.items() for recipe in row.recipes}  # fmt: skip
+        self.processes: dict[tuple, Process] = {}
+        self.left_out: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
+        if arguments.cores > 1:
+            reason = "on one core only: its user starts one process per core"
+            for name, (row, _) in list(self.entries.items()):
+                if row.variables or not row.home:
+                    self.leave_out(name, reason)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Raises: SystemExit for ours and stock FFCV, unless a processor may miss their path."""
+        row, _ = self.entries.pop(name)
+        self.left_out[name] = reason
+        if row.home and not row.variables:
+            raise SystemExit(f"{name}: {reason}")
+
+    def process_of(self, row: Row) -> Process:
+        key = (row.home, row.place.partition(":")[0], *row.variables.items())
+        if key not in self.processes:
+            venv = Path(self.arguments.peers).absolute()
+            python = sys.executable if row.home else str(venv / "bin" / "python")
+            variables = {name: value.format(venv=venv) for name, value in row.variables.items()}
+            self.processes[key] = Process(python, self.arguments.cores, variables)
+        return self.processes[key]
+
+    def load(self, name: str) -> None:
+        """Check what it makes of the ramp, then build it on the images.
+
+        Raises: PeerError.
+        """
+        (row, recipe), a = self.entries[name], self.arguments
+        process, what = self.process_of(row), {"place": row.place, "options": row.options}
+        tasks = ([str(self.folder / kind), recipe, a.cores, a.smoke] for kind in ("ramp", "images"))
+        check_output(process.ask("check", count=a.draws, task=next(tasks), **what), row, recipe)
+        if note := process.ask("load", name=name, task=next(tasks), **what)["note"]:
+            self.notes[name] = note
+
+    def take_turns(self, do: Callable[[str, Row], Any]) -> dict[str, Any]:
+        """What `do` returns for every contestant; those for which it fails are left out."""
+        found = {}
+        for name, (row, _) in list(self.entries.items()):
+            try:
+                found[name] = do(name, row)
+            except PeerError as problem:
+                self.leave_out(name, str(problem))
+        return found
+
+    def run(self, images: int) -> dict[str, list[dict]]:
+        """Rates by both clocks of every round, after one that warms up and sets their length."""
+
+        def warm_up(name: str, row: Row) -> int:
+            self.load(name)
+            rate = self.process_of(row).ask("round", name=name, count=images)["wall"]
+            # every image equally often
+            return images * max(1, round(rate * self.arguments.seconds / images))
+
+        counts, rounds = self.take_turns(warm_up), []
+        for number in range(self.arguments.rounds):
+            print(f"round {number + 1} of {self.arguments.rounds}", flush=True)
+            rounds.append(self.take_turns(
+                lambda name, row: self.process_of(row).ask("round", name=name, count=counts[name])
+            ))  # fmt: skip
+        return {name: [found[name] for found in rounds] for name in self.entries}
+
+    def versions(self) -> dict[str, str]:
+        """Of the peers' packages, without pillow-simd, which has a folder of its own."""
+        names = re.findall(r"([\w-]+)==", (HERE / "requirements.txt").read_text())
+        rows = [row for row, _ in self.entries.values() if not row.home]
+        return self.process_of(rows[0]).ask("versions", names=names) if rows else {}
+
+
+def check_output(found: dict, row: Row, recipe: str) -> None:
+    """Raises: PeerError where the output is not uint8 of the asked size, or crops differ."""
+    count, *shape = found["shape"]
+    size = int(recipe.rpartition("_")[2])
+    if found["dtype"] != "uint8" or shape not in ([size, size, 3], [3, size, size]):
+        raise PeerError(f"its output is {found['dtype']} {found['shape']}")
+    if recipe == STRONG:
+        return
+    mean, deviation = expected_area()
+    areas, slack = found["areas"], 0.01 + 5 * deviation / count**0.5
+    if not row.own_crops and abs(sum(areas) / count - mean) > slack:
+        raise PeerError(f"its crops have {sum(areas) / count:.2f} of the area, asked: {mean:.2f}")
+    if not 0.05 < min(areas) <= max(areas) < 1.05:
+        raise PeerError(f"its crops have {min(areas):.2f} to {max(areas):.2f} of the area")
+
+
+def write_files(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The images and the ramp, as JPEG files and in FFCV's format, and what they are."""
     import data
-    import peers
-
-    files, missing, runs = data.sample_bytes(path), peers.missing_packages(), {}
-    count = max(cores, count // 4)  # they are slower: rounds of about equal length
-    for recipe in ("plain", "strong"):
-        strong = recipe == "strong"
-        for name, transform in peers.TRANSFORMS.items():
-            if name not in missing:
-                samples = peers.Samples(files, transform(160, strong), count)
-                runs[f"{name}_{recipe}_160"] = peers.epoch(samples, cores, clock)
-        if "dali" not in missing:
-            run = peers.dali_epoch(files, 160, strong, cores, count, clock)
-            runs[f"dali_{recipe}_160"] = run
-    return runs
-
-
-def measure(arguments: argparse.Namespace) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Rates by contestant, and what they were measured on."""
-    import data
-    import peers
 
     images = data.read_images(arguments.images, arguments.limit, arguments.max_side)
-    cores, left_out = arguments.cores, peers.missing_packages()
-    options = (cores, arguments.per_round, common.CLOCKS[arguments.clock])
     kinds = {"ours": {"markers": True}, "raw": {"mode": "raw"}, "stock": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {
-            name: data.write_file(Path(folder, f"{name}.beton"), images, workers=cores, **extra)
-            for name, extra in kinds.items()
-        }
-        sizes = {name: sum(map(len, data.sample_bytes(path))) for name, path in paths.items()}
-        runs = ffcv_contestants(paths, *options)
-        if cores > 1 and arguments.clock == "cpu":
-            left_out |= dict.fromkeys(peers.TRANSFORMS, "its workers are other processes: no clock")
-        else:
-            runs |= peer_contestants(paths["stock"], *options)
-        rates = common.interleave(runs, arguments.rounds)
+    for name, arrays in {"ramp": [ramp()] * arguments.draws, "images": images}.items():
+        (folder / name).mkdir()
+        sizes = {}
+        for kind, extra in kinds.items():
+            path = data.write_file(folder / name / f"{kind}.beton", arrays, **extra)
+            samples = data.sample_bytes(path)
+            sizes[kind] = sum(map(len, samples))
+        for number, encoded in enumerate(samples):  # of stock FFCV's file, as peers see them
+            (folder / name / f"{number:06}.jpg").write_bytes(encoded)
     pixels = [image.shape[0] * image.shape[1] for image in images]
-    return rates, {
-        "images": len(images),
-        "max_side": arguments.max_side,
-        "mean_pixels": sum(pixels) // len(pixels),
-        "quality": data.QUALITY,
-        "batch_size": BATCH_SIZE,
+    found = {"images": len(images), "mean_pixels": sum(pixels) // len(pixels)}
+    return found | {"image_bytes": sizes, "max_side": arguments.max_side, "quality": data.QUALITY}
+
+
+def measure(arguments: argparse.Namespace, table: dict[str, Row]) -> tuple[dict, dict[str, Any]]:
+    """Rates by contestant, and what they were measured on."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = write_files(arguments, Path(folder))
+        contest = Contest(arguments, Path(folder), table)
+        try:
+            rounds = contest.run(found["images"])
+            versions = contest.versions()
+        finally:
+            for process in contest.processes.values():
+                process.close()
+    first, second = sorted(common.CLOCKS, key=lambda clock: clock != arguments.clock)
+    cores, rates = arguments.cores, {}
+    for name, values in rounds.items():
+        by = {clock: common.summary([value[clock] for value in values]) for clock in common.CLOCKS}
+        per_core = by[first]["median"] / (cores if first == "wall" else 1)
+        rates[name] = {"per_core": per_core, **by[first], second: by[second]}
+    reasons = Path(arguments.peers, "left_out.txt")
+    return rates, found | {
         "cores": cores,
-        "clock": arguments.clock,
-        "peers_run_in": "one process" if cores == 1 else "a DataLoader's workers",
-        "left_out": left_out,
-        "image_bytes": sizes,
+        "clock": first,
+        "left_out": contest.left_out,
+        "not_installed": reasons.read_text().splitlines() if reasons.is_file() else [],
+        "notes": contest.notes,
+        "peer_versions": versions,
     }
 
 
-def main() -> None:
-    arguments = common.read_arguments(None, __doc__, rounds=7, **FLAGS)
+def hardest_peer(rates: dict[str, dict], table: dict[str, Row]) -> str | None:
+    """Name of the fastest contestant that is not ours, 160 px."""
+    names = [f"{name}_{PLAIN[0]}" for name in table if not name.startswith("ours")]
+    return max((n for n in names if n in rates), key=lambda n: rates[n]["median"], default=None)
+
+
+def main(table: dict[str, Row] = TABLE) -> None:
+    arguments = common.read_arguments(None, __doc__, rounds=9, **FLAGS)
     machine = common.start(arguments.cores, arguments.smoke)
-    rates, data = measure(arguments)
-    # processor time is of one core already
-    cores = arguments.cores if arguments.clock == "wall" else 1
-    rates = {name: {"per_core": rate["median"] / cores, **rate} for name, rate in rates.items()}
-    ratios = {key: common.ratio(rates, *pair) for key, pair in RATIOS.items() if pair[1] in rates}
-    common.publish(arguments.json, rates, ratios, data=data, machine=machine)
+    rates, data = measure(arguments, table)
+    hardest = hardest_peer(rates, table)
+    pairs = RATIOS | {"plain_160_vs_hardest": ("ours_plain_160", hardest)}
+    ratios = {key: common.ratio(rates, *pair) for key, pair in pairs.items() if {*pair} <= {*rates}}
+    common.publish(arguments.json, rates, ratios, hardest=hardest, data=data, machine=machine)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ FLAGS = {
     "images": common.IMAGES["images"],
     "out": {"help": "folder for the results (benchmarks/results/DATE_MACHINE)"},
     "clock": common.CLOCK,
+    "peers": {"default": str(HERE.parent / ".venv-bench"), "help": "environment of the peers"},
     "only": {"nargs": "+", "help": "results to make, by name; default: all"},
 }
 # name of the result -> the script and its flags
 SCRIPTS = {
-    "loader_1_core": "loader_throughput {images} {clock}",
-    "loader_all_cores": "loader_throughput {images} {clock} --cores {cores}",
+    "loader_1_core": "loader_throughput {images} {clock} {peers}",
+    "loader_all_cores": "loader_throughput {images} --cores {cores}",
     "op_kernels": "op_kernels {images}",
     "decoder_memory": "decoder_memory",
     "scale": "scale {clock}",
@@ -35,7 +36,7 @@ SCRIPTS = {
     "writer": "writer_throughput {images} {clock} --rounds 9",
 }
 TINY = {  # for tests, and the training step too: one core, at sizes that mean nothing
-    "loader_1_core": "loader_throughput {images} {quick} --per-round 8",
+    "loader_1_core": "loader_throughput {images} {quick} {peers} --seconds 0 --draws 64",
     "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
     "decoder_memory": "decoder_memory --smoke --side 64",
     "scale": "scale --smoke --rounds 1",
@@ -78,6 +79,7 @@ def main() -> None:
     words = {
         "{images}": ["--images", str(Path(arguments.images).resolve())],
         "{clock}": ["--clock", arguments.clock],
+        "{peers}": ["--peers", arguments.peers],
         "{cores}": [str(cores)],
         "{quick}": ["--smoke", "--rounds", "1"],
     }

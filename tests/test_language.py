@@ -25,6 +25,7 @@ TEXTS = [
     *ROOT.glob("*_configs/*.yaml"),
     *(ROOT / "Makefile", ROOT / "scripts/setup.sh", ROOT / "pyproject.toml"),
     *(ROOT / "requirements.txt", ROOT / "environment.yml"),
+    *(ROOT / "benchmarks/requirements.txt", ROOT / "scripts/setup_bench.sh"),
 ]
 FILES = sorted(path.relative_to(ROOT) for path in {*PROGRAMS, *TEXTS} - {ROOT / "docs/LOG.md"})
 UNIT = r"(?:images?|samples?|cores?|second|ranks?|GPU|step|epoch|channel|class|result|process|run)"

@@ -30,7 +30,16 @@ BOUNDS = {
     for bound in map(Requirement, group)
     if bound.name != PROJECT["name"]  # an extra that includes others
 }
-OPTIONAL = {"wandb", "albumentations", "nvidia"}  # imported only when asked for, or if there
+# imported only when asked for, or by a peer of benchmarks/requirements.txt
+OPTIONAL = {
+    "wandb",
+    "albumentations",
+    "kornia_rs",
+    "nvidia",
+    "simplejpeg",
+    "tensorflow",
+    "torchcodec",
+}
 # Installed by another package: llvmlite by numba, packaging by pytest
 COMES_ALONG = {"llvmlite", "packaging"}
 # Rooms that a program of stock FFCV uses: docs/operations.md

@@ -1,0 +1,67 @@
+"""Loaders on PIL images: torchvision, timm, and Pillow or pillow-simd called by hand.
+
+`strong`: also RandAugment (2 operations, magnitude 9), ColorJitter 0.4/0.4/0.4, RandomErasing 0.25.
+"""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from contestants import PerImage, Task, draw_box
+
+
+class Torchvision(PerImage):
+    """torchvision's v2 transforms on PIL images; the last two stages on the uint8 tensor."""
+
+    stack = staticmethod(torch.stack)
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        torch.set_num_threads(1)
+        color = [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if task.strong else []
+        erase = [v2.RandomErasing(0.25)] if task.strong else []
+        crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
+        self.transform = v2.Compose([*crop, *color, v2.PILToTensor(), *erase])
+
+    def image(self, data: bytes) -> torch.Tensor:
+        return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Timm(PerImage):
+    """timm's training transform, the part that its users run on the CPU: erasing comes later."""
+
+    def __init__(self, task: Task) -> None:
+        from timm.data.transforms_factory import transforms_imagenet_train
+
+        super().__init__(task)
+        self.transform = transforms_imagenet_train(
+            self.size,
+            use_prefetcher=True,
+            interpolation="bilinear",
+            color_jitter=0.4 if task.strong else None,
+            force_color_jitter=task.strong,
+            auto_augment="rand-m9" if task.strong else None,
+            re_prob=0.25 if task.strong else 0.0,
+        )
+
+    def image(self, data: bytes) -> np.ndarray:
+        return np.asarray(self.transform(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+class Draft(PerImage):
+    """Pillow's fast calls: decoded at 1/2 or less where the crop allows it, resized from a box."""
+
+    def image(self, data: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        y, x, h, w = draw_box(self.rng, height, width)
+        image.draft("RGB", (self.size * width // w, self.size * height // h))
+        fx, fy = image.size[0] / width, image.size[1] / height
+        box = (x * fx, y * fy, (x + w) * fx, (y + h) * fy)
+        image = image.convert("RGB").resize((self.size, self.size), Image.BILINEAR, box)
+        if self.rng.random() < 0.5:
+            image = image.transpose(Image.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
