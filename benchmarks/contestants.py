@@ -6,6 +6,7 @@ Read by both interpreters, ours and that of .venv-bench: nothing but numpy is im
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ TABLE = {
     "torchvision": Row("torchvision on PIL", "peers.pil:Torchvision", BOTH),
     "timm": Row("timm on PIL", "peers.pil:Timm", BOTH),
     "pillow": Row("Pillow, draft and box", "peers.pil:Draft"),
-    "pillow_simd": Row("pillow-simd, draft and box", "peers.pil:Draft", variables=SIMD),
+    "pillow_simd": Row("pillow-simd, draft and box", "peers.pil:Draft", options={"simd": True}, variables=SIMD),
 }  # fmt: skip
 
 
@@ -106,6 +107,7 @@ class Contestant:
     """Batches of uint8 images; rounds leave out the first `untimed` batches."""
 
     untimed = 0
+    path = ""  # of our native library, the code path in use
 
     def epoch(self, count: int) -> Iterator[Any]:
         """Batches of at least `count` images, after the untimed ones: [b, h, w, 3] or [b, 3, h, w],
@@ -150,6 +152,7 @@ def crop_areas(images_bhwc: np.ndarray) -> np.ndarray:
     return np.abs(slopes[0] * slopes[1]) * (size / 255) ** 2
 
 
+@cache
 def expected_area(draws: int = 20_000) -> tuple[float, float]:
     """Mean and standard deviation of the fraction that torchvision's crops of the ramp show."""
     rng = np.random.default_rng(1)

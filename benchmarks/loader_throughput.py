@@ -68,9 +68,8 @@ class Process:
         try:
             self.process = subprocess.Popen(command, env=environment, **pipes)
         except OSError as problem:
-            raise PeerError(
-                f"{python} does not start ({problem.strerror}): run `make bench`"
-            ) from None
+            reason = f"{python} does not start ({problem.strerror}): run `make bench`"
+            raise PeerError(reason) from None
 
     def ask(self, do: str, **what: Any) -> dict:
         """The answer to one command.
@@ -107,7 +106,7 @@ class Contest:
                         for name, row in table.items() for recipe in row.recipes}  # fmt: skip
         self.processes: dict[tuple, Process] = {}
         self.left_out: dict[str, str] = {}
-        self.notes: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
         if arguments.cores > 1:
             reason = "on one core only: its user starts one process per core"
             for name, (row, _) in list(self.entries.items()):
@@ -139,8 +138,8 @@ class Contest:
         process, what = self.process_of(row), {"place": row.place, "options": row.options}
         tasks = ([str(self.folder / kind), recipe, a.cores, a.smoke] for kind in ("ramp", "images"))
         check_output(process.ask("check", count=a.draws, task=next(tasks), **what), row, recipe)
-        if note := process.ask("load", name=name, task=next(tasks), **what)["note"]:
-            self.notes[name] = note
+        if path := process.ask("load", name=name, task=next(tasks), **what)["path"]:
+            self.paths[name] = path
 
     def take_turns(self, do: Callable[[str, Row], Any]) -> dict[str, Any]:
         """What `do` returns for every contestant; those for which it fails are left out."""
@@ -235,7 +234,7 @@ def measure(arguments: argparse.Namespace, table: dict[str, Row]) -> tuple[dict,
         "clock": first,
         "left_out": contest.left_out,
         "not_installed": reasons.read_text().splitlines() if reasons.is_file() else [],
-        "notes": contest.notes,
+        "paths": contest.paths,
         "peer_versions": versions,
     }
 

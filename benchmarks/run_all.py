@@ -2,7 +2,7 @@
 
     make bench IMAGES=FOLDER
 
-Each script is a process of its own. About 14 minutes on two cores. Results land in
+Each script is a process of its own. Results land in
 benchmarks/results/DATE_MACHINE/, then docs/performance.md and the table in README.md are written.
 Leave the machine alone meanwhile; the load before each script is in its file.
 """

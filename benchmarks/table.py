@@ -232,6 +232,8 @@ def loader_section(one: dict, several: dict | None) -> Lines:
     ]
     peers = [f"{name} {version}" for name, version in data.get("peer_versions", {}).items()]
     lines += ["", f"Peers in .venv-bench: {', '.join(peers)}."] if peers else []
+    paths = sorted({f"{label_of(name)[0]}: {path}" for name, path in data.get("paths", {}).items()})
+    lines += ["", f"Code paths of the native library: {', '.join(paths)}."] if paths else []
     if several:
         lines += ["", f"On {several['data']['cores']} cores together:", "", *loader_table(several)]
         lines += ["", machine_line(several)]

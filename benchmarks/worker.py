@@ -30,7 +30,7 @@ def build(place: str, task: list, options: dict) -> Contestant:
 
 def load(name: str, **what: Any) -> dict:
     LOADED[name] = build(**what)
-    return {"note": getattr(LOADED[name], "note", "")}
+    return {"path": LOADED[name].path}
 
 
 def check(count: int, **what: Any) -> dict:

@@ -57,5 +57,5 @@ class Ours(FFCVLoader):
         if task.strong:
             color = (ops.RandAugment(2, 9, mode=mode), ops.ColorJitter(0.4, 0.4, 0.4))
             then = [*color, ops.RandomErasing(0.25, mode="const")]
-        self.note = native.path()  # the code path in use
+        self.path = native.path()
         super().__init__(task, [ops.CropDecode(task.size, then=then, **options)], file)

@@ -6,6 +6,7 @@
 import io
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torchvision.transforms import v2
@@ -53,6 +54,11 @@ class Timm(PerImage):
 
 class Draft(PerImage):
     """Pillow's fast calls: decoded at 1/2 or less where the crop allows it, resized from a box."""
+
+    def __init__(self, task: Task, simd: bool = False) -> None:
+        super().__init__(task)
+        if simd and "post" not in PIL.__version__:  # as only pillow-simd's versions end
+            raise ImportError("pillow-simd is not installed")
 
     def image(self, data: bytes) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
