@@ -85,8 +85,8 @@ TABLE = {
     "torchcodec": Row("torchcodec, torchvision", "peers.tensors:TorchCodec"),
     "torchvision": Row("torchvision on PIL", "peers.pil:Torchvision", BOTH),
     "timm": Row("timm on PIL", "peers.pil:Timm", BOTH),
-    "pillow": Row("Pillow, draft and box", "peers.pil:Draft"),
-    "pillow_simd": Row("pillow-simd, draft and box", "peers.pil:Draft", options={"simd": True}, variables=SIMD),
+    "pillow": Row("Pillow, draft, box", "peers.pil:Draft"),
+    "pillow_simd": Row("pillow-simd, draft, box", "peers.pil:Draft", PLAIN, {"simd": True}, SIMD),
 }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def smoke(tmp_path_factory):
     command = [sys.executable, "benchmarks/run_all.py", "--smoke", f"--out={folder / 'out'}"]
     command += [f"--images={folder / 'images'}", f"--peers={sys.prefix}"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
     done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     files = (folder / "out").glob("*.json")
@@ -157,6 +157,7 @@ def check_contestants(result):
                 text.startswith(("ModuleNotFoundError: ", "ImportError: ")) for text in reasons
             )
     assert installed >= {"torchvision", "torchvision_tensors", "timm", "pillow", "ours", "ffcv"}
+    # PIL itself must not be taken for it
     assert left_out["pillow_simd_plain_160"] == "ImportError: pillow-simd is not installed"
     assert result["rates"]["ours_plain_160"].keys() >= {"median", "min", "max", "rounds", "cpu"}
     assert result["hardest"] in result["rates"] and result["data"]["peer_versions"]["torch"]
