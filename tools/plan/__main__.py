@@ -29,7 +29,7 @@ from fastargs import Param
 from fast_imagenet.config import Number, Str, extended, read_config
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_json
-from fast_imagenet.machine import available_memory, cpu_quota
+from fast_imagenet.machine import available_memory
 from fast_imagenet.program import LOWER_MEMORY, exit_on_signal, run_program
 from fast_imagenet.validation import unwritable, validate
 from tools.plan import forecast
@@ -122,9 +122,8 @@ def machine_of(cfg: SimpleNamespace, distributed: Distributed) -> Machine:
     from fast_imagenet.environment import environment
 
     device, is_gpu = environment()["device"], distributed.device.type == "cuda"
-    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(Path("/sys/fs/cgroup"))
-    workers = distributed.workers(cfg.data.num_workers)
-    return Machine(device, is_gpu, cores, quota, workers, distributed.world_size)
+    cores, workers = len(os.sched_getaffinity(0)), distributed.workers(cfg.data.num_workers)
+    return Machine(device, is_gpu, cores, workers, distributed.world_size)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -64,7 +64,6 @@ class Storage:
     scattered: float | None  # bytes/s of single images, by all workers
     random_order: bool  # samples are read all over the data, not window by window
     checked: bool  # whole pages are read and checked when they are first needed
-    check: float  # seconds of checking all pages once
 
     @property
     def fits(self) -> bool:
@@ -185,7 +184,7 @@ def predict(
 
 
 def reading_seconds(storage: Storage, epochs: list[float]) -> float:
-    """Seconds that training waits for the disk, and for the pages' checksums, in all epochs.
+    """Seconds that training waits for the disk, in all epochs.
 
     Args:
         storage: the training data; an unknown rate counts as endless.
@@ -196,5 +195,5 @@ def reading_seconds(storage: Storage, epochs: list[float]) -> float:
     absent = storage.bytes * (1 - (1.0 if storage.resident is None else storage.resident))
     first = absent / first_rate if first_rate else 0.0
     later = storage.missing / order_rate if order_rate else 0.0
-    waits = [max(0.0, max(first, later) - epochs[0]) + storage.check]
-    return sum(waits + [max(0.0, later - epoch) for epoch in epochs[1:]])
+    needed = [max(first, later), *(later for _ in epochs[1:])]
+    return sum(max(0.0, read - epoch) for read, epoch in zip(needed, epochs, strict=True))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from fast_imagenet.data.augmentation import Augment, stages_of
-from tools.plan.forecast import Costs, Forecast, Row, Storage, Times, reading_seconds
+from tools.plan.forecast import Costs, Forecast, Row, Storage, Times
 
 GB = 1e9
 UNSURE = 0.1  # of the total: a plan that is less sure than this reports a range
@@ -39,7 +39,6 @@ class Machine:
     device: str  # name
     is_gpu: bool
     cores: int  # usable
-    quota: float | None  # cores' worth of time that a container gives; None = all
     workers: int
     ranks: int
 
@@ -125,21 +124,13 @@ def _order_advice(plan: Plan) -> Iterator[Advice]:
     data, room = f"the data ({_gb(s.bytes + s.val_bytes)})", f"{_gb(s.room)} of memory"
     if s.fits and not s.random_order:
         yield Advice("data.in_memory=true", f"{data} fits {room}: a fully random order is possible")
-    elif not s.fits and plan.cfg.data.backend != "ffcv":
-        yield Advice("data.backend=ffcv with data.in_memory=false", f"{data} does not fit {room}")
     elif not s.fits and s.random_order:
-        epochs = [row.seconds / row.count for row in plan.training for _ in range(row.count)]
-        in_windows = replace(s, random_order=False)
-        saved = reading_seconds(s, epochs) - reading_seconds(in_windows, epochs)
-        gain = f"; saves about {duration(saved)}" if saved > 1 else ""
-        yield Advice("data.in_memory=false", f"{data} does not fit {room}{gain}")
+        backend = "" if plan.cfg.data.backend == "ffcv" else "data.backend=ffcv with "
+        yield Advice(f"{backend}data.in_memory=false", f"{data} does not fit {room}")
 
 
 def _loader_advice(plan: Plan) -> Iterator[Advice]:
     t, machine = plan.longest.times, plan.machine
-    if machine.quota is not None and machine.workers > machine.quota:
-        why = f"the container gives {machine.quota:g} cores of time: more workers are throttled"
-        yield Advice(f"data.num_workers={max(1, int(machine.quota))}", why)
     loading = (t.together - t.step) / t.together  # what the loader adds
     if loading < 0.15:
         return
@@ -158,16 +149,11 @@ def _loader_advice(plan: Plan) -> Iterator[Advice]:
 
 
 def _setting_advice(plan: Plan) -> Iterator[Advice]:
-    training, v = plan.cfg.training, plan.cfg.validation
+    training = plan.cfg.training
     if plan.machine.is_gpu and training.compile == "off":
         yield Advice("training.compile=auto", "the network is not compiled")
     if plan.machine.is_gpu and training.precision == "fp32":
         yield Advice("training.precision=auto", "fp32 takes two to four times as long on a GPU")
-    fraction, size = plan.forecast.of("evaluation") / plan.forecast.seconds, v.plain_resolution
-    if fraction > 0.15 and (v.resolution, v.crop_ratio) != (size, v.plain_crop_ratio):
-        why = f"evaluation is {fraction:.0%} of the run; both evals would share a pass"
-        crop = f"validation.crop_ratio={v.plain_crop_ratio:g}"
-        yield Advice(f"validation.resolution={size} with {crop}", why)
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ Sizes are bytes, rates bytes per second.
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import os
 import time
@@ -26,7 +25,6 @@ REGION = 64 << 20  # bytes of the file that the disk is timed on
 BLOCK = 8 << 20  # bytes of a large read: a page of the file
 IMAGES = 256  # single reads
 LIMIT = 5.0  # seconds for each of the two
-TIMED_PAGES = 8
 
 
 def measure_storage(cfg: SimpleNamespace, workers: int) -> Storage:
@@ -37,13 +35,13 @@ def measure_storage(cfg: SimpleNamespace, workers: int) -> Storage:
     """
     train, val = (open_dataset(getattr(cfg.data, f"{s}_dataset"), s) for s in ("train", "val"))
     ours = cfg.data.backend == "ffcv"
-    resident, rates, check = None, (None, None), 0.0
+    resident, rates, checked = None, (None, None), False
     if isinstance(train, BetonFile):
         resident = fraction_resident(train.path)
         rates = reading_rates(train.path, train.offsets, train.sizes, workers)
-        check = _page_check_seconds(train) if ours and cfg.data.check_pages else 0.0
+        checked = ours and cfg.data.check_pages and not PageChecks(train).why_not
     random_order, sizes = cfg.data.in_memory or not ours, (_size(train), _size(val))
-    return Storage(*sizes, 0, resident, *rates, random_order, check > 0, check)
+    return Storage(*sizes, 0, resident, *rates, random_order, checked)
 
 
 def _size(source) -> int:
@@ -52,18 +50,6 @@ def _size(source) -> int:
         return source.path.stat().st_size
     sample = np.linspace(0, len(source) - 1, min(len(source), 200)).astype(int)
     return int(np.mean([len(source.read(int(i))) for i in sample]) * len(source))
-
-
-def _page_check_seconds(file: BetonFile) -> float:
-    """Seconds of checking all pages once; 0 where the file has no checksums."""
-    checks, pages = PageChecks(file), np.unique(file.offsets // file.page_size)
-    if checks.why_not:
-        return 0.0
-    some = pages[:: math.ceil(len(pages) / TIMED_PAGES)]
-    PageChecks(file).check(some)  # brings them into memory
-    begin = time.perf_counter()
-    checks.check(some)
-    return (time.perf_counter() - begin) * len(pages) / len(some)
 
 
 def fraction_resident(path: str | Path) -> float | None:
