@@ -26,7 +26,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -409,7 +409,7 @@ def _read_file(name: str, search: Sequence[Path], reading: _Reading) -> None:
     if root is None or _is_null(root):
         return
     if isinstance(root, yaml.MappingNode):
-        _take_settings(root, file, reading)
+        _take_settings(root, (), file, reading, {})
         return
     fix = "write sections as `training:` with keys below"
     reading.problems.append(f"{file}: holds no settings; {fix}")
@@ -453,24 +453,10 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
 
 
-def _take_settings(root: yaml.MappingNode, file: str, reading: _Reading) -> None:
-    first_line: dict[Key, int] = {}
-    for key, node in _leaves(root, (), file, reading):
-        place = f"{file} line {node.start_mark.line + 1}"
-        if key in first_line:
-            name = ".".join(key)
-            reading.problems.append(
-                f"{place}: {name} is in line {first_line[key]} already; keep one of them"
-            )
-        first_line[key] = node.start_mark.line + 1
-        reading.take(_Given(key, node.value, place))
-
-
-def _leaves(
-    mapping: yaml.MappingNode, prefix: Key, file: str, reading: _Reading
-) -> Iterator[tuple[Key, yaml.ScalarNode]]:
-    """Settings below `mapping` with their nodes; what is not one becomes a problem."""
-    began: dict[Key, int] = {}
+def _take_settings(
+    mapping: yaml.MappingNode, prefix: Key, file: str, reading: _Reading, lines: dict[Key, int]
+) -> None:
+    """Take the settings below `mapping`; what is not one, or in `lines` already, is a problem."""
     for key_node, node in mapping.value:
         if len(reading.problems) >= MAX_PROBLEMS:
             return
@@ -481,15 +467,15 @@ def _leaves(
             continue
         key = prefix + tuple(key_node.value.split("."))
         problem = _misfit(key, node, reading.entries)
-        if key in began:
-            problem = f"section {'.'.join(key)} begins in line {began[key]} already; join the two"
+        if key in lines:
+            problem = f"{'.'.join(key)} is in line {lines[key]} already; keep one of them"
+        lines.setdefault(key, line)
         if problem:
             reading.problems.append(f"{place}: {problem}")
         elif isinstance(node, yaml.MappingNode):
-            began[key] = line
-            yield from _leaves(node, key, file, reading)
+            _take_settings(node, key, file, reading, lines)
         elif key in reading.entries:
-            yield key, node
+            reading.take(_Given(key, node.value, place))
 
 
 def _misfit(key: Key, node: yaml.Node, entries: dict[Key, Any]) -> str | None:

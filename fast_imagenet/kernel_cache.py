@@ -85,14 +85,10 @@ def _without_cache() -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        _note_once(f"the cache of compiled kernels failed ({error}): they are compiled anew")
+        _note(f"the cache of compiled kernels failed ({error}): they are compiled anew")
 
 
-@functools.cache
-def _note_once(sentence: str) -> None:
-    _note(sentence)
-
-
+@functools.cache  # each once
 def _note(sentence: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"note: {sentence}", file=sys.stderr, flush=True)

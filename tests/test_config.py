@@ -367,7 +367,7 @@ def test_empty_files_and_sections_change_nothing(write, text):
         ("a: 1\n---\nb: 2", "line 2: but found another document"),
         ("training: {epochs: 3, epochs: 4}", "training.epochs is in line 1 already"),
         ("lr: {lr: 1}\nlr.lr: 2", "line 2: lr.lr is in line 1 already"),
-        ("lr: {lr: 1}\nlr: {warmup: no}", "line 2: section lr begins in line 1 already"),
+        ("lr: {lr: 1}\nlr: {warmup: no}", "line 2: lr is in line 1 already"),
         ("lr: &a {lr: 1}\ntraining: *a", "line 2: alias *a: aliases are not read"),
         ("lr: {<<: {lr: 1}}", "'lr.<<' is not a setting"),
         ("training:\n  epochs: !!python/name:os.system ''", "has no meaning here"),
