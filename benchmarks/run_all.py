@@ -32,6 +32,7 @@ SCRIPTS = {
     "op_kernels": "op_kernels {images}",
     "decoder_memory": "decoder_memory",
     "scale": "scale {clock}",
+    "thread_balance": "thread_balance {images}",
     "startup": "startup {clock}",
     "writer": "writer_throughput {images} {clock} --rounds 9",
 }
@@ -40,6 +41,7 @@ TINY = {  # for tests, and the training step too: one core, at sizes that mean n
     "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
     "decoder_memory": "decoder_memory --smoke --side 64",
     "scale": "scale --smoke --rounds 1",
+    "thread_balance": "thread_balance {images} {quick} --limit 3",
     "startup": "startup --smoke",
     "train_step": "train_step {images} {quick} --device cpu --arch timm/test_resnet --compile off "
     "--cores 1 --batch-size 4 --side 32 --steps 1",

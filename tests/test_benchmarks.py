@@ -33,7 +33,10 @@ KEYS = {
     "startup": ["ours_compile_seconds", "ffcv_compile_seconds"],
     "writer": ["writer_vs_ffcv", "writer_bytes_vs_ffcv", "rates"],
 }
-NEW_KEYS = {"scale": ["samples", "data"]}  # until the committed results have them
+NEW_KEYS = {  # until the committed results have them
+    "scale": ["samples", "data"],
+    "thread_balance": ["slowest_vs_mean"],
+}
 GPU_KEYS = {"train_step": ["step_vs_ffcv_imagenet", "loader_fed_vs_fixed", "rates"]}
 STOCK_HAS = ["brightness", "contrast", "saturation", "translate", "erasing", "normalize to float32"]
 
@@ -135,6 +138,8 @@ def test_ratios_are_those_of_the_rates(committed):
 @pytest.mark.slow
 def test_every_script_runs(smoke):
     check_keys(smoke, KEYS | NEW_KEYS | GPU_KEYS)
+    for recipe in smoke["thread_balance"]["slowest_vs_mean"].values():
+        assert min(recipe["16 x 256"].values()) >= 1
     times = smoke["op_kernels"]["milliseconds"]["32"]
     assert len(times) == 20 and all("ours" in who for who in times.values())
     assert all("ffcv" in times[name] for name in STOCK_HAS)

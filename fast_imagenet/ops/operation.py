@@ -113,7 +113,7 @@ class KeyedOperation(EpochCounter, Operation):
         super().__init_subclass__()
         if hasattr(cls, "apply") and "step" in inspect.signature(cls.apply).parameters:
             raise TypeError(
-                f"{cls.__name__}.apply takes a step, as in 0.2.0; give it (first, end, ...), for "
+                f"{cls.__name__}.apply takes a step; kernels take (first, end, ...) now, for "
                 f"images first to end - 1"
             )
 

@@ -24,6 +24,7 @@ from fast_imagenet.ops import (
     CenterCropDecode,
     CropDecode,
     DecodeError,
+    RandomSolarize,
     enable_precompiled,
     geometry,
     policy,
@@ -687,6 +688,20 @@ def test_counted_errors_give_black_images(damaged, files):
     np.testing.assert_array_equal(images[others], good[others])
 
 
+def test_errors_are_the_same_with_operations_in_one_visit(damaged):
+    """Black images go through the operations, too."""
+    with pytest.raises(DecodeError, match=r"damaged\.beton: sample 5: .*could not decode.*2 such"):
+        run_on_damaged(damaged, CropDecode(16, then=[RandomSolarize(0, 1.0)]))
+    decoder, seen = CropDecode(16, on_error="count", then=[RandomSolarize(0, 1.0)]), []
+    decoder.before_batch = seen.append
+    images = run_on_damaged(damaged, decoder)
+    plain = run_on_damaged(damaged, CropDecode(16, on_error="count"))
+    assert decoder.error_count == 2 and (images[5] == 255).all()
+    whole = np.delete(np.arange(24), 11)  # what is left of 11 is not the same twice
+    np.testing.assert_array_equal(images[whole], 255 - plain[whole])
+    np.testing.assert_array_equal(seen, [np.arange(24)])
+
+
 def test_samples_outside_the_file_are_reported(files):
     """A truncated file: the sample's bytes are gone, nothing is read beyond the end."""
     operation = CropDecode(16, on_error="count")
@@ -729,12 +744,12 @@ def test_center_ratio_is_checked():
 
 
 def test_operations_can_be_pickled_after_use():
-    operation = CropDecode(8, seed=3)
+    operation = CropDecode(8, seed=3, then=[RandomSolarize(seed=4)])
     pixels = np.zeros((30, 40, 3), np.uint8)
     samples = np.array([[pixels.ctypes.data, pixels.size, 1, 30, 40]], np.int64)
     operation.apply(samples, np.array([[0, 0, 30, 40, 0]]), np.empty((1, 8, 8, 3), np.uint8))
     copy = pickle.loads(pickle.dumps(operation))
-    assert copy.seed == 3
+    assert copy.seed == 3 and copy.then[0].seed == 4
     assert copy.output_size == (8, 8)
     assert not copy._decoders
 

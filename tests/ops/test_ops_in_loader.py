@@ -23,6 +23,7 @@ from ffcv.transforms import ToTensor
 from fast_imagenet import ops
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.data.augmentation import POLICIES, STAGES, Augment
+from fast_imagenet.ops.operation import KeyedOperation
 from tests import ops_data
 from tests.conftest import ROOT
 from tools.preview import Stored
@@ -36,7 +37,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Operation -> pipelines that use it, as functions of the seed. A decoder is put before the changes.
 DECODERS = {
-    "CropDecode": [lambda seed: ops.CropDecode(SIZE, (0.2, 1.0), flip=0.5, seed=seed)],
+    "CropDecode": [
+        lambda seed, **more: ops.CropDecode(SIZE, (0.2, 1.0), flip=0.5, seed=seed, **more)
+    ],
     "CenterCropDecode": [lambda seed: ops.CenterCropDecode(SIZE, 0.8)],
 }
 CHANGES = {
@@ -75,17 +78,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def cases():
-    """Name -> function of the seed: [decoder, *changes]."""
-    found = {}
+    """Name -> function of the seed: [decoder, *changes]; 'then': the decoder has the changes."""
+    found, crop = {}, DECODERS["CropDecode"][0]
     for name, decoders in DECODERS.items():
         for k, make in enumerate(decoders):
             found[f"{name}_{k}"] = lambda seed, make=make: [make(seed)]
     for name, changes in CHANGES.items():
         for k, make in enumerate(changes):
-            found[f"{name}_{k}"] = lambda seed, make=make: [
-                DECODERS["CropDecode"][0](seed),
-                *make(seed),
-            ]
+            found[f"{name}_{k}"] = lambda seed, make=make: [crop(seed), *make(seed)]
+            if all(isinstance(change, KeyedOperation) for change in make(0)):
+                found[f"{name}_{k}_then"] = lambda seed, make=make: [crop(seed, then=make(seed))]
     return found
 
 
@@ -131,7 +133,7 @@ def bare(stored, operations, epoch):
     """A batch of all images, without FFCV."""
     set_epoch(operations, epoch)
     decoder, *changes = operations
-    images_bhwc = stored.decode(decoder)
+    images_bhwc, changes = stored.decode(decoder), [*decoder.then, *changes]
     for operation in changes:
         if isinstance(operation, ops.Normalize):
             images_bhwc = operation.transform(images_bhwc)
@@ -279,8 +281,9 @@ def bare_recipe(stored, augment, epoch):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_train_loader_gives_the_bytes_of_the_bare_operations(path, stored, policy):
     augment = replace(ALL, policy=policy)
-    expected = bare_recipe(stored, augment, 4)
-    seen, order = collected(train_loader(path, augment).epoch(4, SIDE))
+    expected, loader = bare_recipe(stored, augment, 4), train_loader(path, augment)
+    assert [images.shape[1] for images, *_ in loader.epoch(0, SIDE - 8)] == [SIDE - 8] * 3
+    seen, order = collected(loader.epoch(4, SIDE))
     assert len(order) == COUNT // 8 * 8
     np.testing.assert_array_equal(seen[order], expected[order])
 
@@ -321,6 +324,33 @@ def test_after_to_tensor_it_is_refused_with_the_mend(name):
         operation.declare_state_and_memory(wrong)
 
 
+def test_what_cannot_follow_in_one_visit_is_refused(path):
+    cases = [
+        (ops.Normalize(MEAN, STD), "then takes KeyedOperations; put Normalize behind the decoder"),
+        (ops.RandomErasing(1, "pixel"), "mode is 'pixel' on uint8 images"),
+    ]
+    for operation, words in cases:
+        pipelines = {"image": [ops.CropDecode(SIZE, then=[operation])], "label": None}
+        with pytest.raises(ValueError, match=words):
+            Loader(path, batch_size=8, num_workers=1, pipelines=pipelines)
+
+
+def test_operations_of_a_decoder_count_its_epochs(path):
+    changes = [ops.RandomGrayscale(seed=SEED), ops.GaussianBlur(seed=SEED)]
+    decoders = [
+        ops.CropDecode(SIZE, then=changes[:1]),
+        ops.CenterCropDecode(SIZE, 1, then=changes[1:]),
+    ]
+    for decoder, change in zip(decoders, changes, strict=True):
+        pipelines = {"image": [decoder, ToTensor()], "label": None}
+        loader = Loader(path, batch_size=COUNT, num_workers=1, pipelines=pipelines)
+        for _ in range(3):
+            assert len(list(loader)) == 1
+        assert change._epoch == decoder._epoch == 4  # one more when the loader is built
+        decoder.set_epoch(9)
+        assert len(list(loader)) == 1 and change._epoch == 9
+
+
 def test_a_loader_refuses_a_wrong_order_at_once(path):
     decoder = ops.CropDecode(SIZE)
     wrong = [decoder, ToTensor(), ops.RandomGrayscale()]
@@ -340,7 +370,7 @@ def drawn(seed, epoch, first=0):
     samples, found = np.arange(first, first + DRAWS), {}
     for name, make in cases().items():
         kind, operation = name.partition("_")[0], make(seed)[-1]
-        if kind in FIXED:
+        if kind in FIXED or name.endswith("then"):
             continue
         set_epoch([operation], epoch)
         if kind == "CropDecode":
