@@ -29,7 +29,6 @@ from fast_imagenet.models.layers import plain_model
 RAW_KEYS = ("model", "state_dict")
 EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
 EMBEDDED = ("arch", "num_classes", "classes", "use_blurpool", "mean", "std", "weights")
-LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
 
 
 def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:
@@ -55,7 +54,8 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
     }
     # in the file, too: the JSON beside it may not be copied with it
     kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
-    content = _with_info(safetensors.torch.save(tensors, metadata={"format": "pt"}), kept)
+    # one key: the library orders two at random
+    content = safetensors.torch.save(tensors, metadata={"info": kept})
     info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
     json.dumps(info, allow_nan=False)  # what JSON does not know stops us before the first file
     try:
@@ -63,16 +63,6 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
         write_json(path.with_suffix(".json"), info)
     except OSError as error:
         raise CheckpointError(f"cannot write {path} ({error.strerror}); make room") from error
-
-
-def _with_info(content: bytes, info: str) -> bytes:
-    """A safetensors file with `info` in its metadata; the library orders two keys at random."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"]["info"] = info
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
@@ -149,15 +139,18 @@ def strip_blur_filters(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.
 def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not path.is_file():
         raise CheckpointError(f"weights {path} do not exist; check the name")
-    written = _check_header(path)
+    refuse_beyond_memory(path, path.stat().st_size)
     content = path.read_bytes()
     try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
         state = safetensors.torch.load(content)
     except Exception as error:  # some headers fail inside torch only
         raise CheckpointError(
             f"{path} is cut off, damaged or not safetensors ({first_line(error)}); use another copy"
         ) from error
-    info = written | read_object(path.with_suffix(".json"))
+    info = _read_metadata(metadata) or _read_card(path.with_name("config.json"))
+    info |= read_object(path.with_suffix(".json"))
     digest = hashlib.sha256(content).hexdigest()
     if info.get("sha256", digest) != digest:
         raise CheckpointError(
@@ -170,36 +163,12 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     return state, {"ema": kinds.get(str(info.get("weights"))), **info}
 
 
-def _check_header(path: Path) -> dict:
-    """Look at the header of a safetensors file before memory is taken for the rest of it.
-
-    Returns:
-        What the file, or timm's config.json beside it, says about the network.
-    Raises:
-        CheckpointError: the file is not as long as its header says, or longer than the memory.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 0 < length <= min(size - 8, LONGEST_HEADER) else b""
-    try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        whole = -1
-    if whole != size:
-        raise CheckpointError(
-            f"{path} is cut off, damaged or not safetensors (its header does not describe a file "
-            f"of {size:,} bytes); use another copy"
-        )
-    refuse_beyond_memory(path, size)
-    written = None
-    with suppress(ValueError, TypeError, RecursionError):
-        written = json.loads(entry_of(header, "__metadata__", "info") or "{}")
-    if isinstance(written, dict) and written:
-        return written
-    return _read_card(path.with_name("config.json"))
+def _read_metadata(metadata: dict[str, str]) -> dict:
+    """What `save_weights` wrote into a file about its network; {} of another program's."""
+    with suppress(ValueError, RecursionError):
+        written = json.loads(metadata.get("info", "{}"))
+        return written if isinstance(written, dict) else {}
+    return {}
 
 
 def _read_card(path: Path) -> dict:

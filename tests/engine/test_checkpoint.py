@@ -403,7 +403,7 @@ def sparse_file(path, header, size):
 
 @pytest.mark.parametrize("kind", ["whole", "longer than its header", "header of zeros", "torch"])
 def test_a_file_beyond_the_memory_is_one_sentence(tmp_path, kind):
-    """1 TB that takes no room on the disk: nothing of it is read but its header."""
+    """1 TB that takes no room on the disk: nothing of it is read."""
     size = 2**40
     name = "w.pt" if kind == "torch" else "w.safetensors"
     entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
@@ -411,8 +411,7 @@ def test_a_file_beyond_the_memory_is_one_sentence(tmp_path, kind):
     if kind in ("header of zeros", "torch"):
         header = b""
     path = sparse_file(tmp_path / name, header, size + (8 + len(header)) * (kind == "whole"))
-    said = "GB of memory are free" if kind in ("whole", "torch") else "its header does not describe"
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(CheckpointError, match="GB of memory are free") as caught:
         load_weights(path)
     assert "\n" not in str(caught.value)
 
