@@ -99,7 +99,7 @@ def test_one_decoder_serves_two_threads_at_once():
     for thread in threads:
         thread.join()
     assert wrong == [False] * 3
-    assert 1 <= len(decoder._workspaces) <= 3 * numba.config.NUMBA_NUM_THREADS
+    assert 1 <= len(decoder._decoders) <= 3 * numba.config.NUMBA_NUM_THREADS
 
 
 def test_a_table_that_is_missing_is_no_sound_file():

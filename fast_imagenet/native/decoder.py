@@ -41,6 +41,36 @@ _LIBRARY = _functions()
 _TURBO = (ctypes.c_void_p * 4)(*turbojpeg.addresses())
 
 
+def batch_places(
+    samples: np.ndarray,
+    crops: np.ndarray,
+    images_bhwc: np.ndarray,
+    status: np.ndarray,
+    *,
+    method: str,
+    reduced: bool,
+    own: bool | str = True,
+) -> tuple:
+    """A batch as `Decoder.decode` takes it: addresses, found once for all threads and ranges.
+
+    Args:
+        samples: int64 [b, 5], columns address, size in bytes, mode (1: raw pixels, else JPEG),
+            height, width. Address 0 marks a sample whose bytes lie outside the file.
+        crops: int64 [b, 5], columns top, left, height, width, mirrored; inside the images.
+        images_bhwc: uint8 [b, h, w, 3], written; black where a sample cannot be decoded.
+        status: int64 [b], written: GOOD, or what went wrong.
+        method: of METHODS.
+        reduced: whether JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
+        own: False: libturbojpeg decodes all; 'only': it decodes nothing, what we do not read has
+            FAILED.
+    All arrays are C-contiguous, and the caller keeps them alive. Nothing is checked here.
+    """
+    height, width = images_bhwc.shape[1:3]
+    options = (height, width, METHODS[method], reduced, 2 if own == "only" else own)
+    output = ctypes.byref(_Output(images_bhwc.ctypes.data, *options))
+    return samples.ctypes.data, crops.ctypes.data, output, status.ctypes.data
+
+
 class Decoder:
     """Decoder and buffers of one thread: it grows to what its largest sample needs.
 
@@ -54,38 +84,9 @@ class Decoder:
         # not at the end of the process: a loader's thread may still be decoding then
         weakref.finalize(self, _LIBRARY.free_decoder, self._handle).atexit = False
 
-    def decode(
-        self,
-        first: int,
-        end: int,
-        samples: np.ndarray,
-        crops: np.ndarray,
-        images_bhwc: np.ndarray,
-        status: np.ndarray,
-        *,
-        method: str,
-        reduced: bool,
-        own: bool | str = True,
-    ) -> None:
-        """Decode, crop, resize and mirror samples `first` to `end` - 1 of a batch.
-
-        Args:
-            samples: int64 [b, 5], columns address, size in bytes, mode (1: raw pixels, else JPEG),
-                height, width. Address 0 marks a sample whose bytes lie outside the file.
-            crops: int64 [b, 5], columns top, left, height, width, mirrored; inside the images.
-            images_bhwc: uint8 [b, h, w, 3], written; black where a sample cannot be decoded.
-            status: int64 [b], written: GOOD, or what went wrong.
-            method: of METHODS.
-            reduced: whether JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
-            own: False: libturbojpeg decodes all; 'only': it decodes nothing, what we do not read
-                has FAILED.
-        All arrays are C-contiguous. Nothing is checked here.
-        """
-        height, width = images_bhwc.shape[1:3]
-        options = (height, width, METHODS[method], reduced, 2 if own == "only" else own)
-        output = _Output(images_bhwc.ctypes.data, *options)
-        places = (samples.ctypes.data, crops.ctypes.data, ctypes.byref(output), status.ctypes.data)
-        _LIBRARY.decode_crops(self._handle, first, end, *places)
+    def decode(self, first: int, end: int, batch: tuple) -> None:
+        """Decode, crop, resize and mirror samples `first` to `end` - 1 of a `batch_places`."""
+        _LIBRARY.decode_crops(self._handle, first, end, *batch)
 
 
 def resize(
@@ -110,5 +111,7 @@ def resize(
     samples = np.array([[pixels.ctypes.data, pixels.size, 1, *pixels.shape[:2]]], np.int64)
     crops, status = np.array([[*box, flip]], np.int64), np.zeros(1, np.int64)
     result = np.empty((1, *size, 3), np.uint8)
-    Decoder().decode(0, 1, samples, crops, result, status, method=method, reduced=False)
+    Decoder().decode(
+        0, 1, batch_places(samples, crops, result, status, method=method, reduced=False)
+    )
     return result[0]

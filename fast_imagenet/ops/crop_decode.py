@@ -25,7 +25,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.state import State
 
 from .. import rng
-from ..native.decoder import METHODS, REASONS, Decoder
+from ..native.decoder import METHODS, REASONS, Decoder, batch_places
 from .kernel import kernel
 from .operation import EpochCounter, KeyedOperation, check_probability, whole_seed
 from .precompiled import enable_precompiled, run_threads, thread_count
@@ -233,17 +233,22 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
         changes: functions of (first, end), called in this order for images just decoded.
         """
         samples, crops = np.ascontiguousarray(samples), np.ascontiguousarray(crops)
-        arrays = (samples, crops, images_bhwc, np.zeros(len(samples), np.int64))
-        options = {"method": self.method, "reduced": self.reduced_decode, "own": self._own_decoder}
+        status = np.zeros(len(samples), np.int64)
+        batch = batch_places(
+            *(samples, crops, images_bhwc, status),
+            method=self.method,
+            reduced=self.reduced_decode,
+            own=self._own_decoder,
+        )
 
         def work(thread, first, end):
-            decoders[thread].decode(first, end, *arrays, **options)
+            decoders[thread].decode(first, end, batch)
             for change in changes:
                 change(first, end)
 
         with self._borrowed(thread_count(len(samples))) as decoders:
             run_threads(work, len(samples))
-        return arrays[-1]
+        return status
 
     @contextmanager
     def _borrowed(self, threads: int) -> Iterator[list[Decoder]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fast_imagenet.native.decoder import METHODS, Decoder, resize
+from fast_imagenet.native.decoder import METHODS, Decoder, batch_places, resize
 from tests import reference
 
 
@@ -106,5 +106,6 @@ def test_writes_only_its_own_bytes():
         out, status = np.full(7 * 9 * 3 + 80, 77, np.uint8), np.zeros(1, np.int64)
         target = out[: 7 * 9 * 3].reshape(1, 7, 9, 3)
         box = np.array([[0, 0, 20, 30, 0]], np.int64)
-        Decoder().decode(0, 1, sample, box, target, status, method=method, reduced=False)
+        places = batch_places(sample, box, target, status, method=method, reduced=False)
+        Decoder().decode(0, 1, places)
         assert (out[-80:] == 77).all()
