@@ -140,7 +140,7 @@ static int is_ours(const Image *image, int kind, int reduce) {
 static int start_sample(Decoder *decoder, int which, const Sample *sample, const Crop *crop,
                         const Output *output) {
     Image *image = &decoder->images[which];
-    const Table *chosen[6];
+    const Table *chosen[6], *others = which ? decoder->images[0].tables : NULL;
     image->tiles = image->next_tile = image->is_damaged = image->is_ours = 0;
     image->data = sample->data, image->size = sample->size;
     image->crop[0] = (int)crop->top, image->crop[1] = (int)crop->left;
@@ -159,7 +159,7 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
         return GOOD;
     }
     image->is_ours = output->is_own && is_ours(image, image->kind, denominator(crop, output)) &&
-                     fill_tables(&image->header, image->tables, chosen);
+                     fill_tables(&image->header, image->tables, others, chosen);
     if (!image->is_ours) return GOOD;
     uint8_t *planes = take_room(&decoder->planes[which], lay_out_planes(image, chosen));
     if (!planes) return NO_MEMORY;

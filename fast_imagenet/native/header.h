@@ -144,13 +144,19 @@ int read_header(const uint8_t *data, int64_t size, Header *header) {
     return UNREAD;
 }
 
-/* Tables to read with, kept from one image to the next, as they are often the same. chosen: DC and AC
- * of each component. Returns whether they are those of an 8-bit image. */
-static int fill_tables(const Header *header, Table tables[6], const Table *chosen[6]) {
+/* Tables to read with, kept from one image to the next, as they are often the same. others: tables that
+ * may be shared, or NULL. chosen: DC and AC of each component. Returns whether they are those of an
+ * 8-bit image. */
+static int fill_tables(const Header *header, Table tables[6], const Table *others,
+                       const Table *chosen[6]) {
     for (int i = 0; i < 2 * header->parts; i++) {
         const uint8_t *code = header->codes[i];
-        int is_shared = i >= 4 && !memcmp(code, header->codes[i - 2], CODE);
-        chosen[i] = is_shared ? chosen[i - 2] : &tables[i];
+        if (i >= 4 && !memcmp(code, header->codes[i - 2], CODE)) {
+            chosen[i] = chosen[i - 2];
+            continue;
+        }
+        int is_shared = others && others[i].bits && !memcmp(others[i].code, code, CODE);
+        chosen[i] = is_shared ? &others[i] : &tables[i];
         if (is_shared || (tables[i].bits && !memcmp(tables[i].code, code, CODE))) continue;
         if (fill_table(&tables[i], code, i % 2 == 0)) continue;
         tables[i].bits = 0;

@@ -5,33 +5,34 @@
 #include <immintrin.h>
 #endif
 
-/* Which of 64 bytes are FF: a bit for each. */
-INLINE uint64_t find_ff(const uint8_t *at) {
+/* Which of 64 bytes have this value: a bit for each. */
+INLINE uint64_t find_byte(const uint8_t *at, uint8_t value) {
 #if defined(__AVX512BW__)
-    return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(at), _mm512_set1_epi8(-1));
+    return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(at), _mm512_set1_epi8((char)value));
 #elif defined(__AVX2__)
-    const __m256i *half = (const __m256i *)at, ff = _mm256_set1_epi8(-1);
-    uint32_t low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(half), ff));
-    uint32_t high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(half + 1), ff));
+    const __m256i *half = (const __m256i *)at, wanted = _mm256_set1_epi8((char)value);
+    uint32_t low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(half), wanted));
+    uint32_t high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_loadu_si256(half + 1), wanted));
     return low | (uint64_t)high << 32;
 #else
-    const uint64_t low = 0x7f7f7f7f7f7f7f7full;
+    const uint64_t low = 0x7f7f7f7f7f7f7f7full, ones = 0x0101010101010101ull;
     uint64_t mask = 0, eight;
     for (int i = 0; i < 8; i++) {
         memcpy(&eight, at + 8 * i, 8);
-        eight = ((eight & low) + 0x0101010101010101ull) & eight & ~low; /* top bits of those */
-        mask |= (eight >> 7) * 0x0102040810204080ull >> 56 << 8 * i;    /* eight bits in a row */
+        eight ^= ones * (uint8_t)~value;                             /* FF where it is equal */
+        eight = ((eight & low) + ones) & eight & ~low;               /* top bits of those */
+        mask |= (eight >> 7) * 0x0102040810204080ull >> 56 << 8 * i; /* eight bits in a row */
     }
     return mask;
 #endif
 }
 
-/* As find_ff() for up to 64 bytes before `end`; zeros stand for what lies beyond. */
-INLINE uint64_t find_ff_before(const uint8_t *at, const uint8_t *end) {
-    uint8_t last[64] = {0};
-    if (end - at >= 64) return find_ff(at);
-    memcpy(last, at, end - at);
-    return find_ff(last);
+/* Which of 64 bytes begin a marker: FF, and no stuffed zero behind it. Zeros stand for what lies
+ * beyond `end`. */
+INLINE uint64_t find_markers(const uint8_t *at, const uint8_t *end) {
+    uint8_t last[65] = {0};
+    if (RARE(end - at < 65)) at = memcpy(last, at, end - at);
+    return find_byte(at, 0xFF) & ~find_byte(at + 1, 0);
 }
 
 /* Find the tiles of a scan from `at` on. places [count + 1]: tile t's bytes are those from places[t]
@@ -40,19 +41,15 @@ INLINE uint64_t find_ff_before(const uint8_t *at, const uint8_t *end) {
 static int find_tiles(const uint8_t *data, int64_t size, int64_t at, int32_t *places, int64_t count) {
     int64_t tile = 0;
     places[0] = (int32_t)at;
-    while (at < size) {
-        uint64_t mask = find_ff_before(data + at, data + size);
-        int64_t next = at + 64;
+    for (; at < size; at += 64) {
+        uint64_t mask = find_markers(data + at, data + size);
         for (; mask; mask &= mask - 1) {
             int64_t found = at + __builtin_ctzll(mask);
-            int marker = found + 1 < size ? data[found + 1] : 0xFF;
-            if (!marker) continue;
             int is_last = ++tile == count;
-            if (marker != (is_last ? 0xD9 : 0xD0 + ((tile - 1) & 7))) return 0;
+            if (data[found + 1] != (is_last ? 0xD9 : 0xD0 + ((tile - 1) & 7))) return 0;
             places[tile] = (int32_t)found + 2;
             if (is_last) return 1;
         }
-        at = next;
     }
     return 0;
 }
@@ -63,8 +60,11 @@ static int64_t unstuff(const uint8_t *from, int64_t size, const uint8_t *limit, 
     const uint8_t *end = from + size, *begin = to;
     while (from < end) {
         int64_t n = end - from < 64 ? end - from : 64;
-        uint64_t mask = find_ff_before(from, limit);
-        memcpy(to, from, limit - from < 64 ? limit - from : 64);
+        uint8_t last[64] = {0};
+        const uint8_t *in = from;
+        if (RARE(limit - from < 64)) in = memcpy(last, from, limit - from);
+        uint64_t mask = find_byte(in, 0xFF);
+        memcpy(to, in, 64);
         if (n < 64) mask &= (1ull << n) - 1;
         if (mask) {
             n = __builtin_ctzll(mask) + 1;

@@ -214,7 +214,7 @@ int read_plain_header(const uint8_t *data, int64_t size, Header *header) {
 /* Tables to read and to write with. */
 static int prepare(Job *job) {
     Codes *codes = job->memory->codes;
-    if (!fill_tables(job->header, job->memory->tables, job->tables)) return 0;
+    if (!fill_tables(job->header, job->memory->tables, NULL, job->tables)) return 0;
     if (codes->first[0]) return 1;
     const uint8_t *table = CODE_TABLES;
     for (int i = 0; i < 4; i++) {
