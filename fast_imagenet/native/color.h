@@ -33,17 +33,6 @@ static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_
     }
 }
 
-/* Half as many of both, 4:2:0: `far` is the next nearest row, above the upper of the two rows that
- * `near` covers and below the lower. */
-static void double_both(const uint8_t *near, const uint8_t *far, uint8_t *out, int64_t n) {
-    for (int64_t x = 0; x < n; x += VECTOR, near += VECTOR / 2, far += VECTOR / 2) {
-        Int16s before = thrice(widen(near - 1)) + widen(far - 1);
-        Int16s here = thrice(thrice(widen(near)) + widen(far));
-        Int16s after = thrice(widen(near + 1)) + widen(far + 1);
-        *(Int16s *)(out + x) = (here + before + 8) >> 4 | (here + after + 7) >> 4 << 8;
-    }
-}
-
 /* Every value `factor` times. */
 static void repeat_columns(const uint8_t *in, int factor, uint8_t *out, int64_t n) {
     for (int64_t x = 0; x < n; x += factor) memset(out + x, in[x / factor], (size_t)factor);
@@ -114,7 +103,8 @@ INLINE void sum_columns(const int16_t *sums, Int16s chroma[2]) {
     chroma[0] = low16(even, odd), chroma[1] = high16(even, odd);
 }
 
-/* From 4:2:0: `double_both` of both and `color_row` in one, in pieces that stay in the cache. */
+/* From 4:2:0, half as many columns and rows of chroma; `far` is the next nearest row: above the upper of
+ * the two that `near` covers, below the lower. In pieces that stay in the cache. */
 static void color_row_halved(const uint8_t *y, const uint8_t *cb, const uint8_t *cb_far,
                              const uint8_t *cr, const uint8_t *cr_far, uint8_t *out, int64_t n) {
     enum { PIECE = 512 };

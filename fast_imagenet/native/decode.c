@@ -281,8 +281,8 @@ typedef struct {
     uint8_t *chroma[2]; /* room for a row of each */
 } PlaneRows;
 
-/* One chroma component of row y at full width: at `room`, or where it lies. */
-static const uint8_t *chroma_row(const PlaneRows *source, int part, int y, uint8_t *room) {
+/* The two rows of a chroma component next to row y: the one that covers it, and the next nearest. */
+static void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
     const Image *image = source->image;
     const Header *header = &image->header;
     int across = header->widest / header->across[part], down = header->tallest / header->down[part];
@@ -290,28 +290,39 @@ static const uint8_t *chroma_row(const PlaneRows *source, int part, int y, uint8
     int near = y / down, far = (int)least(real - 1, most(0, y % 2 ? near + 1 : near - 1));
     const uint8_t *column = image->planes[part] +
                             (source->first - 8 * header->widest * image->area[2]) / across;
-    const uint8_t *row = column + image->pitches[part] * (near - first);
-    const uint8_t *next = column + image->pitches[part] * (far - first);
-    if (across == 2 && down == 2) double_both(row, next, room, source->width);
-    else if (across == 2 && down == 1) double_columns(row, room, source->width);
-    else if (across == 1 && down == 2) blend_rows(row, next, y % 2 ? 2 : 1, room, source->width);
-    else if (across > 1) repeat_columns(row, across, room, source->width);
-    else return row;
+    rows[0] = column + image->pitches[part] * (near - first);
+    rows[1] = column + image->pitches[part] * (far - first);
+}
+
+/* A chroma component of row y at full width, of any sampling but 4:2:0: in its room, or where it is. */
+static const uint8_t *full_chroma(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
+    const Header *header = &source->image->header;
+    int across = header->widest / header->across[part], down = header->tallest / header->down[part];
+    uint8_t *room = source->chroma[part - 1];
+    if (across == 2 && down == 1) double_columns(rows[0], room, source->width);
+    else if (across == 1 && down == 2) blend_rows(rows[0], rows[1], 1 + y % 2, room, source->width);
+    else if (across > 1) repeat_columns(rows[0], across, room, source->width);
+    else return rows[0];
     return room;
 }
 
 static const uint8_t *plane_row(Rows *rows, int64_t y, uint8_t *room) {
     const PlaneRows *source = (PlaneRows *)rows;
     const Image *image = source->image;
-    int widest = image->header.widest, tallest = image->header.tallest;
+    int widest = image->header.widest, tallest = image->header.tallest, width = source->width;
     const uint8_t *luma = image->planes[0] + image->pitches[0] * (y - 8 * tallest * image->area[0]) +
                           source->first - 8 * widest * image->area[2];
+    const uint8_t *blue[2], *red[2];
     if (image->header.parts == 1) {
-        gray_row(luma, room, source->width);
+        gray_row(luma, room, width);
         return room;
     }
-    const uint8_t *blue = chroma_row(source, 1, (int)y, source->chroma[0]);
-    color_row(luma, blue, chroma_row(source, 2, (int)y, source->chroma[1]), room, source->width);
+    near_rows(source, 1, (int)y, blue), near_rows(source, 2, (int)y, red);
+    if (image->header.across[1] * 2 == widest && image->header.down[1] * 2 == tallest)
+        color_row_halved(luma, blue[0], blue[1], red[0], red[1], room, width);
+    else
+        color_row(luma, full_chroma(source, 1, (int)y, blue), full_chroma(source, 2, (int)y, red), room,
+                  width);
     return room;
 }
 
