@@ -32,7 +32,7 @@ except ModuleNotFoundError as missing:
 
 from fast_imagenet.beton.output_lock import find_folder_problem, find_output_problem
 from fast_imagenet.config import Bool, Int, Number, OneOf, Str, format_error, read_config
-from fast_imagenet.program import FAILED, WRONG_SETTINGS, interrupt, run_program
+from fast_imagenet.program import FAILED, WRONG_SETTINGS, run_program
 from fast_imagenet.sources import (
     KINDS,
     SPLITS,
@@ -297,4 +297,4 @@ def fail(message: str, status: int) -> int:
 
 if __name__ == "__main__":
     ended = "interrupted: the unfinished file was removed"
-    run_program("write_dataset.py", main, interrupted=ended, on_signal=interrupt)
+    run_program("write_dataset.py", main, interrupted=ended)

@@ -12,8 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn, Optional
+from typing import NoReturn
 
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.terminal import FULL, ignore_broken_pipe, readable
@@ -25,7 +24,6 @@ STOPPED = 75  # stopped on request, the same command resumes (sysexits: EX_TEMPF
 INTERRUPTED = 130
 
 LOWER_MEMORY = "Lower training.micro_batch_size (images per forward pass) or validation.batch_size"
-SignalHandler = Callable[[int, Optional[FrameType]], None]  # noqa: UP045  read by old Pythons
 
 
 def run_program(
@@ -34,21 +32,19 @@ def run_program(
     *,
     interrupted: str = "interrupted",
     out_of_memory: str = "",
-    on_signal: SignalHandler | None = None,
 ) -> NoReturn:
     """Run `main` and end the process with the status that it returns; None is 0.
 
+    SIGTERM and a hang-up end it as Ctrl-C does, so that its unfinished files are removed.
+
     Args:
         name: of the program, for its error messages.
-        interrupted: what to print after Ctrl-C.
+        interrupted: what to print after such a signal.
         out_of_memory: what to change when the memory was too small.
-        on_signal: answers SIGTERM and a hang-up, as `interrupt` or `exit_on_signal`; None leaves
-            them to the system.
     """
     ignore_broken_pipe()
-    if on_signal is not None:
-        for number in (signal.SIGTERM, *HANG_UP):
-            signal.signal(number, on_signal)
+    for number in (signal.SIGTERM, *HANG_UP):
+        signal.signal(number, signal.default_int_handler)
     with errors_as_sentences(name, interrupted, out_of_memory):
         sys.exit(main())
 
@@ -83,17 +79,6 @@ def error_sentence(error: BaseException, out_of_memory: str, disk_full: str) -> 
 
     if isinstance(error, ValueError):
         return str(error)
-    if (hint := resource_hint(error, out_of_memory, disk_full)) is not None:
-        return hint
-    # a path that the system refuses (rights, a folder removed meanwhile, a failing disk), or a
-    # library's own words
-    if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
-        return format_error(error)
-    return None
-
-
-def resource_hint(error: BaseException, out_of_memory: str, disk_full: str) -> str | None:
-    """What was too small and what to do about it, as a sentence; None: it is another error."""
     text = str(error)
     kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
     if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
@@ -103,14 +88,8 @@ def resource_hint(error: BaseException, out_of_memory: str, disk_full: str) -> s
     if isinstance(error, OSError) and error.errno in FULL:
         file = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{file}; make room or choose another folder{disk_full}"
+    # a path that the system refuses (rights, a folder removed meanwhile, a failing disk), or a
+    # library's own words
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
+        return format_error(error)
     return None
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal ends the program as Ctrl-C does, so that its unfinished files are removed."""
-    raise KeyboardInterrupt
-
-
-def exit_on_signal(number: int, frame: FrameType | None) -> None:
-    """A signal ends the program with status 128 + its number, its temporary files removed."""
-    raise SystemExit(128 + number)

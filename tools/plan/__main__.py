@@ -30,7 +30,7 @@ from fast_imagenet.config import Number, Str, extended, read_config
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory
-from fast_imagenet.program import LOWER_MEMORY, exit_on_signal, run_program
+from fast_imagenet.program import LOWER_MEMORY, run_program
 from fast_imagenet.validation import unwritable, validate
 from tools.plan import forecast
 from tools.plan.report import Machine, Memory, Plan, render
@@ -149,10 +149,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_program(
-        "plan",
-        main,
-        interrupted="interrupted, nothing is left behind",
-        out_of_memory=LOWER_MEMORY,
-        on_signal=exit_on_signal,
-    )
+    ended = "interrupted, nothing is left behind"
+    run_program("plan", main, interrupted=ended, out_of_memory=LOWER_MEMORY)
