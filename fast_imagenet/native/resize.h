@@ -126,11 +126,12 @@ static void fill_taps(const Axis *axis, int flip, double *exact, Taps *taps) {
     }
 }
 
-/* Moves windows of `most` taps that would end behind `high`. */
-static void keep_inside(Taps *taps, int64_t out, int64_t high) {
-    for (int64_t x = 0; x < out + 3; x++) {
-        int64_t beyond = taps->first[x] + taps->most - high;
+/* Counts columns from `low` on, and moves windows of `most` taps that would end behind `high`. */
+static void keep_inside(const Axis *axis, Taps *taps) {
+    for (int64_t x = 0; x < axis->out + 3; x++) {
+        int64_t beyond = taps->first[x] + taps->most - axis->high;
         float *weights = taps->weights + x * taps->stride;
+        taps->first[x] -= (int32_t)axis->low;
         if (beyond <= 0) continue;
         memmove(weights + beyond, weights, (size_t)taps->count[x] * sizeof(float));
         memset(weights, 0, (size_t)beyond * sizeof(float));
@@ -160,7 +161,7 @@ INLINE void store_column(Floats pixels, float *mixed) {
 
 /* A row of `columns` pixels, the weighted sum of `count` lines, into quarter 0 of `mixed`. With a
  * constant count up to FEW, addresses and weights stay in registers. */
-enum { FEW = 6 };
+enum { FEW = 8 };
 INLINE void mix_few(const uint8_t *const *lines, const float *weights, int64_t columns,
                     float *mixed, const int count) {
     const uint8_t *line[FEW];
@@ -183,18 +184,24 @@ static void mix_many(const uint8_t *const *lines, const float *weights, int64_t 
     }
 }
 
-#define MIX(count) mix_few(lines, weights, columns, mixed, count)
+/* Calls DO with the count as a constant. */
+#define WITH_FEW(count, DO, MANY) \
+    switch (count) {              \
+    case 1: DO(1); break;         \
+    case 2: DO(2); break;         \
+    case 3: DO(3); break;         \
+    case 4: DO(4); break;         \
+    case 5: DO(5); break;         \
+    case 6: DO(6); break;         \
+    case 7: DO(7); break;         \
+    case 8: DO(8); break;         \
+    default: MANY;                \
+    }
+
 static void mix_rows(const uint8_t *const *lines, const float *weights, int64_t count,
                      int64_t columns, float *mixed) {
-    switch (count) {
-    case 1: MIX(1); break;
-    case 2: MIX(2); break;
-    case 3: MIX(3); break;
-    case 4: MIX(4); break;
-    case 5: MIX(5); break;
-    case FEW: MIX(FEW); break;
-    default: mix_many(lines, weights, columns, mixed, count);
-    }
+#define MIX_FEW(constant) mix_few(lines, weights, columns, mixed, constant)
+    WITH_FEW(count, MIX_FEW, mix_many(lines, weights, columns, mixed, count))
 }
 
 /* Four pixels of every row from `most` columns each, rounded and clipped: RGBX. */
@@ -211,7 +218,7 @@ INLINE Int16s mix_four(const float *mixed, const Taps *taps, int64_t x, const in
     return narrow16_unsigned(narrow32(levels[0], levels[1]), narrow32(levels[2], levels[3]));
 }
 
-/* QUARTERS rows of `width` pixels; `mixed` belongs to column 0. As RGB, not a byte behind them is
+/* QUARTERS rows of `width` pixels. As RGB, not a byte behind them is
  * written; as RGBX, up to the next multiple of four pixels. */
 INLINE void mix_by(const float *mixed, const Taps *taps, int64_t width, int is_rgb,
                    uint8_t *const to[QUARTERS], const int64_t most) {
@@ -234,18 +241,10 @@ INLINE void mix_by(const float *mixed, const Taps *taps, int64_t width, int is_r
     }
 }
 
-#define MIX_BY(most) mix_by(mixed, taps, width, is_rgb, to, most)
 static void mix_columns(const float *mixed, const Taps *taps, int64_t width, int is_rgb,
                         uint8_t *const to[QUARTERS]) {
-    switch (taps->most) {
-    case 1: MIX_BY(1); break;
-    case 2: MIX_BY(2); break;
-    case 3: MIX_BY(3); break;
-    case 4: MIX_BY(4); break;
-    case 5: MIX_BY(5); break;
-    case 6: MIX_BY(6); break;
-    default: MIX_BY(taps->most);
-    }
+#define MIX_BY(most) mix_by(mixed, taps, width, is_rgb, to, most)
+    WITH_FEW(taps->most, MIX_BY, MIX_BY(taps->most))
 }
 
 /* ==== Rows ==================================================================================== */
@@ -325,8 +324,7 @@ static void fetch_resized(Work *work) {
         mix_rows(&row, &one, 1, columns, work->source + 4 * q);
         work->lines[slot] = to[q] = work->rooms + slot * work->room_bytes;
     }
-    mix_columns(work->source - 4 * QUARTERS * work->task->columns[0], &work->across,
-                work->task->out_width, 0, to);
+    mix_columns(work->source, &work->across, work->task->out_width, 0, to);
 }
 
 /* The weighted sum of the rows under output row y into its quarter of `mixed`. */
@@ -346,12 +344,11 @@ static void resize(const Resize *task, Rows *rows, uint8_t *out, uint8_t *worksp
     Axis down = axis_of(task, 0), across = axis_of(task, 1);
     fill_taps(&down, 0, work.exact, &work.down);
     fill_taps(&across, task->flip, work.exact, &work.across);
-    keep_inside(&work.across, across.out, across.high);
+    keep_inside(&across, &work.across);
     if (task->method == BICUBIC) set_unit(&work.unit, task->out_width);
     work.ready = work.down.first[0];
     int is_bicubic = task->method == BICUBIC;
     const Taps *taps = is_bicubic ? &work.unit : &work.across;
-    int64_t origin = is_bicubic ? 0 : across.low;
     int64_t columns = is_bicubic ? task->out_width : across.high - across.low;
     for (int64_t y = 0; y < task->out_height; y += QUARTERS) {
         uint8_t *to[QUARTERS];
@@ -360,6 +357,6 @@ static void resize(const Resize *task, Rows *rows, uint8_t *out, uint8_t *worksp
             mix_output_row(&work, row, columns, work.mixed + 4 * q);
             to[q] = y + q == row ? out + 3 * row * task->out_width : work.spare;
         }
-        mix_columns(work.mixed - 4 * QUARTERS * origin, taps, task->out_width, 1, to);
+        mix_columns(work.mixed, taps, task->out_width, 1, to);
     }
 }
