@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.torture import __main__ as torture
-from tests.torture import files, training, writer
+from tests.torture import files, images, training, writer
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +23,14 @@ def test_fuzzed_tables_crash_neither_check_nor_loader_nor_trainer():
     found = files.fuzzed_tables(40, 1, None)
     assert found["files"] == 40 and found["refused"] >= 20
     assert not found["crashes_and_hangs"] and not found["trainer_crashed"]
+
+
+def test_damaged_images_are_refused_or_decoded_as_libturbojpeg_does(monkeypatch):
+    monkeypatch.setattr(images.fuzz, "paths", lambda: {"plain": []})  # all: tests/native
+    found = images.damaged(200)
+    assert torture.PARTS["damaged_images"][1](found), found
+    assert found["files"] > 200 and found["sound"] > 20 and found["ours"] > 20
+    assert not torture.PARTS["damaged_images"][1](found | {"accepted": 1})
 
 
 def test_a_crash_of_the_watched_process_is_counted(tmp_path):

@@ -16,7 +16,7 @@
 #include "streams.h"
 
 /* Of a sample, known to ops/crop_decode.py. */
-enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY };
+enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT };
 enum { RAW_MODE = 1, CONTEXT = 2 /* pixels beside a crop whose chroma counts */, MIN_SIDE = 17,
        NARROW = 4 /* columns up to which libjpeg repeats chroma */ };
 
@@ -26,10 +26,16 @@ typedef struct {
     int (*free_handle)(void *);
     int (*decompress)(void *, const uint8_t *, unsigned long, uint8_t *, int, int, int, int, int);
     int (*error_code)(void *);
+    int (*read_size)(void *, const uint8_t *, unsigned long, int *, int *, int *, int *);
 } TurboJpeg;
 
 enum { ONLY_OWN = 2 };
 enum { TURBO_RGBX = 2, TURBO_ACCURATE = 4096 }; /* TJPF_RGBX, TJFLAG_ACCURATEDCT */
+
+/* Bytes that are taken beside those needed, so that a little more need not be taken anew. */
+#ifndef SPARE
+#define SPARE(size) ((size) / 4)
+#endif
 
 /* Memory that grows and is kept: fresh memory would cost page faults. */
 typedef struct {
@@ -65,7 +71,7 @@ typedef struct {
 static uint8_t *take_room(Room *room, int64_t size) {
     if (room->size < size) {
         free(room->bytes);
-        room->size = (size + size / 4 + 63) & ~63ll;
+        room->size = (size + SPARE(size) + 63) & ~63ll;
         room->bytes = aligned_alloc(64, room->size);
         if (room->bytes) memset(room->bytes, 0, room->size); /* what is read beyond rows is finite */
         else room->size = 0;
@@ -127,12 +133,13 @@ static int denominator(const Crop *crop, const Output *output) {
 }
 
 /* Whether the file is one that is read here. Fewer rows or columns: libjpeg repeats chroma. From half
- * the size on libturbojpeg's transform of fewer coefficients is faster; not than tiles at half. */
+ * the size on libturbojpeg's transform of fewer coefficients is faster; not than tiles at half. A
+ * block takes two bits or more: memory is taken for no more blocks than the file can hold. */
 static int is_ours(const Image *image, int kind, int reduce) {
     const Header *header = &image->header;
     int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;
     return kind == KNOWN && least(header->width, header->height) >= MIN_SIDE &&
-           reduce < (has_tiles ? 4 : 2);
+           reduce < (has_tiles ? 4 : 2) && (int64_t)image->mcus * header->parts <= 4 * image->size;
 }
 
 /* Find out how a sample is to be decoded. Returns a status; where it is GOOD and the image is ours,
@@ -152,6 +159,7 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
     if (image->kind == UNREAD) return GOOD;
     if (image->header.height != sample->height || image->header.width != sample->width) return WRONG_SIZE;
     lay_out_mcus(image);
+    if (image->tiles > image->size / 2) return image->tiles = 0, GOOD; /* each ends with a marker */
     image->places = (int32_t *)take_room(&decoder->places[which], 4 * (image->tiles + 1));
     if (!image->places) return NO_MEMORY;
     if (!find_tiles(image->data, image->size, image->header.scan, image->places, image->tiles)) {
@@ -162,7 +170,7 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
                      fill_tables(&image->header, image->tables, others, chosen);
     if (!image->is_ours) return GOOD;
     uint8_t *planes = take_room(&decoder->planes[which], lay_out_planes(image, chosen));
-    if (!planes) return NO_MEMORY;
+    if (!planes) return image->is_ours = 0, NO_MEMORY;
     for (int c = 0; c < image->header.parts; c++) image->planes[c] = planes + image->starts[c];
     for (int c = 0; c < 2; c++) image->chroma[c] = planes + image->starts[3 + c];
     return GOOD;
@@ -243,18 +251,34 @@ static const uint8_t *pixel_row(Rows *rows, int64_t y, uint8_t *room) {
     return source->pixels + y * source->pitch;
 }
 
+/* Whether a size is larger than a file of so many bytes can hold: 1 bit is the least for a block of a
+ * Huffman code. Not asked of small images: an arithmetic code needs less. */
+static int is_too_short(const Sample *sample) {
+    int64_t pixels = sample->height * sample->width;
+    return pixels > MAX_PIXELS && pixels / 512 > sample->size;
+}
+
+/* Whether libturbojpeg finds the size that the dataset states: it would write less, or reduce. */
+static int has_other_size(Decoder *decoder, const Sample *sample) {
+    int width = 0, height = 0, sampling, color;
+    decoder->turbo.read_size(decoder->handle, sample->data, sample->size, &width, &height, &sampling, &color);
+    return width && (width != sample->width || height != sample->height); /* 0: it fails again */
+}
+
 /* Decode with libturbojpeg, reduced where that suffices, and resize. Returns a status. */
 static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
                         const Output *output, uint8_t *out) {
     int region[4] = {0, 0, (int)sample->height, (int)sample->width};
     int by = denominator(crop, output);
     int64_t size = 0;
+    if (is_too_short(sample)) return TOO_SHORT;
     uint8_t *clean = take_room(&decoder->clean[0], sample->size);
     if (!clean) return NO_MEMORY;
     if (image->kind != UNREAD) size = cut_region(image, clean, region);
     int height = (region[2] + by - 1) / by, width = (region[3] + by - 1) / by;
     uint8_t *pixels = take_room(&decoder->pixels, 4ll * height * width + 4 * MARGIN);
     if (!pixels) return NO_MEMORY;
+    if (image->kind == UNREAD && has_other_size(decoder, sample)) return WRONG_SIZE;
     const uint8_t *jpeg = size ? clean : sample->data;
     int status = GOOD;
     if (decoder->turbo.decompress(decoder->handle, jpeg, size ? size : sample->size, pixels, width,

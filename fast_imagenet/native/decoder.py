@@ -9,13 +9,14 @@ import numpy as np
 from . import library, turbojpeg
 
 # Status of one sample, and the words for it; as in decode.c.
-GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY = range(6)
+GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT = range(7)
 REASONS = {
     WARNED: "libturbojpeg repaired a damaged JPEG",
     FAILED: "libturbojpeg could not decode the JPEG",
     OUTSIDE: "its bytes do not lie inside the file",
     WRONG_SIZE: "its size differs from the size the file states for it",
     NO_MEMORY: "there is not enough memory to decode it",
+    TOO_SHORT: "its bytes are too few for the size that it states",
 }
 METHODS = {"bilinear": 0, "bicubic": 1, "area": 2}  # as in resize.h
 
@@ -38,7 +39,7 @@ def _functions() -> Any:
 
 
 _LIBRARY = _functions()
-_TURBO = (ctypes.c_void_p * 4)(*turbojpeg.addresses())
+_TURBO = (ctypes.c_void_p * 5)(*turbojpeg.addresses())
 
 
 def batch_places(

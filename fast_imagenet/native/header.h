@@ -6,7 +6,7 @@
  */
 
 enum { UNREAD, OUTLINE, KNOWN };
-enum { MAX_PIXELS = 1 << 25, MAX_BLOCKS = 10 /* of an MCU */ };
+enum { MAX_PIXELS = 1 << 25, MAX_SIDE = 65500 /* as in libjpeg */, MAX_BLOCKS = 10 /* of an MCU */ };
 
 /* Its first fields, to `codes`, are known to recode.py. */
 typedef struct {
@@ -48,8 +48,10 @@ static int read_codes(Tables *tables, const uint8_t *body, int size) {
     return size == 0;
 }
 
-/* Whether a segment says nothing about the pixels: APPn and comments; no RGB, no other codec. */
+/* Whether a segment says nothing about the pixels: APPn and comments; no RGB, no other codec, no
+ * version of JFIF that libjpeg warns of. */
 static int is_harmless(int marker, const uint8_t *body, int size) {
+    if (marker == 0xE0 && size >= 6 && !memcmp(body, "JFIF", 5)) return body[5] == 1;
     if (marker == 0xEE && size >= 5 && !memcmp(body, "Adobe", 5)) return size >= 12 && body[11] == 1;
     return (marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE;
 }
@@ -59,24 +61,27 @@ static int read_frame(Header *header, const uint8_t *body, int size) {
     if (size < 9 || body[0] != 8) return 0;
     header->height = two_bytes(body + 1), header->width = two_bytes(body + 3);
     header->parts = body[5], header->widest = header->tallest = 1;
-    if (!header->height || !header->width || size != 6 + 3 * body[5]) return 0;
+    if (!header->height || !header->width || header->height > MAX_SIDE || header->width > MAX_SIDE)
+        return 0;
+    if (size != 6 + 3 * body[5]) return 0;
     if (header->parts != 1 && header->parts != 3) return 0;
     for (int c = 0; c < header->parts; c++) {
         int across = body[7 + 3 * c] >> 4, down = body[7 + 3 * c] & 15;
+        if (across < 1 || across > 4 || down < 1 || down > 4) return 0;
         if (header->parts == 1) across = down = 1; /* not interleaved: an MCU is one block */
         if (across > header->widest) header->widest = across;
         if (down > header->tallest) header->tallest = down;
         header->across[c] = across, header->down[c] = down;
     }
     header->halved = header->parts == 3 && body[7] == 0x22 && body[10] == 0x11 && body[13] == 0x11;
-    return header->widest <= 4 && header->tallest <= 4;
+    return 1;
 }
 
 /* Whether luma has the largest factors, and those of both chroma components are equal parts of it. */
 static int has_known_sampling(const Header *header) {
     int across = header->across[1], down = header->down[1], wide = header->widest;
     if (header->parts == 1) return 1;
-    if (!across || !down || across != header->across[2] || down != header->down[2]) return 0;
+    if (across != header->across[2] || down != header->down[2]) return 0;
     if (header->across[0] != wide || header->down[0] != header->tallest) return 0;
     if (wide % across || header->tallest % down) return 0;
     return wide * header->tallest + 2 * across * down <= MAX_BLOCKS;
@@ -125,7 +130,7 @@ int read_header(const uint8_t *data, int64_t size, Header *header) {
         int marker = here[1], length = two_bytes(here + 2) - 2;
         if (here[0] != 0xFF || length < 0 || at + 4 + length > size) return UNREAD;
         if (marker == 0xDA) {
-            if (!frame || here[4] != header->parts || length != 4 + 2 * header->parts) return UNREAD;
+            if (!frame || length != 4 + 2 * header->parts || here[4] != header->parts) return UNREAD;
             header->scan = (int32_t)at + 4 + length;
             is_known = is_known && choose_tables(header, &tables, frame, here + 4);
             return is_known ? KNOWN : OUTLINE;
@@ -134,8 +139,8 @@ int read_header(const uint8_t *data, int64_t size, Header *header) {
             is_known &= marker == 0xC0 && !frame;
             if (!read_frame(header, here + 4, length)) return UNREAD;
             frame = here + 4, header->frame = (int32_t)at;
-        } else if (marker >= 0xC2 && marker <= 0xCF && marker != 0xC4) {
-            return UNREAD; /* progressive, lossless or arithmetic */
+        } else if (marker < 0xC4 || (marker > 0xC4 && marker < 0xDA) || marker == 0xFF) {
+            return UNREAD; /* progressive, lossless or arithmetic; a marker without a segment */
         } else {
             is_known &= read_segment(header, &tables, here, length);
         }

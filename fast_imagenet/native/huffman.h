@@ -57,7 +57,7 @@ static int fill_table(Table *table, const uint8_t *code, int is_dc) {
     table->is_dc = is_dc, table->bits = is_dc ? LOOK_FIRST : LOOK;
     for (int i = 0; i < 1 << LOOK; i++) table->look[i] = SLOW << 8;
     for (int length = 1; length <= 16; length++, next <<= 1) {
-        if (next + code[length - 1] > 1 << length) return 0;
+        if (next + code[length - 1] >= 1 << length) return 0; /* a code of ones alone is not allowed */
         table->offset[length] = place - next;
         for (int n = code[length - 1]; n > 0; n--, next++, place++) {
             int symbol = code[16 + place];

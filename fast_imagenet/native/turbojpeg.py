@@ -45,5 +45,5 @@ def load_turbojpeg() -> ctypes.CDLL:
 def addresses() -> list[int]:
     """Of the functions that decode.c calls, in its order."""
     found = load_turbojpeg()
-    names = ("tjInitDecompress", "tjDestroy", "tjDecompress2", "tjGetErrorCode")
-    return [ctypes.cast(getattr(found, name), ctypes.c_void_p).value or 0 for name in names]
+    names = ("InitDecompress", "Destroy", "Decompress2", "GetErrorCode", "DecompressHeader3")
+    return [ctypes.cast(getattr(found, f"tj{name}"), ctypes.c_void_p).value or 0 for name in names]

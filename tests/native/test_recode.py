@@ -3,7 +3,6 @@
 import ctypes
 import io
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from fast_imagenet.beton.encode import fitting_size
 from fast_imagenet.native import FOLDER, recode
 from tests import jpeg_reference
 from tests.beton.test_jpeg import made_image
-from tests.conftest import ROOT
 from tests.odd_images import as_jpeg, odd_images
 
 
@@ -220,11 +218,10 @@ def test_what_is_not_plain_is_left_to_others():
     [(0, 11, True), (0, 12, False), (0, 0x1B, False), (1, 0xFA, True), (1, 11, False)],
 )
 def test_codes_that_no_8_bit_image_has_are_not_read(place, symbol, sound):
-    """One more code in the first or second table of a file, which its scan does not use."""
+    """The last code of the first or second table, which the scan does not use, for another."""
     data = as_jpeg(np.full((8, 8, 3), 128, np.uint8), subsampling=0)
     header = recode.read_header(data)
     counts = header.codes[place]
-    counts[15] += 1
     used = sum(counts[:16])
     counts[16 + used - 1] = symbol
     ours = recode.write_anew(header, data, (8, 8), 1, jpeg.quantisers(90))
@@ -257,28 +254,6 @@ def test_damaged_files_are_refused_or_readable(subsampling, size_wh):
         if ours is not None:
             assert pixels(ours).ndim == 3
     assert 100 < refused < 400
-
-
-@pytest.mark.slow
-def test_damaged_files_under_the_sanitizers(tmp_path):
-    """Every write and read of the C code checked, on a few thousand damaged files."""
-    program = tmp_path / "fuzz"
-    source = ROOT / "tests" / "fuzz_recode.c"
-    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = ["cc", *checks, "-I", str(FOLDER), "-o", str(program), str(source)]
-    if not shutil.which("cc") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no compiler with sanitizers")
-    files = [*damaged(2000, 0, 2), *damaged(2000, 2, 3)]
-    for height, width in ((1, 9000), (9000, 1), (3, 4001), (700, 700), (1, 1)):
-        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        files += [as_jpeg(image, quality=100, subsampling=mode) for mode in (0, 2)]
-    blob = b"".join(len(data).to_bytes(8, "little") + data for data in files)
-    done = subprocess.run([program], input=blob, capture_output=True, timeout=500)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    read, kept, shrunk = map(int, done.stdout.split())
-    assert read == len(files)
-    assert 400 < kept < 4000
-    assert 400 < shrunk < 4000
 
 
 # ------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.common import describe_machine
-from tests.torture import files, ranks, training, writer
+from tests.fuzz import PROMISES
+from tests.torture import files, images, ranks, training, writer
 from tests.torture.common import ROOT, kill_what_runs
 
 
@@ -58,6 +59,10 @@ PARTS = {
             for key in ("crashes_and_hangs", "trainer_crashed", "stamped_and_accepted",
                         "refused_after_compiled_code")
         ),
+    ),
+    "damaged_images": (
+        lambda share, photos: images.damaged(round(100_000 * share)),
+        lambda r: r["files"] and not any(r[promise] for promise in PROMISES) and not r["crashes"],
     ),
     "training_kills": (
         lambda share, photos: training.training_kills(round(20 * share), photos),
