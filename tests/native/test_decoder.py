@@ -22,7 +22,7 @@ def decode(data, size, *, own, crop=None, out=None):
     crops = np.array([[*(crop or (0, 0, *size)), 0]], np.int64)
     pixels, status = np.zeros((1, *(out or crops[0, 2:4]), 3), np.uint8), np.zeros(1, np.int64)
     options = {"method": "bilinear", "reduced": False, "own": own}
-    decoder.Decoder().decode(0, 1, samples, crops, pixels, status, **options)
+    decoder.Decoder().decode(0, 1, decoder.batch_places(samples, crops, pixels, status, **options))
     return pixels[0], status[0]
 
 
