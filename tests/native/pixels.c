@@ -29,18 +29,14 @@ void color(int kind, const uint8_t *y, const uint8_t *const chroma[4], int is_lo
     uint8_t *full[2] = {malloc(n + VECTOR), malloc(n + VECTOR)};
     for (int c = 0; c < 2; c++) {
         const uint8_t *near = chroma[2 * c], *far = chroma[2 * c + 1];
-        if (kind == 22) double_both(near, far, full[c], n);
         if (kind == 21) double_columns(near, full[c], n);
         if (kind == 12) blend_rows(near, far, is_lower ? 2 : 1, full[c], n);
         if (kind == 41 || kind == 11) repeat_columns(near, kind / 10, full[c], n);
     }
-    if (kind) color_row(y, full[0], full[1], out, n);
+    if (kind == 22) color_row_halved(y, chroma[0], chroma[1], chroma[2], chroma[3], out, n);
+    else if (kind) color_row(y, full[0], full[1], out, n);
     else gray_row(y, out, n);
     free(full[0]), free(full[1]);
-}
-
-void color_halved(const uint8_t *y, const uint8_t *const chroma[4], uint8_t *out, int64_t n) {
-    color_row_halved(y, chroma[0], chroma[1], chroma[2], chroma[3], out, n);
 }
 
 typedef struct {
@@ -102,7 +98,6 @@ static void try_color(void) {
     int kind = kinds[random_below(6)], columns = (int)n / (kind >= 40 ? 4 : kind >= 20 ? 2 : 1) + 1;
     for (int c = 0; c < 4; c++) chroma[c] = (rows[c] = noise(1 + columns + VECTOR)) + 1;
     color(kind, y, chroma, (int)random_below(2), out, n);
-    if (kind == 22) color_halved(y, chroma, out, n);
     for (int c = 0; c < 4; c++) free(rows[c]);
     free(y), free(out);
 }

@@ -147,16 +147,13 @@ def as_rgb(y, cb, cr):
     return np.clip(np.stack([y + red, y + green, y + blue], -1), 0, 255)
 
 
-def color(library, kind, y, chroma, *, lower=0, name="color"):
+def color(library, kind, y, chroma, lower=0):
     """One row. chroma: 4 arrays whose second value is that of the first column."""
     n, whole = len(y), -(-len(y) // 64) * 64
     y, out = np.resize(y, whole), np.full((whole, 4), 9, np.uint8)
     padded = [np.concatenate([row, np.full(64, 200, np.uint8)]) for row in chroma]
     rows = (ctypes.c_void_p * 4)(*(row.ctypes.data + 1 for row in padded))
-    if name == "color":
-        library.color(kind, at(y), rows, lower, at(out), long(n))
-    else:
-        library.color_halved(at(y), rows, at(out), long(n))
+    library.color(kind, at(y), rows, lower, at(out), long(n))
     return out[:n, :3]
 
 
@@ -192,10 +189,7 @@ def test_color_of_interpolated_chroma(library, kind):
         y = rng.integers(0, 256, n, dtype=np.uint8)
         chroma = rng.integers(0, 256, (4, n + 3), dtype=np.uint8)
         full = [upsampled(kind, *pair, lower, n) for pair in (chroma[:2], chroma[2:])]
-        result = color(library, kind, y, chroma, lower=lower)
-        np.testing.assert_array_equal(result, as_rgb(y, *full))
-        if kind == 22:
-            np.testing.assert_array_equal(color(library, 22, y, chroma, name="halved"), result)
+        np.testing.assert_array_equal(color(library, kind, y, chroma, lower), as_rgb(y, *full))
 
 
 def test_gray(library):
