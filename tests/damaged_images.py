@@ -228,6 +228,17 @@ def change_codes(data: bytearray, draw: np.random.Generator) -> None:
             data[one], data[other] = data[one] - 1, (data[other] + 1) & 255
 
 
+def change_steps(data: bytearray, draw: np.random.Generator) -> None:
+    """Quantisers as no encoder writes them, with which sums wrap."""
+    tables = [found for found in segments(data) if found[0] == DQT and found[2] - found[1] >= 69]
+    if tables:
+        begin = tables[int(draw.integers(len(tables)))][1] + 5
+        low = int(draw.choice([1, 100, 250]))
+        steps = draw.integers(low, 256, 64, np.uint8)
+        count = int(draw.choice([1, 8, 64]))
+        data[begin : begin + count] = steps[:count].tobytes()
+
+
 def move_segment(data: bytearray, draw: np.random.Generator) -> None:
     """Left out, twice, or at another place."""
     _, begin, end = _segment(data, draw)
@@ -299,6 +310,7 @@ def state_size(data: bytearray, draw: np.random.Generator) -> None:
 
 DAMAGES = (
     *(flip_bits, set_bytes, set_run, cut, insert, append, change_table, change_table, change_codes),
+    change_steps,
     *(move_segment, add_segment, add_marker, fill_before_marker, change_restarts, state_size),
 )
 

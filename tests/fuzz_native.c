@@ -186,7 +186,7 @@ static void refer(File *file) {
     file->pixels = malloc(4ll * width * height);
     handle = turbo.new_handle();
     if (!turbo.decompress(handle, file->data, file->size, file->pixels, width, 4 * width, height,
-                          TURBO_RGBX, TURBO_ACCURATE))
+                          TURBO_RGBX, TURBO_FLAGS))
         file->status = GOOD;
     else if (!turbo.error_code(handle))
         file->status = WARNED;

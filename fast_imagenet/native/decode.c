@@ -30,7 +30,7 @@ typedef struct {
 } TurboJpeg;
 
 enum { ONLY_OWN = 2 };
-enum { TURBO_RGBX = 2, TURBO_ACCURATE = 4096 }; /* TJPF_RGBX, TJFLAG_ACCURATEDCT */
+enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 }; /* TJPF_RGBX; TJFLAG_ACCURATEDCT, _LIMITSCANS */
 
 /* Bytes that are taken beside those needed, so that a little more need not be taken anew. */
 #ifndef SPARE
@@ -258,11 +258,15 @@ static int is_too_short(const Sample *sample) {
     return pixels > MAX_PIXELS && pixels / 512 > sample->size;
 }
 
-/* Whether libturbojpeg finds the size that the dataset states: it would write less, or reduce. */
-static int has_other_size(Decoder *decoder, const Sample *sample) {
+/* Whether libturbojpeg finds the size that the dataset states: of another one it would write less, or
+ * reduce. Returns a status. */
+static int compare_size(Decoder *decoder, const Sample *sample) {
     int width = 0, height = 0, sampling, color;
     decoder->turbo.read_size(decoder->handle, sample->data, sample->size, &width, &height, &sampling, &color);
-    return width && (width != sample->width || height != sample->height); /* 0: it fails again */
+    if (width) return width == sample->width && height == sample->height ? GOOD : WRONG_SIZE;
+    decoder->turbo.free_handle(decoder->handle); /* the next file would be read from this one's middle */
+    decoder->handle = decoder->turbo.new_handle();
+    return FAILED;
 }
 
 /* Decode with libturbojpeg, reduced where that suffices, and resize. Returns a status. */
@@ -278,11 +282,11 @@ static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, co
     int height = (region[2] + by - 1) / by, width = (region[3] + by - 1) / by;
     uint8_t *pixels = take_room(&decoder->pixels, 4ll * height * width + 4 * MARGIN);
     if (!pixels) return NO_MEMORY;
-    if (image->kind == UNREAD && has_other_size(decoder, sample)) return WRONG_SIZE;
+    int status = image->kind == UNREAD ? compare_size(decoder, sample) : GOOD;
+    if (status != GOOD) return status;
     const uint8_t *jpeg = size ? clean : sample->data;
-    int status = GOOD;
     if (decoder->turbo.decompress(decoder->handle, jpeg, size ? size : sample->size, pixels, width,
-                                  4 * width, height, TURBO_RGBX, TURBO_ACCURATE))
+                                  4 * width, height, TURBO_RGBX, TURBO_FLAGS))
         status = decoder->turbo.error_code(decoder->handle) ? FAILED : WARNED;
     if (status == FAILED) return FAILED;
     PixelRows rows = {{pixel_row}, pixels, 4 * width};

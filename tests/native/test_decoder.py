@@ -11,18 +11,20 @@ import pytest
 from fast_imagenet.native import FOLDER, decoder
 from tests import fuzz
 from tests.conftest import ROOT
-from tests.damaged_images import black, damaged_images, hostile_images
-from tests.odd_images import as_jpeg
+from tests.damaged_images import black, damaged_images, hostile_images, segment
+from tests.odd_images import as_jpeg, scene
 
 
-def decode(data, size, *, own, crop=None, out=None):
-    """(pixels, status) of a JPEG, or of a crop of it; `out`: to another size."""
+def decode(data, size, *, own, crop=None, out=None, by=None):
+    """(pixels, status) of a JPEG, or of a crop of it; `out`: to another size; `by`: a Decoder."""
     copy = np.frombuffer(data, np.uint8).copy()
     samples = np.array([[copy.ctypes.data, copy.size, 0, *size]], np.int64)
     crops = np.array([[*(crop or (0, 0, *size)), 0]], np.int64)
     pixels, status = np.zeros((1, *(out or crops[0, 2:4]), 3), np.uint8), np.zeros(1, np.int64)
     options = {"method": "bilinear", "reduced": False, "own": own}
-    decoder.Decoder().decode(0, 1, decoder.batch_places(samples, crops, pixels, status, **options))
+    (by or decoder.Decoder()).decode(
+        0, 1, decoder.batch_places(samples, crops, pixels, status, **options)
+    )
     return pixels[0], status[0]
 
 
@@ -59,6 +61,24 @@ def test_a_file_of_another_size_is_refused():
                 pixels, status = decode(data, size, own=own)
                 refused = {decoder.WRONG_SIZE} | ({decoder.FAILED} if own == "only" else set())
                 assert status in refused and not pixels.any()
+
+
+def test_an_error_in_a_header_does_not_reach_the_next_file():
+    """libturbojpeg's handle remembers where it has stopped."""
+    good, by = as_jpeg(scene(40, 50), progressive=True), decoder.Decoder()
+    bad = good.replace(b"\xff\xdb\0\x43\0", b"\xff\xdb\0\x43\xff", 1)  # the number of a table
+    for data, status in ((good, decoder.GOOD), (bad, decoder.FAILED), (good, decoder.GOOD)):
+        assert decode(data, (40, 50), own=True, by=by)[1] == status
+
+
+def test_a_file_of_too_many_scans_is_refused():
+    """Each costs a pass over the image, and ten bytes."""
+    scans = segment(0xDA, b"\1\1\0\0\0\1") + bytes(6)
+    for count, status in ((1, decoder.GOOD), (600, decoder.FAILED)):
+        data = black(40, 50, frame=0xC2)
+        begin = data.index(b"\xff\xda")
+        data = data[:begin] + scans * count + data[-2:]
+        assert decode(data, (40, 50), own=True)[1] == status
 
 
 LITTLE_MEMORY = """
@@ -147,7 +167,7 @@ def test_broken_promises_are_counted(tmp_path, sanitizers):
         tmp_path,
         header_h=("return body[5] == 1;", "return 1;"),
         color_h=("by_green = pairs(-22554,", "by_green = pairs(-22654,"),
-        decode_c=("return width && (width", "return 0 && (width"),
+        decode_c=("sample->height ? GOOD : WRONG_SIZE", "sample->height ? GOOD : GOOD"),
         streams_h=("sizeof(int16_t) * BLOCK * image->blocks", "image->blocks"),
     )
     program = fuzz.compile_fuzzer(tmp_path, ["-DPORTABLE"], sources)
