@@ -96,7 +96,6 @@ static void lay_out_mcus(Image *image) {
     image->area[1] = (int)(least(header->height, crop[0] + crop[2] + CONTEXT) + tall - 1) / tall;
     image->area[2] = (int)most(0, crop[1] - CONTEXT) / wide;
     image->area[3] = (int)(least(header->width, crop[1] + crop[3] + CONTEXT) + wide - 1) / wide;
-    image->last_mcu = (image->area[1] - 1) * image->per_row + image->area[3];
 }
 
 /* Blocks, quantisers and planes of each component. Returns bytes for the planes. */
@@ -197,7 +196,7 @@ static int read_ours(Decoder *decoder, int count) {
 typedef struct {
     Rows rows;
     const uint8_t *pixels;
-    int64_t pitch;
+    int64_t pitch, width;
 } PixelRows;
 
 /* Complete the task and carry it out. Returns a status. */
@@ -289,7 +288,7 @@ static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, co
                                   4 * width, height, TURBO_RGBX, TURBO_FLAGS))
         status = decoder->turbo.error_code(decoder->handle) ? FAILED : WARNED;
     if (status == FAILED) return FAILED;
-    PixelRows rows = {{pixel_row}, pixels, 4 * width};
+    PixelRows rows = {{pixel_row}, pixels, 4 * width, width};
     double top = (double)(crop->top - region[0]) / by, left = (double)(crop->left - region[1]) / by;
     double tall = (double)crop->height / by, wide = (double)crop->width / by;
     Resize task = {.row_pixels = width, .box = {top, left, tall, wide},
@@ -304,53 +303,45 @@ static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, co
 /* Rows under the crop, from the planes. */
 typedef struct {
     Rows rows;
-    const Image *image;
-    int first, width;   /* columns: the first, which begins a chroma value, and their number */
+    int parts, width;       /* components; pixels of a row */
+    int across, down, real; /* luma values for one of chroma; rows of chroma in the image */
+    const uint8_t *columns[3]; /* the row's first column, in row 0 of the image */
+    int64_t pitches[3];
     uint8_t *chroma[2]; /* room for a row of each */
 } PlaneRows;
 
 /* The two rows of a chroma component next to row y: the one that covers it, and the next nearest. */
-static void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
-    const Image *image = source->image;
-    const Header *header = &image->header;
-    int across = header->widest / header->across[part], down = header->tallest / header->down[part];
-    int real = (header->height + down - 1) / down, first = 8 * header->down[part] * image->area[0];
-    int near = y / down, far = (int)least(real - 1, most(0, y % 2 ? near + 1 : near - 1));
-    const uint8_t *column = image->planes[part] +
-                            (source->first - 8 * header->widest * image->area[2]) / across;
-    rows[0] = column + image->pitches[part] * (near - first);
-    rows[1] = column + image->pitches[part] * (far - first);
+INLINE void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
+    int near = source->down == 2 ? y / 2 : y / source->down;
+    int far = (int)least(source->real - 1, most(0, y % 2 ? near + 1 : near - 1));
+    rows[0] = source->columns[part] + source->pitches[part] * near;
+    rows[1] = source->columns[part] + source->pitches[part] * far;
 }
 
 /* A chroma component of row y at full width, of any sampling but 4:2:0: in its room, or where it is. */
 static const uint8_t *full_chroma(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
-    const Header *header = &source->image->header;
-    int across = header->widest / header->across[part], down = header->tallest / header->down[part];
+    int across = source->across, down = source->down, width = source->width;
     uint8_t *room = source->chroma[part - 1];
-    if (across == 2 && down == 1) double_columns(rows[0], room, source->width);
-    else if (across == 1 && down == 2) blend_rows(rows[0], rows[1], 1 + y % 2, room, source->width);
-    else if (across > 1) repeat_columns(rows[0], across, room, source->width);
+    if (across == 2 && down == 1) double_columns(rows[0], room, width);
+    else if (across == 1 && down == 2) blend_rows(rows[0], rows[1], 1 + y % 2, room, width);
+    else if (across > 1) repeat_columns(rows[0], across, room, width);
     else return rows[0];
     return room;
 }
 
 static const uint8_t *plane_row(Rows *rows, int64_t y, uint8_t *room) {
     const PlaneRows *source = (PlaneRows *)rows;
-    const Image *image = source->image;
-    int widest = image->header.widest, tallest = image->header.tallest, width = source->width;
-    const uint8_t *luma = image->planes[0] + image->pitches[0] * (y - 8 * tallest * image->area[0]) +
-                          source->first - 8 * widest * image->area[2];
-    const uint8_t *blue[2], *red[2];
-    if (image->header.parts == 1) {
-        gray_row(luma, room, width);
+    const uint8_t *luma = source->columns[0] + source->pitches[0] * y, *blue[2], *red[2];
+    if (source->parts == 1) {
+        gray_row(luma, room, source->width);
         return room;
     }
     near_rows(source, 1, (int)y, blue), near_rows(source, 2, (int)y, red);
-    if (image->header.across[1] * 2 == widest && image->header.down[1] * 2 == tallest)
-        color_row_halved(luma, blue[0], blue[1], red[0], red[1], room, width);
+    if (source->across == 2 && source->down == 2)
+        color_row_halved(luma, blue[0], blue[1], red[0], red[1], room, source->width);
     else
         color_row(luma, full_chroma(source, 1, (int)y, blue), full_chroma(source, 2, (int)y, red), room,
-                  width);
+                  source->width);
     return room;
 }
 
@@ -368,29 +359,36 @@ static void repeat_ends(const Image *image, int part) {
 
 static int resize_planes(Decoder *decoder, Image *image, const Crop *crop, const Output *output,
                          uint8_t *out) {
-    int left = (int)crop->left, first = left - left % image->header.widest;
-    int64_t width = crop->width + left - first, shift = left - first;
-    PlaneRows source = {{plane_row}, image, first, (int)width, {image->chroma[0], image->chroma[1]}};
+    const Header *header = &image->header;
+    int left = (int)crop->left, first = left - left % header->widest, shift = left - first;
+    int64_t width = crop->width + shift;
+    PlaneRows source = {.rows = {plane_row}, .parts = header->parts, .width = (int)width};
+    for (int c = 0; c < header->parts; c++) {
+        int across = header->widest / header->across[c], down = header->tallest / header->down[c];
+        source.across = across, source.down = down, source.real = (header->height + down - 1) / down;
+        source.pitches[c] = image->pitches[c];
+        source.columns[c] = image->planes[c] + first / across - 8 * header->across[c] * image->area[2] -
+                            image->pitches[c] * 8 * header->down[c] * image->area[0];
+        if (c) source.chroma[c - 1] = image->chroma[c - 1], repeat_ends(image, c);
+    }
     Resize task = {.row_pixels = width, .rows = {crop->top, crop->top + crop->height},
                    .columns = {shift, shift + crop->width},
                    .box = {crop->top, shift, crop->height, crop->width}};
-    for (int c = 1; c < image->header.parts; c++) repeat_ends(image, c);
     return resize_sample(decoder, &task, &source.rows, crop, output, out);
 }
 
 /* Rows of a sample that is stored as pixels. */
 static const uint8_t *raw_row(Rows *rows, int64_t y, uint8_t *room) {
     const PixelRows *source = (PixelRows *)rows;
-    rgb_row(source->pixels + y * source->pitch, room, source->pitch / 3);
+    rgb_row(source->pixels + y * source->pitch, room, source->width);
     return room;
 }
 
 static int finish_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
                          const Output *output, uint8_t *out) {
-    PixelRows raw = {{raw_row}, sample->data, 3 * sample->width};
-    Resize task = {.row_pixels = sample->width, .rows = {crop->top, crop->top + crop->height},
-                   .columns = {crop->left, crop->left + crop->width},
-                   .box = {crop->top, crop->left, crop->height, crop->width}};
+    PixelRows raw = {{raw_row}, sample->data + 3 * crop->left, 3 * sample->width, crop->width};
+    Resize task = {.row_pixels = crop->width, .rows = {crop->top, crop->top + crop->height},
+                   .columns = {0, crop->width}, .box = {crop->top, 0, crop->height, crop->width}};
     if (sample->mode == RAW_MODE) return resize_sample(decoder, &task, &raw.rows, crop, output, out);
     if (image->is_ours && !image->is_damaged) return resize_planes(decoder, image, crop, output, out);
     if (output->is_own == ONLY_OWN) return FAILED;

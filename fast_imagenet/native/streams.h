@@ -24,7 +24,6 @@ typedef struct {
     int crop[4];                         /* top, left, height, width, pixels */
     int area[4];                         /* MCUs under it: first row, end, first column, end */
     int per_row, mcus, tile_mcus, tiles; /* MCUs of a row, of the image, of a tile; tiles */
-    int last_mcu;                        /* behind the last one in the area */
     int kind, is_ours;                   /* of header; whether it is read here */
     int next_tile, is_damaged;
     int32_t *places;                     /* of the tiles, see find_tiles() */
@@ -42,9 +41,9 @@ typedef struct {
     Image *image;
     uint8_t *clean;        /* the tile's bytes */
     int64_t size;          /* of those */
-    int mcu, left;         /* next MCU, and how many are left in the tile */
+    int row, column, left; /* next MCU, and how many are left in the tile */
     int held, unit;        /* MCUs read and not transformed; those that are being read */
-    int places[UNIT];      /* numbers of the MCUs held */
+    int places[UNIT][2];   /* rows and columns of the MCUs held */
     int previous[3];       /* first coefficients of the block before, by component */
     Reader in;
     int16_t blocks[UNIT * MAX_BLOCKS * BLOCK] __attribute__((aligned(64))); /* zeros between units */
@@ -68,7 +67,8 @@ static int take_tile(Stream *stream, Image *image) {
         const uint8_t *from = image->data + image->places[tile], *limit = image->data + image->size;
         int64_t size = image->places[tile + 1] - 2 - image->places[tile];
         stream->size = unstuff(from, size, limit, stream->clean);
-        stream->image = image, stream->mcu = first, stream->left = end - first;
+        stream->image = image, stream->left = end - first;
+        stream->row = first / image->per_row, stream->column = first % image->per_row;
         stream->in = (Reader){stream->clean, 0, 0};
         memset(stream->previous, 0, sizeof stream->previous);
         if (stream->size >= 0) return 1;
@@ -77,30 +77,40 @@ static int take_tile(Stream *stream, Image *image) {
     return 0;
 }
 
-/* Transform one component of the MCUs held. */
+/* QUARTERS blocks of one component on their way to pixels. */
+typedef struct {
+    const int16_t *blocks[QUARTERS];
+    uint8_t *to[QUARTERS];
+    int count;
+} Group;
+
+static void transform_group(Group *group, Image *image, int part) {
+    for (int i = 1; i < QUARTERS; i++) /* quarters without a block do another one's again */
+        if (i >= group->count) group->blocks[i] = group->blocks[0], group->to[i] = group->to[0];
+    group->count = 0;
+    image->is_damaged |=
+        transform_blocks(group->blocks, image->steps[part], group->to, image->pitches[part]);
+}
+
+/* Transform one component of the MCUs held, as far as they lie in the area. */
 static void transform_component(Stream *stream, int part) {
     Image *image = stream->image;
-    int across = image->header.across[part], down = image->header.down[part], n = 0;
-    int64_t pitch = image->pitches[part];
-    const int16_t *blocks[QUARTERS], *steps = image->steps[part];
-    uint8_t *to[QUARTERS];
+    const int *area = image->area;
+    int across = image->header.across[part], down = image->header.down[part];
+    Group group = {.count = 0};
     for (int m = 0; m < stream->held; m++) {
-        int row = stream->places[m] / image->per_row, column = stream->places[m] % image->per_row;
-        if (row < image->area[0] || row >= image->area[1]) continue;
-        if (column < image->area[2] || column >= image->area[3]) continue;
+        int row = stream->places[m][0], column = stream->places[m][1];
+        if (row < area[0] || row >= area[1] || column < area[2] || column >= area[3]) continue;
         const int16_t *block = stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
-        uint8_t *corner = image->planes[part] + 8 * down * (row - image->area[0]) * pitch +
-                          8 * across * (column - image->area[2]);
-        for (int b = 0; b < across * down; b++, block += BLOCK) {
-            blocks[n] = block, to[n] = corner + 8 * (b / across) * pitch + 8 * (b % across);
-            if (++n < QUARTERS) continue;
-            image->is_damaged |= transform_blocks(blocks, steps, to, pitch);
-            n = 0;
-        }
+        uint8_t *corner = image->planes[part] + 8 * across * (column - area[2]);
+        corner += 8 * down * (row - area[0]) * image->pitches[part];
+        for (int y = 0; y < down; y++, corner += 8 * image->pitches[part])
+            for (int x = 0; x < across; x++, block += BLOCK) {
+                group.blocks[group.count] = block, group.to[group.count] = corner + 8 * x;
+                if (++group.count == QUARTERS) transform_group(&group, image, part);
+            }
     }
-    if (!n) return;
-    for (int i = n; i < QUARTERS; i++) blocks[i] = blocks[n - 1], to[i] = to[n - 1];
-    image->is_damaged |= transform_blocks(blocks, steps, to, pitch);
+    if (group.count) transform_group(&group, image, part);
 }
 
 /* Transform the MCUs held, and clear their blocks. */
@@ -112,6 +122,20 @@ static void finish_unit(Stream *stream) {
     stream->held = stream->unit = 0;
 }
 
+/* The MCUs that have been read wait to be transformed. */
+static void hold_unit(Stream *stream) {
+    for (; stream->unit; stream->unit--) {
+        int *place = stream->places[stream->held++];
+        place[0] = stream->row, place[1] = stream->column;
+        if (++stream->column == stream->image->per_row) stream->column = 0, stream->row++;
+    }
+}
+
+static int is_behind_area(const Stream *stream) {
+    const int *area = stream->image->area, last = area[1] - 1;
+    return stream->row > last || (stream->row == last && stream->column >= area[3]);
+}
+
 /* What follows the MCUs that have been read: more of the same tile, or another one. left: blocks of
  * the unit that were not read, -1 for a damaged one. Returns blocks to read, 0: none is left. */
 APART int next_unit(Stream *stream, Image *images, int count, int left) {
@@ -121,11 +145,10 @@ APART int next_unit(Stream *stream, Image *images, int count, int left) {
         stream->left -= stream->unit;
         int is_sound = !left && (stream->left ? used <= bits : used <= bits && used > bits - 8);
         image->is_damaged |= !is_sound;
-        for (int i = 0; i < stream->unit; i++) stream->places[stream->held++] = stream->mcu++;
-        stream->unit = 0;
+        hold_unit(stream);
         if (stream->held == UNIT || image->is_damaged) finish_unit(stream);
         if (image->is_damaged) stream->left = 0;
-        if (image->tiles == 1 && stream->mcu >= image->last_mcu) stream->left = 0;
+        if (image->tiles == 1 && is_behind_area(stream)) stream->left = 0;
     }
     if (!stream->left && !(image && take_tile(stream, image))) {
         if (stream->held) finish_unit(stream);

@@ -85,9 +85,9 @@ static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t
                             uint8_t *const to[QUARTERS], int64_t pitch) {
     Int16s x[8];
     for (int row = 0; row < 8; row++) {
-        const void *from[QUARTERS], *same[QUARTERS];
-        for (int q = 0; q < QUARTERS; q++) from[q] = blocks[q] + 8 * row, same[q] = steps + 8 * row;
-        x[row] = gather(from) * gather(same);
+        const void *from[QUARTERS];
+        for (int q = 0; q < QUARTERS; q++) from[q] = blocks[q] + 8 * row;
+        x[row] = gather(from) * spread(steps + 8 * row);
     }
     int beyond = any((x[0] << 2 >> 2) ^ x[0]);
     transform_lanes(x, 11, 1 << 10, 1);

@@ -124,6 +124,15 @@ INLINE int any(Int16s v) {
 #endif
 }
 
+/* The same 16 bytes in every quarter. */
+INLINE Int16s spread(const void *from) {
+#if QUARTERS == 4
+    return (Int16s)_mm512_broadcast_i32x4(_mm_loadu_si128(from));
+#else
+    return (Int16s)_mm256_broadcastsi128_si256(_mm_loadu_si128(from));
+#endif
+}
+
 /* 16 bytes from each address. */
 INLINE Int16s gather(const void *const from[QUARTERS]) {
 #if QUARTERS == 4
@@ -215,6 +224,7 @@ INLINE Floats floats(const uint8_t *from) {
     return __builtin_convertvector((Int32s)low16(words, (Int16s){0}), Floats);
 }
 INLINE int any(Int16s v) { return (((Int64s)v)[0] | ((Int64s)v)[1]) != 0; }
+INLINE Int16s spread(const void *from) { return *(const Int16s *)from; }
 INLINE Int16s gather(const void *const from[QUARTERS]) { return *(const Int16s *)from[0]; }
 INLINE void turn(Int16s v[QUARTERS]) { (void)v; }
 #endif
