@@ -2,12 +2,10 @@
 
     python benchmarks/decoder_memory.py --json out.json
 
-Counted, not estimated: the arrays that each loader holds for one epoch of 500 px images in
-batches of 1024, less the batches themselves (as many for both). Ours needs memory per thread, stock
-FFCV per sample of every batch under way.
+Counted, not estimated: what each loader holds after one epoch of 500 px images in batches of 1024,
+less the batches themselves (as many for both).
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,8 @@ from typing import Any
 import common
 
 IMAGES = 8  # their number does not matter
-FLAGS = {
-    "batch_size": {"default": 1024, "help": "images"},
-    "side": {"default": 500, "help": "resolution of the stored images, px"},
-    "out_side": {"default": 160, "help": "resolution of the batch, px"},
-    "cores": {"default": 1, "help": "cores and loader threads"},
-}
+DATA = {"batch_size": 1024, "side": 500, "out_side": 160, "cores": 1}
+SMOKE = {"batch_size": 64, "side": 64}
 
 
 def held_bytes(allocations: Any) -> int:
@@ -34,7 +28,7 @@ def held_bytes(allocations: Any) -> int:
     return allocations.nbytes
 
 
-def measure(arguments: argparse.Namespace, path: str) -> dict[str, int]:
+def measure(path: str, batch_size: int, out_side: int, cores: int) -> dict[str, int]:
     """Bytes by contestant, and of the batches."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader
@@ -42,42 +36,38 @@ def measure(arguments: argparse.Namespace, path: str) -> dict[str, int]:
 
     from fast_imagenet.ops import CropDecode
 
-    size, batch_size = arguments.out_side, arguments.batch_size
-    decoders = {"ours": CropDecode(size), "ffcv": RandomResizedCropRGBImageDecoder((size, size))}
+    ours, ffcv = CropDecode(out_side), RandomResizedCropRGBImageDecoder((out_side, out_side))
     scratch = {}
-    for name, decoder in decoders.items():
+    for name, decoder in {"ours": ours, "ffcv": ffcv}.items():
         pipelines = {"image": [decoder, ToTensor()], "label": None}
-        place = (path, batch_size, arguments.cores)
-        loader = Loader(*place, os_cache=True, drop_last=False, pipelines=pipelines)
+        options = dict(os_cache=True, drop_last=False, pipelines=pipelines)
+        loader = Loader(path, batch_size, cores, **options)
         epoch = iter(loader)
         held = held_bytes(epoch.memory_allocations)
-        next(epoch)  # ours allocates when it sees the first images
-        epoch.close()
-        workspaces = getattr(decoder, "_workspaces", [])
-        held += sum(buffer.nbytes for work in workspaces for buffer in work.buffers)
-        batches = (loader.batches_ahead + 2) * batch_size * size * size * 3
+        for _ in epoch:  # our decoders grow with the images they see
+            pass
+        batches = (loader.batches_ahead + 2) * batch_size * out_side * out_side * 3
         scratch[name] = held - batches
+    scratch["ours"] += sum(decoder.bytes for decoder in ours._decoders)
     return scratch | {"batches": batches}
 
 
 def main() -> None:
-    arguments = common.read_arguments(None, __doc__, rounds=1, **FLAGS)
-    machine = common.start(arguments.cores, arguments.smoke)
+    arguments = common.read_arguments(None, __doc__, rounds=1)
+    settings = DATA | (SMOKE if arguments.smoke else {})
+    machine = common.start(settings["cores"], arguments.smoke)
     import numpy as np
 
     import data
 
-    shape = (IMAGES, arguments.side, arguments.side, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    side = settings["side"]
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = data.write_file(Path(folder, "data.beton"), images, markers=True)
-        scratch = measure(arguments, path)
+        scratch = measure(path, settings["batch_size"], settings["out_side"], settings["cores"])
     ratio = float(f"{scratch['ours'] / scratch['ffcv']:.3g}")
-    for name, count in scratch.items():
-        print(f"{name}: {count / 2**20:.1f} MiB")
-    print(f"scratch_vs_ffcv {ratio:.5f} x")
-    settings = {name: getattr(arguments, name) for name in FLAGS}
     result = {"scratch_vs_ffcv": ratio, "scratch_bytes": scratch}
+    print(result)
     common.write_json(arguments.json, {**result, "data": settings, "machine": machine})
 
 

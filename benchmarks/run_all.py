@@ -39,7 +39,7 @@ SCRIPTS = {
 TINY = {  # for tests, and the training step too: one core, at sizes that mean nothing
     "loader_1_core": "loader_throughput {images} {quick} {peers} --seconds 0 --draws 64",
     "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
-    "decoder_memory": "decoder_memory --smoke --side 64",
+    "decoder_memory": "decoder_memory --smoke",
     "scale": "scale --smoke --rounds 1",
     "thread_balance": "thread_balance {images} {quick} --limit 3",
     "startup": "startup --smoke",

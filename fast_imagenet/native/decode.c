@@ -409,12 +409,22 @@ Decoder *new_decoder(const TurboJpeg *turbo) {
     return NULL;
 }
 
+#define ROOMS(of) {of->clean, of->clean + 1, of->places, of->places + 1, \
+                   of->planes, of->planes + 1, &of->pixels, &of->resize}
+
 void free_decoder(Decoder *decoder) {
-    Room *rooms[] = {decoder->clean, decoder->clean + 1, decoder->places, decoder->places + 1,
-                     decoder->planes, decoder->planes + 1, &decoder->pixels, &decoder->resize};
+    Room *rooms[] = ROOMS(decoder);
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) free(rooms[i]->bytes);
     decoder->turbo.free_handle(decoder->handle);
     free(decoder);
+}
+
+/* Bytes that a decoder holds; those of libturbojpeg's handle are not known. */
+int64_t decoder_bytes(const Decoder *decoder) {
+    const Room *rooms[] = ROOMS(decoder);
+    int64_t bytes = sizeof *decoder;
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) bytes += rooms[i]->size;
+    return bytes;
 }
 
 /* Decode, crop, mirror and resize samples `first` to `end` of a batch into out: uint8 RGB

@@ -34,6 +34,7 @@ def _functions() -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.new_decoder.argtypes, found.new_decoder.restype = [pointer], pointer
     found.free_decoder.argtypes = [pointer]
+    found.decoder_bytes.argtypes, found.decoder_bytes.restype = [pointer], number
     found.decode_crops.argtypes = [pointer, number, number, *[pointer] * 4]
     return found
 
@@ -84,6 +85,11 @@ class Decoder:
             raise MemoryError("there is no memory for a decoder")
         # not at the end of the process: a loader's thread may still be decoding then
         weakref.finalize(self, _LIBRARY.free_decoder, self._handle).atexit = False
+
+    @property
+    def bytes(self) -> int:
+        """What it holds now; the memory of libturbojpeg's handle is not in it."""
+        return _LIBRARY.decoder_bytes(self._handle)
 
     def decode(self, first: int, end: int, batch: tuple) -> None:
         """Decode, crop, resize and mirror samples `first` to `end` - 1 of a `batch_places`."""

@@ -124,6 +124,18 @@ def test_an_image_that_memory_does_not_suffice_for_is_reported():
     assert found == [decoder.GOOD, short, decoder.GOOD, short, short, short]
 
 
+def test_bytes_are_those_of_the_largest_image():
+    one = decoder.Decoder()
+    new = one.bytes
+    decode(black(80, 96), (80, 96), own=False, by=one)  # libturbojpeg writes 4 bytes per pixel
+    held = one.bytes
+    assert new + 4 * 80 * 96 < held < new + 30 * 80 * 96
+    decode(black(40, 48), (40, 48), own=False, by=one)
+    assert one.bytes == held
+    decode(black(80, 96), (80, 96), own=True, by=one)
+    assert one.bytes > held
+
+
 @pytest.fixture
 def sanitizers(tmp_path):
     if not fuzz.has_sanitizers(tmp_path):
