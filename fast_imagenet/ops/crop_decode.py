@@ -8,8 +8,8 @@ sample index).
 
     loader = Loader(..., pipelines={'image': [CropDecode((160, 160), seed=1), ToTensor(), ...]})
 
-Axes: b batch, h height, w width, c channel (RGB). Memory: one decoded image per thread, where
-stock FFCV keeps one per sample of every batch under way.
+Axes: b batch, h height, w width, c channel (RGB). Memory: one or two decoded crops per thread,
+where stock FFCV keeps an image per sample of every batch under way.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """`kernel`: numba's njit, cached on disk, compiled again when any file it is made of changes.
 
-numba looks only at the file a function stands in: after an edit to resize.py it would keep using
-the old resize that is compiled into crop_decode.py's kernels, silently. Here the stamp of a cached
+numba looks only at the file a function stands in: after an edit to histogram.py it would keep using
+the old histograms that are compiled into policy.py's kernels, silently. Here the stamp of a cached
 kernel covers its file and every file of this package that this one imports, directly or not.
 """
 
