@@ -103,13 +103,14 @@ INLINE void use(Reader *in, uint32_t entry) {
 }
 
 /* A block's first coefficient, a difference to the one before of its kind: added to `previous`.
- * Returns whether there is such a code. Leaves 56 bits or more. */
+ * Returns whether there is such a code. Wants 56 bits, leaves 56 - LOOK_FIRST. */
 INLINE int read_first(Reader *in, const Table *table, int *previous) {
     uint32_t entry = table->look[in->bits >> (64 - LOOK_FIRST)];
-    if (RARE(!(entry & 255))) entry = slow_entry(in->bits, table, entry);
+    int is_slow = !(entry & 255);
+    if (RARE(is_slow)) entry = slow_entry(in->bits, table, entry);
     *previous += (int32_t)entry >> 16;
     use(in, entry);
-    refill(in);
+    if (RARE(is_slow)) refill(in);
     return entry & 255;
 }
 

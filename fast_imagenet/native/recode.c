@@ -98,6 +98,7 @@ INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
     memset(values, 0, 64 * sizeof *values);
     refill(&in);
     if (!read_first(&in, first, &job->previous[c]) || abs(job->previous[c]) > 2047) return 0;
+    refill(&in);
     do { /* four entries of the look-up table use 48 bits at most */
         for (int i = 0; i < 4; i++) {
             entry = step(&in, others->look, order, values, &k);

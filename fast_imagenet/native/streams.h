@@ -221,7 +221,7 @@ static void read_images(Stream streams[2], Image *images, int count) {
     Cursor b = next_cursor(two, (Cursor){.left = 0}, images, count);
     while (a.left && b.left) {
         refill(&a.in), refill(&b.in);
-#pragma GCC unroll 4 /* four entries of the look-up table use 48 bits at most */
+#pragma GCC unroll 4 /* four steps use 48 bits at most; three after a first coefficient, 46 */
         for (int i = 0; i < 4; i++) {
             if (RARE(!step_cursor(&a, one->previous))) {
                 a = next_cursor(one, a, images, count);
