@@ -277,8 +277,8 @@ def judge_numba(answer: Answer) -> Finding:
 KERNEL_PROBE = """
 import json
 from fast_imagenet import kernel_cache
-from fast_imagenet.ops.grayscale import apply_grayscale
-folder = getattr(apply_grayscale._cache, "cache_path", "")
+from fast_imagenet.ops.effects import apply_effects
+folder = getattr(apply_effects._cache, "cache_path", "")
 private = kernel_cache.use_private_cache.cache_info().currsize > 0
 print(json.dumps({"folder": folder, "private": private}))
 """

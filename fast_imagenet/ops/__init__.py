@@ -17,15 +17,11 @@ torch.set_num_threads(_TORCH_THREADS)
 from .auto_augment import AutoAugment
 from .color_jitter import ColorJitter
 from .crop_decode import CenterCropDecode, CropDecode, DecodeError
-from .gaussian_blur import GaussianBlur
-from .grayscale import RandomGrayscale
+from .effects import GaussianBlur, RandomGrayscale, RandomSolarize, ThreeAugment
 from .normalize import Normalize
 from .precompiled import enable_precompiled
-from .rand_augment import RandAugment
+from .rand_augment import RandAugment, TrivialAugmentWide
 from .random_erasing import RandomErasing
-from .solarize import RandomSolarize
-from .three_augment import ThreeAugment
-from .trivial_augment import TrivialAugmentWide
 
 __all__ = [
     "AutoAugment",

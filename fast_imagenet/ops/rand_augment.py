@@ -1,14 +1,17 @@
 """RandAugment: a few operations per image, drawn uniformly, all of the same magnitude.
 
-Three modes. 'lite', the default, is made to be cheap: torchvision's operations that fold into one
-table of levels and one affine map. 'full' is torchvision's RandAugment, 'timm' is timm's
-rand-m{magnitude}-mstd{mstd}-inc1; both equal the original on Pillow images pixel for pixel, given
-the same choices.
+And TrivialAugmentWide: one, its magnitude drawn over a wide range.
+
+RandAugment has three modes. 'lite', the default, is made to be cheap: torchvision's operations that
+fold into one table of levels and one affine map. 'full' is torchvision's RandAugment, 'timm' is
+timm's rand-m{magnitude}-mstd{mstd}-inc1; both equal the original on Pillow images pixel for pixel,
+given the same choices.
 
 Source: Cubuk, Zoph, Shlens and Le, "RandAugment", 2020 (arXiv:1909.13719); torchvision
 transforms/autoaugment.py; timm data/auto_augment.py.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -163,3 +166,31 @@ class RandAugment(KeyedOperation):
         names = LITE_NAMES if self.mode == "lite" else FULL_NAMES
         tables = policy.rand_augment_space(names, self.bins, *size)
         return draw_rand_augment(*key, *tables, *strength)
+
+
+@functools.lru_cache(maxsize=8)
+def trivial_augment_space(bins: int) -> policy.Space:
+    """torchvision's magnitudes for TrivialAugmentWide; they do not depend on the size."""
+    strongest = dict(shear=0.99, right=32.0, down=32.0, degrees=135.0, factor=0.99)
+    return policy.augmentation_space(FULL_NAMES, bins, bits=6, **strongest)
+
+
+class TrivialAugmentWide(KeyedOperation):
+    """Change every image by one of torchvision's fourteen operations: nearest, black outside.
+
+    Args: num_magnitude_bins: magnitudes to draw from, at least 2. seed: of the run.
+    Shape: uint8 [b, h, w, 3], changed in place.
+    Raises: ValueError for fewer than 2 bins.
+    Source: Mueller and Hutter, "TrivialAugment", 2021 (arXiv:2103.10158); torchvision, equal
+        to it on Pillow images given the same choices.
+    """
+
+    apply = staticmethod(apply_policy)
+
+    def __init__(self, *, num_magnitude_bins: int = 31, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.bins = check_count(num_magnitude_bins, 2, "num_magnitude_bins")
+
+    def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
+        tables = trivial_augment_space(self.bins)
+        return draw_rand_augment(*self.key(samples), 1, *tables, 0.0, ANY_BIN)

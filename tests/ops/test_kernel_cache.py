@@ -55,10 +55,10 @@ def test_a_private_folder_is_taken_noted_once_and_used_again(start, tmp_path):
     folder = folder_of(tmp_path)
     assert notes.count("note:") == 1 and f"compiled kernels are kept in {folder}" in notes
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_grayscale*.nbc")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_effects*.nbc")}
     assert kept
     start()
-    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_grayscale*.nbc")}
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_effects*.nbc")}
     start(KERNEL_PROBE, printed=f'"folder": "{folder}')
 
 
@@ -83,6 +83,6 @@ def test_a_folder_that_is_not_private_is_not_used(start, tmp_path, kind):
 @pytest.mark.slow
 def test_a_damaged_cache_costs_time_only(start, tmp_path):
     start()
-    (index,) = folder_of(tmp_path).rglob("*apply_grayscale*.nbi")
+    (index,) = folder_of(tmp_path).rglob("*apply_effects*.nbi")
     index.write_bytes(b"damaged")
     assert "the cache of compiled kernels failed" in start()

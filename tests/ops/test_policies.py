@@ -10,10 +10,15 @@ from timm.data import auto_augment as timm_augment
 from torchvision.transforms import InterpolationMode, autoaugment
 
 from fast_imagenet.ops import auto_augment, geometry, histogram, policy, rand_augment
-from fast_imagenet.ops import trivial_augment as trivial
 from fast_imagenet.ops.auto_augment import AutoAugment
-from fast_imagenet.ops.rand_augment import FULL_NAMES, LITE_NAMES, TIMM_NAMES, RandAugment
-from fast_imagenet.ops.trivial_augment import TrivialAugmentWide
+from fast_imagenet.ops.rand_augment import (
+    FULL_NAMES,
+    LITE_NAMES,
+    TIMM_NAMES,
+    RandAugment,
+    TrivialAugmentWide,
+    trivial_augment_space,
+)
 from tests import ops_data
 
 SIZES = [(64, 64), (97, 131), (1, 1), (1, 1000), (37, 2)]
@@ -90,7 +95,7 @@ def test_magnitudes_equal_torchvision(bins, size):
     ours = policy.rand_augment_space(FULL_NAMES, bins, *size)
     assert_space_equals(ours, autoaugment.RandAugment()._augmentation_space(bins, size))
     expected = autoaugment.TrivialAugmentWide()._augmentation_space(bins)
-    assert_space_equals(trivial.trivial_augment_space(bins), expected)
+    assert_space_equals(trivial_augment_space(bins), expected)
 
 
 def test_auto_augment_table_equals_torchvision():
@@ -201,7 +206,7 @@ def test_each_operation_equals_torchvision(name, size):
     images, code = made_images(*size), policy.NAMES.index(name)
     for space in (
         policy.rand_augment_space(FULL_NAMES, 31, *size),
-        trivial.trivial_augment_space(31),
+        trivial_augment_space(31),
     ):
         row = FULL_NAMES.index(name)
         values = sorted(set(space.values[row]) | set(-space.values[row] * space.signed[row]))
