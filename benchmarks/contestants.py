@@ -65,6 +65,7 @@ TABLE = {
                      **OURS),
     "ours_exact": Row("ours, decoded at full size", recipes=PLAIN_160,
                       options={"reduced_decode": False}, **OURS),
+    "ours_bilinear": Row("ours, bilinear", options={"method": "bilinear"}, **OURS),
     "ours_bicubic": Row("ours, bicubic", recipes=PLAIN_160, options={"method": "bicubic"}, **OURS),
     "ours_on_stock": Row("ours on stock FFCV's file", options={"file": "stock"}, **OURS),
     "ffcv": Row("stock FFCV", f"{FFCV}:Stock", (*PLAIN, RAW), home=True),

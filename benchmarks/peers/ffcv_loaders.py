@@ -58,4 +58,5 @@ class Ours(FFCVLoader):
             color = (ops.RandAugment(2, 9, mode=mode), ops.ColorJitter(0.4, 0.4, 0.4))
             then = [*color, ops.RandomErasing(0.25, mode="const")]
         self.path = native.path()
+        options = {"method": "area", **options}  # as training does, and stock FFCV
         super().__init__(task, [ops.CropDecode(task.size, then=then, **options)], file)
