@@ -1,6 +1,6 @@
 /* Arithmetic on 8 x 8 blocks, eight lanes at a time.
  *
- * Sums keep their order and no multiply-add is fused (FLAGS in __init__.py): the numbers, and so the
+ * Sums keep their order and no multiply-add is fused (FLAGS in setup.py): the numbers, and so the
  * bytes of a file, are the same on every processor.
  */
 typedef float V __attribute__((vector_size(32), aligned(4), may_alias));
@@ -37,7 +37,7 @@ INLINE void scale_up(const int16_t *values, const float *steps, V *to) {
 
 /* ==== Levels ================================================================================== */
 
-/* A value's level: times `scale`, to the nearest (a bare half goes down), at most 1023. */
+/* A value times `scale`, rounded to the nearest (a half towards zero), at most +-1023. */
 INLINE int16_t level_of(float value, float scale) {
     int size = (int)((value < 0 ? -value : value) * scale + 0.4999f);
     size = size > 1023 ? 1023 : size;
@@ -77,10 +77,11 @@ static void set_block(Block *block, const V *columns, const float *scales) {
 
 /* ==== Four blocks to one of half the size ===================================================== */
 
-/* Coefficients of 8 samples -> their share in those of the halved row that they begin; the row they
- * end: the same, with the other sign where output + input is odd. Even outputs 0, 2, 4, 6 of inputs
- * 0; 1, 7; 2, 6; 3, 5; then outputs 1, 3, 5, 7 of inputs 0, 1, 2, 3, 5, 6, 7: the rest is zero.
- * With C[k][n] = cos(k (2 n + 1) pi / 16) / 2 (k = 0: / sqrt(2)): C[:, :4] * mean of pairs * C^T. */
+/* 16 samples, two rows of 8 coefficients a and b, become 8 means of pairs. The weights of a in the
+ * 8 coefficients of these; those of b are the same, with the other sign where output + input is odd.
+ * Outputs 0, 2, 4, 6 take inputs 0; 1, 7; 2, 6; 3, 5; then come outputs 1, 3, 5, 7 of inputs 0, 1,
+ * 2, 3, 5, 6, 7. All other weights are zero. They are C[:, :4] * mean of pairs * C^T, where
+ * C[k][n] = cos(k (2 n + 1) pi / 16) / 2 (k = 0: / sqrt(2)). */
 static const float HALVE[35] = {
     0.5f, 0.490392625f, -0.0975451618f, 0.461939752f, -0.191341713f, 0.415734798f, -0.277785122f,
     0.453063726f, 0.203873292f, -0.0344874226f, 0.00951505825f, -0.00635775877f, 0.0142851584f, -0.0405529179f,
@@ -88,7 +89,7 @@ static const float HALVE[35] = {
     0.106303759f, -0.172835425f, 0.354851842f, 0.203873292f, -0.136223778f, -0.146984443f, 0.034379106f,
     -0.0901199803f, 0.136223778f, -0.173379987f, 0.359911144f, -0.240484938f, 0.0718163401f, -0.0270965938f};
 
-/* o = halves of the rows (a, b), in each of eight lanes. */
+/* o: the row of half the length that a and b become, in each of eight lanes. */
 INLINE void halve_pairs(const V *a, const V *b, V *o) {
     const float *w = HALVE;
     o[0] = w[0] * (a[0] + b[0]);
@@ -108,8 +109,8 @@ static void mirror(const int16_t *from, int16_t *to, int down) {
     for (int i = 0; i < 64; i++) to[i] = (down ? i >> 3 : i) & 1 ? -from[i] : from[i];
 }
 
-/* Blocks top left, top right, bottom left, bottom right of coefficients, row by row, to one.
- * steps: theirs. scales: 1 / new step. */
+/* Four blocks of coefficients (top left, top right, bottom left, bottom right; row by row) to one.
+ * steps: theirs, row by row. scales: 1 / new step, column by column. */
 APART void halve_block(const int16_t *const *four, const float *steps, const float *scales,
                        Block *block) {
     V a[8], b[8], left[8], right[8];
@@ -142,7 +143,7 @@ INLINE void to_samples(V *v) {
     v[2] = e2 + o5, v[5] = e2 - o5, v[3] = e3 + o4, v[4] = e3 - o4;
 }
 
-INLINE void to_waves(V *v) {
+INLINE void to_coefficients(V *v) {
     V s0 = v[0] + v[7], s1 = v[1] + v[6], s2 = v[2] + v[5], s3 = v[3] + v[4];
     V d0 = v[0] - v[7], d1 = v[1] - v[6], d2 = v[2] - v[5], d3 = v[3] - v[4];
     V a = s0 + s3, b = s1 + s2, c = s0 - s3, e = (s1 - s2 + c) * 0.707106781f;
@@ -174,6 +175,6 @@ APART void block_of(const uint8_t *samples, int64_t stride, const float *scales,
         Whole whole = __builtin_convertvector(*(const Bytes *)samples, Whole);
         v[row] = __builtin_convertvector(__builtin_convertvector(whole, VI), V) - 128;
     }
-    to_waves(v), transpose(v), to_waves(v);
+    to_coefficients(v), transpose(v), to_coefficients(v);
     set_block(block, v, scales);
 }

@@ -32,7 +32,7 @@ typedef struct {
 enum { ONLY_OWN = 2 };
 enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 }; /* TJPF_RGBX; TJFLAG_ACCURATEDCT, _LIMITSCANS */
 
-/* Bytes that are taken beside those needed, so that a little more need not be taken anew. */
+/* Bytes taken in addition, so that a slightly larger image needs no new memory. */
 #ifndef SPARE
 #define SPARE(size) ((size) / 4)
 #endif
@@ -73,7 +73,7 @@ static uint8_t *take_room(Room *room, int64_t size) {
         free(room->bytes);
         room->size = (size + SPARE(size) + 63) & ~63ll;
         room->bytes = aligned_alloc(64, room->size);
-        if (room->bytes) memset(room->bytes, 0, room->size); /* what is read beyond rows is finite */
+        if (room->bytes) memset(room->bytes, 0, room->size); /* vectors read beyond rows */
         else room->size = 0;
     }
     return room->bytes;

@@ -6,11 +6,16 @@
 #ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
 #endif
-/* Kept apart: inlined into one function they spill registers and are not vectorised. */
+/* Functions that stay calls: inlined into one, they spill registers and are not vectorized. */
 #define APART static __attribute__((noinline))
 #define RARE(condition) __builtin_expect(!!(condition), 0)
 
-enum { LOOK_FIRST = 10, LOOK = 12, END = 128, SLOW = 192, CODE = 16 + 256, ROOM = 64 + SLOW };
+enum {
+    LOOK_FIRST = 10, LOOK = 12, /* bits that index a look-up table: of DC, of AC */
+    END = 128, SLOW = 192,      /* marks of its entries, see Table */
+    CODE = 16 + 256,            /* bytes: counts of codes by length, then symbols */
+    ROOM = 64 + SLOW            /* numbers of a coefficient: 0 to 63, and what is added to them */
+};
 
 /* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file; 64, behind the
  * block, for what lies beyond it. */
@@ -50,6 +55,7 @@ static void fill_entries(Table *table, int first, int length, int symbol) {
     }
 }
 
+/* Returns whether it is a code that an 8-bit image can have. */
 static int fill_table(Table *table, const uint8_t *code, int is_dc) {
     int next = 0, place = 0;
     memset(table, 0, sizeof *table);
@@ -149,9 +155,10 @@ typedef struct {
     uint8_t *at;
 } Writer;
 
-/* A code followed by so many bits of value: code << size << 5 | bits of both. */
+/* By symbol: its code << size of the value behind it << 5 | bits of both. By value + 1023: bits_of
+ * it. */
 typedef struct {
-    uint32_t first[12], other[256], value[2 * 1023 + 1]; /* value: see bits_of */
+    uint32_t first[12], other[256], value[2 * 1023 + 1];
 } Codes;
 
 static void fill_codes(uint32_t *codes, const uint8_t *counts, const uint8_t *symbols) {
@@ -177,9 +184,9 @@ INLINE void put(Writer *out, uint32_t bits, int count) {
         return;
     }
     uint64_t full = out->bits << (count + out->free) | bits >> -out->free;
-    out->bits = bits; /* those written leave at the top before they are seen again */
+    out->bits = bits; /* with those just written above, which later shifts push out */
     out->free += 64;
-    if (RARE(full & ~(full + 0x0101010101010101ull) & 0x8080808080808080ull)) {
+    if (RARE(full & ~(full + 0x0101010101010101ull) & 0x8080808080808080ull)) { /* perhaps an FF */
         out->at = put_bytes(out->at, full, 8);
         return;
     }
@@ -210,6 +217,7 @@ typedef struct {
     uint64_t mask;
 } Block;
 
+/* A block's codes. previous: the first level of the block before of its component. */
 APART void put_block(Writer *to, const Block *block, int *previous, const Codes *codes) {
     Writer out = *to;
     const uint32_t *value = codes->value + 1023;

@@ -1,8 +1,10 @@
-/* A plain JPEG written anew without the detour over RGB pixels: __init__.py says what for.
+/* A plain JPEG written anew without the detour over RGB pixels: recode.py says what for.
  *
- * One pass, a row of MCUs (16 x 16 px) at a time: levels are read, rounded to coarser steps and
- * written in a fixed Huffman code, chroma at full size is halved on the way. An image that must
- * shrink goes through samples of Y, Cb and Cr (shrink.h).
+ * One pass, a row of MCUs (16 x 16 px) at a time: coefficients are read, rounded to coarser steps
+ * and written in a fixed Huffman code; chroma at full size is halved on the way. An image that must
+ * shrink goes through samples of Y, Cb and Cr (shrink.h). A level is a coefficient as it is written,
+ * in units of its step (quantiser).
+ *
  * Memory comes from the caller, nothing is allocated. Little-endian machines only.
  */
 #include "blocks.h"
@@ -10,8 +12,10 @@
 
 enum {
     DAMAGED = -1, NO_ROOM = -2,
-    MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16, /* of one that is written */
-    BLOCK_SLACK = 64 * 4 + 128            /* that a damaged block may read behind the end */
+    /* of one that is written: at most 27 bits per level, every byte stuffed; then a marker */
+    MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16,
+    /* that a damaged block may read behind the end: less than 32 bits per level, and whole words */
+    BLOCK_SLACK = 64 * 4 + 128
 };
 
 /* What lies in the caller's memory, zeros at first; tables stay from one image to the next. */
@@ -120,8 +124,8 @@ APART int read_rows(Job *job, int c, Placed values) {
     return read_block(job, c, ZIGZAG, values);
 }
 
-/* A block that keeps its size. Called some blocks after its values were written, as reading them at
- * once, in other widths, makes the processor wait. */
+/* A block that keeps its size. Called some blocks after its values were written: loads wider than
+ * the stores just before them make the processor wait. */
 INLINE void keep_block(const Plain values, const float *scales, Block *block) {
     round_whole(values, scales, block->levels);
     set_mask(block);
@@ -147,7 +151,7 @@ static int keep_halved(Job *job) {
     return 0;
 }
 
-/* Luma blocks of a row of MCUs beyond the image: flat, as the one before. */
+/* Luma blocks of a row of MCUs that lie beyond the image: flat, of the mean of a neighbor inside. */
 static void fill_margin(Block *row, int columns, int wide, int tall) {
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2 * columns; x++) {
@@ -159,7 +163,7 @@ static void fill_margin(Block *row, int columns, int wide, int tall) {
         }
 }
 
-/* Chroma of a row of MCUs from old blocks [2 colours, 2 rows, 2 columns]. */
+/* Chroma of a row of MCUs from old blocks [Cb and Cr, 2 rows, 2 * columns]. */
 static void halve_row(Job *job, Placed *old, float (*steps)[64], const float *scales, Block *row,
                       int wide, int tall) {
     for (int c = 0; c < 2; c++, old += 4 * job->columns)
@@ -206,7 +210,7 @@ int read_plain_header(const uint8_t *data, int64_t size, Header *header) {
     if (read_header(data, size, header) != KNOWN || header->parts != 3 || header->interval) return 0;
     if (size < header->scan + 2 || memcmp(data + size - 2, "\xff\xd9", 2)) return 0;
     if (header->widest * header->tallest != 1 && !header->halved) return 0;
-    /* one scale serves both colours */
+    /* keep_halved() has one scale for Cb and Cr */
     return !header->halved || !memcmp(header->steps[1], header->steps[2], 64);
 }
 

@@ -1,4 +1,4 @@
-/* Antialiased resize of a box of an image, with the flip for free.
+/* Antialiased resize of a box of an image; a flip reverses the weights of the columns.
  *
  * Semantics are those of Pillow's resize (triangle filter for bilinear, a = -0.5 for bicubic,
  * widened when shrinking), applied to the cropped box: the filter never reads beside it, as when
@@ -42,8 +42,8 @@ typedef struct {
     int64_t stride, most;
 } Taps;
 
-/* One dimension of a box: source pixels [low, high) may be read. Lengths in source pixels: `scale`
- * of one output pixel, `reach` of the filter to either side of its center. */
+/* One dimension of a box: source pixels [low, high) may be read. In source pixels: `start` of the
+ * box, `scale`, the length of an output pixel, `stretch` of the filter, `reach` on either side. */
 typedef struct {
     double start, scale, stretch, reach;
     int64_t low, high, out;

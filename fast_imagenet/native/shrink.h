@@ -15,13 +15,14 @@ typedef struct {
     int64_t stride;
 } Plane;
 
-/* Share of old sample `place` in the new one that reaches from a to b. */
-static float share(double a, double b, int place) {
+/* Weight of old sample `place` in the new one, which reaches from a to b. */
+static float weight_of(double a, double b, int place) {
     double low = a > place ? a : place, high = b < place + 1 ? b : place + 1;
     return high > low ? (float)((high - low) / (b - a)) : 0;
 }
 
-/* Where new sample `place` lies, kept inside `size` old ones. */
+/* Where new sample `place` lies, kept inside `size` old ones; where rounding leaves nothing of it,
+ * the last one. */
 static void reach(int place, double ratio, int size, double *a, double *b) {
     *a = place * ratio, *b = *a + ratio;
     if (*b > size) *b = size;
@@ -51,7 +52,7 @@ static void lay_out(Job *job, Plane *plane, int c) {
         reach(x, plane->ratio[0], plane->from_width, &a, &b);
         plane->starts[x] = (int)a;
         for (int i = 0; i < plane->taps; i++)
-            plane->weights[plane->taps * x + i] = share(a, b, (int)a + i);
+            plane->weights[plane->taps * x + i] = weight_of(a, b, (int)a + i);
     }
 }
 
@@ -84,7 +85,7 @@ static void mean_down(Plane *plane, const float *row) {
     if (place >= plane->from_height) return;
     while (plane->made < plane->height) {
         reach(plane->made, plane->ratio[1], plane->from_height, &a, &b);
-        float weight = share(a, b, place);
+        float weight = weight_of(a, b, place);
         if (weight > 0) add_row(plane->sum, row, weight, plane->width);
         if (b > place + 1) break;
         uint8_t *to = plane->samples + plane->stride * plane->made++;

@@ -64,10 +64,11 @@ INLINE void turn_blocks(Int16s *x) {
     }
 }
 
-/* Columns clipped to bytes, then to rows, two in each of x[0..3]. Every round of interleaving turns
- * the 6 bits of a byte's index (3 of the column, 3 of the row) by one. */
+/* Columns to bytes, clipped, then to rows, two in each of x[0..3]. A byte's index has 3 bits of the
+ * column and 3 of the row; every round of interleaving rotates them by one, three exchange them. */
 INLINE void turn_to_bytes(Int16s *x) {
-    for (int i = 0; i < 4; i++) x[i] = narrow16(x[2 * i], x[2 * i + 1]) ^ all16(-0x7f80);
+    for (int i = 0; i < 4; i++) /* -0x7f80 is 8080 in hexadecimal: 128 is added to both bytes */
+        x[i] = narrow16(x[2 * i], x[2 * i + 1]) ^ all16(-0x7f80);
     for (int round = 0; round < 3; round++) {
         Int16s first = x[0], second = x[1];
         x[0] = low8(first, x[2]), x[1] = high8(first, x[2]);
@@ -90,9 +91,9 @@ static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t
         x[row] = gather(from) * spread(steps + 8 * row);
     }
     int beyond = any((x[0] << 2 >> 2) ^ x[0]);
-    transform_lanes(x, 11, 1 << 10, 1);
+    transform_lanes(x, 11, 1 << 10, 1); /* 2 of the 13 binary places stay, as in libjpeg */
     turn_blocks(x);
-    transform_lanes(x, 18, 1 << 13, 1 << 4);
+    transform_lanes(x, 18, 1 << 13, 1 << 4); /* 13, those 2, and 3 for the division by 8 */
     turn_to_bytes(x);
     for (int row = 0; row < 8; row += 2) {
 #define STORE_ROWS(q)                                               \
