@@ -2,8 +2,8 @@
 
     python -m fast_imagenet.ops.compile
 
-`make setup` runs it. Without it the first training compiles what it uses, about a minute. Nothing
-is compiled again until a source file of a kernel, numba or the processor changes.
+`make setup` runs it. Without it the first training compiles what it uses, up to half a minute.
+Nothing is compiled again until a source file of a kernel, numba or the processor changes.
 """
 
 import time
