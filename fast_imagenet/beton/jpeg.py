@@ -2,7 +2,7 @@
 
 A restart marker resets the decoder. With one every few MCUs (an MCU is the 16 x 16 pixel unit of
 4:2:0 JPEG), at an interval that divides the MCUs of a row, the compressed data fall into tiles that
-decode independently: `fast_imagenet.ops.CropDecode` copies the tiles under a crop and skips the
+decode independently: `fast_imagenet.ops.CropDecode` decodes the tiles under a crop and skips the
 rest. Optimized Huffman tables pay for the markers: 50 ImageNet images at 500 px, quality 90, came
 out 2.4 % smaller than with FFCV's encoder. Every JPEG decoder reads them.
 """
