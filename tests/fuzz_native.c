@@ -14,7 +14,7 @@
 #define SPARE(size) 0
 #include "library.c"
 
-enum { MOST_PIXELS = 1 << 18 /* of an image that is compared */, SIDE = 40 };
+enum { MOST_PIXELS = 1 << 18 /* of an image that is compared */, SIDE = 40, RAW = -1 };
 
 static TurboJpeg turbo;
 
@@ -78,11 +78,11 @@ static void check_recoder(const File *file) {
 
 /* ==== Decoder ================================================================================= */
 
-/* A crop of a file in its own size. Returns the status; where that is GOOD, *same says whether the
- * pixels are libturbojpeg's. */
+/* A crop of a file in its own size. is_own: as in Output, RAW: the file is pixels of three bytes.
+ * Returns the status; where that is GOOD, *same says whether the pixels are those of the file. */
 static int decode_crop(Decoder *decoder, const File *file, Crop crop, int is_own, int *same) {
     int64_t bytes = 3 * crop.height * crop.width, status;
-    Sample sample = {file->data, file->size, 0, file->height, file->width};
+    Sample sample = {file->data, file->size, is_own == RAW, file->height, file->width};
     Output output = {malloc(bytes), crop.height, crop.width, draw(3), draw(2), is_own};
     decode_crops(decoder, 0, 1, &sample, &crop, &output, &status);
     *same = 1;
@@ -134,6 +134,20 @@ static void check_size(Decoder *decoder, const File *file) {
     if (decode_crop(decoder, &other, draw_crop(&other), draw(3), &same) == GOOD) NOTE(other_size);
 }
 
+/* A crop of a sample that is stored as pixels, which are bytes of the file or made up. */
+static void check_raw(Decoder *decoder, const File *file) {
+    File raw = {.width = 1 + draw(SIDE), .height = 1 + draw(SIDE)};
+    int64_t pixels = raw.width * raw.height;
+    uint8_t *bytes = malloc(3 * pixels);
+    raw.data = bytes, raw.size = 3 * pixels, raw.pixels = malloc(4 * pixels);
+    for (int64_t i = 0; i < raw.size; i++) bytes[i] = i < file->size ? file->data[i] : draw(256);
+    for (int64_t i = 0; i < pixels; i++) memcpy(raw.pixels + 4 * i, bytes + 3 * i, 3);
+    int same, status = decode_crop(decoder, &raw, draw_crop(&raw), RAW, &same);
+    if (status != GOOD) NOTE(refused);
+    if (!same) NOTE(other_pixels);
+    free(bytes), free(raw.pixels);
+}
+
 /* A batch of the file, the sound one and the file again, to any size: the sound one stays the same. */
 static void check_batch(Decoder *decoder, const File *file, const File *sound) {
     int order = draw(2), height = 1 + draw(SIDE), width = 1 + draw(SIDE);
@@ -162,6 +176,7 @@ static void check_decoder(const File *file, const File *sound) {
         check_crop(decoder, file), check_crop(decoder, file), check_crop(decoder, file);
     }
     check_batch(decoder, file, sound);
+    check_raw(decoder, file);
     free_decoder(decoder);
 }
 
