@@ -122,7 +122,8 @@ static int64_t lay_out_planes(Image *image, const Table *const chosen[6]) {
     return bytes + MARGIN;
 }
 
-/* Half the sides, or less, that still hold the output; below, libturbojpeg's rounding is ambiguous. */
+/* 1, 2, 4 or 8: the strongest reduction that leaves the crop no smaller than the output. None below
+ * 64 px: of tiny images several scales of libturbojpeg have the same size. */
 static int denominator(const Crop *crop, const Output *output) {
     int by = 1;
     while (output->is_reduced && by < 8 && crop->height >= 2 * by * output->height &&
@@ -131,9 +132,10 @@ static int denominator(const Crop *crop, const Output *output) {
     return by;
 }
 
-/* Whether the file is one that is read here. Fewer rows or columns: libjpeg repeats chroma. From half
- * the size on libturbojpeg's transform of fewer coefficients is faster; not than tiles at half. A
- * block takes two bits or more: memory is taken for no more blocks than the file can hold. */
+/* Whether the file is read here. Not a narrow one: libjpeg repeats its chroma. Not one that is reduced,
+ * as libturbojpeg transforms fewer coefficients then; at 1/2, reading only the tiles under the crop is
+ * faster still. Not one of more blocks than its bytes can hold, at two bits or more per block: they
+ * would all be given memory. */
 static int is_ours(const Image *image, int kind, int reduce) {
     const Header *header = &image->header;
     int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;

@@ -1,7 +1,7 @@
 /* Entropy decoding of two tiles side by side.
  *
- * To decode is a chain: look up, shift, look up. A second, independent chain in the same thread costs
- * little more than one alone, as the processor works on both at once.
+ * Each step of decoding waits for the one before: look up, shift, look up. A second, independent chain
+ * in the same thread costs little more than one alone, as the processor works on both at once.
  */
 
 enum {
@@ -58,7 +58,8 @@ static int touches_area(const Image *image, int first, int end) {
     return row != last || (column < image->area[3] && column + end - first > image->area[2]);
 }
 
-/* Let the stream begin with the next tile of an image that is wanted. Returns whether there is one. */
+/* Let the stream begin with an image's next tile that has MCUs in the area. Returns whether there is
+ * one. */
 static int take_tile(Stream *stream, Image *image) {
     while (!image->is_damaged && image->next_tile < image->tiles) {
         int tile = image->next_tile++, first = tile * image->tile_mcus;
