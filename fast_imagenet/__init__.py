@@ -6,7 +6,7 @@ package holds the rest, one room for each part (docs/design.md draws them):
     engine/    what surrounds a training loop: checkpoints, log, signals, ranks, metrics, schedules
     data/      from a file to a batch on the device
     models/    networks by name, BlurPool, where weights come from
-    ops/       FFCV operations, one file each, usable alone
+    ops/       FFCV operations, usable alone
     native/    the C library, compiled by setup.py: JPEGs to crops, JPEGs rewritten for the file
     beton/     the data file: write, check, read
     sources/   where images come from: folders, archives, Parquet, WebDataset, synthetic
