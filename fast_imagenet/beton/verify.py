@@ -119,6 +119,10 @@ class PageChecks:
         pages = pages[~self._is_checked[pages]]
         return sum(self._check_page(int(page)) for page in pages)
 
+    def check_samples(self, samples: np.ndarray) -> None:
+        """`check` the pages of samples, by their places in the file."""
+        self.check(self._file.offsets[samples] // self._file.page_size)
+
     def _check_page(self, page: int) -> int:
         file, size, checksums = self._file, self._file.block_bytes, self._file.block_checksums
         ratio = file.page_size // size

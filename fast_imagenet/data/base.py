@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,16 @@ class BaseTrainLoader(DatasetLoader):
         """Optimizer steps of an epoch; the last, incomplete batch is left out."""
         return self.num_samples // self._slice[0]
 
+    def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
+
+        Args:
+            epoch: chooses order and draws together with the seed, >= 0.
+            resolution: side r in pixels.
+            start_step: steps to leave out at the beginning.
+        """
+        raise NotImplementedError
+
     def order(self, epoch: int) -> np.ndarray:
         """All samples in the order of an epoch, int64 [num_samples]."""
         return epoch_order(self.num_samples, self._seed, epoch)
@@ -88,7 +99,7 @@ class BaseTrainLoader(DatasetLoader):
         return rank_batches(self.order(epoch), *self._slice)[start_step:]
 
 
-def page_checks(source: BetonFile | Source, wanted: bool) -> PageChecks | None:
-    """What checks the pages of a .beton as they are first read; None where it has no checksums."""
+def page_checks(source: BetonFile | Source, wanted: bool) -> Callable[[np.ndarray], None] | None:
+    """What checks the pages of samples of a .beton as they are first read; None: nothing can."""
     checks = PageChecks(source) if wanted and isinstance(source, BetonFile) else None
-    return checks if checks and checks.why_not is None else None
+    return checks.check_samples if checks and checks.why_not is None else None

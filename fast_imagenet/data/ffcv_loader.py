@@ -128,7 +128,7 @@ class TrainLoader(BaseTrainLoader):
         self._operations = image_operations(augment, 224, seed)
         decoder = self._operations[0]
         decoder.then = self._operations[1:]  # so that threads wait for each other once a batch
-        decoder.before_batch = _page_checker(file, check_pages)
+        decoder.before_batch = page_checks(file, check_pages)
         kernels = [draw_random_crops, *(operation.apply for operation in decoder.then)]
         if rank == 0 and not all(map(is_compiled, kernels)):
             print("compiling the operations, once on this machine: up to a minute", flush=True)
@@ -147,15 +147,7 @@ class TrainLoader(BaseTrainLoader):
         return paged_epoch_order(self._pages, PAGES_IN_MEMORY, self._seed, epoch)
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
-        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
-
-        Args:
-            epoch: chooses order and draws together with the seed, >= 0.
-            resolution: side r in pixels.
-            start_step: steps to leave out at the beginning.
-
-        A batch is valid until the next one is asked for: its memory is used again.
-        """
+        """A batch is valid until the next one is asked for: its memory is used again."""
         mine = self.step_samples(epoch, start_step)
         self._operations[0].output_size = resolution
         self._operations[0].set_epoch(epoch)
@@ -186,7 +178,7 @@ class EvalLoader(DatasetLoader):
         file = BetonFile(path)
         super().__init__(file)
         self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
-        self._decoder.before_batch = _page_checker(file, check_pages)
+        self._decoder.before_batch = page_checks(file, check_pages)
         self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = Loader(
             file,
@@ -207,14 +199,6 @@ class EvalLoader(DatasetLoader):
         """
         self._decoder.ratio, self._decoder.output_size = crop_ratio, resolution
         return _batches(self._loader, self._mine)
-
-
-def _page_checker(file: BetonFile, wanted: bool) -> Callable[[np.ndarray], Any] | None:
-    """A function that checks the pages of a batch of samples; None as `page_checks`."""
-    checks = page_checks(file, wanted)
-    if checks is None:
-        return None
-    return lambda samples: checks.check(file.offsets[samples] // file.page_size)
 
 
 class _LabelDecoder(IntDecoder):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,6 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
 from fast_imagenet.beton.reader import BetonFile
-from fast_imagenet.beton.verify import PageChecks
 from fast_imagenet.data.torch_augmentation import KeyedTransforms, keyed_generator
 from fast_imagenet.sources import Source, open_source
 from fast_imagenet.sources.decode import decode_rgb
@@ -94,14 +94,13 @@ class RandomCrop:
         return CropBox(top, left, box_height, box_width, flip)
 
 
-@dataclass(frozen=True)
-class CenterCrop:
-    """The central square, placed as FFCV's CenterCropRGBImageDecoder does."""
+def center_crop(height: int, width: int, index: int, crop_ratio: int | float) -> CropBox:
+    """The central square, side crop_ratio * min(height, width), rounded down, 1 px at least.
 
-    def __call__(self, height: int, width: int, index: int, crop_ratio: int | float) -> CropBox:
-        """A square with side crop_ratio * min(height, width), rounded down, 1 px at least."""
-        side = max(1, int(crop_ratio * min(height, width)))
-        return CropBox((height - side) // 2, (width - side) // 2, side, side, False)
+    Placed as FFCV's CenterCropRGBImageDecoder does.
+    """
+    side = max(1, int(crop_ratio * min(height, width)))
+    return CropBox((height - side) // 2, (width - side) // 2, side, side, False)
 
 
 # ==== Cut it out: apply ===========================================================================
@@ -121,23 +120,23 @@ class SampleDataset(Dataset):
 
     Args:
         source: of encoded images or pixels.
-        crop: RandomCrop (argument: epoch) or CenterCrop (argument: crop ratio).
+        crop: a RandomCrop (argument: epoch) or center_crop (argument: crop ratio).
         finish: True: uint8 images (r, r, 3). False: (uint8 JPEG bytes [n] or pixels (H, W, 3),
             box, key), for `finish_on_device`.
         augment: what happens to an image of the right size, with (epoch, index); None: nothing.
-        checks: of the source's pages; None: they are not checked.
+        check_pages: called with the index of a sample before it is read; None: nothing is checked.
     """
 
     def __init__(
         self,
         source: BetonFile | Source,
-        crop: RandomCrop | CenterCrop,
+        crop: Callable[[int, int, int, int | float], CropBox],
         finish: bool,
         augment: KeyedTransforms | None = None,
-        checks: PageChecks | None = None,
+        check_pages: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         self.source, self.crop, self.finish, self.augment = source, crop, finish, augment
-        self.checks = checks
+        self.check_pages = check_pages
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,8 +145,8 @@ class SampleDataset(Dataset):
         """One sample and its label; whatever goes wrong is reported with the sample's name."""
         index, _, argument = key
         try:
-            if self.checks and isinstance(self.source, BetonFile):
-                self.checks.check(self.source.offsets[index : index + 1] // self.source.page_size)
+            if self.check_pages:
+                self.check_pages(np.array([index]))
             stored, label = read_stored(self.source, index), int(self.source.labels[index])
             if not self.finish:
                 return (*self._unfinished(stored, index, argument), key), label

@@ -24,7 +24,7 @@ import torch
 
 from fast_imagenet.data.augmentation import CROP_AND_FLIP, Augment
 from fast_imagenet.data.base import BaseTrainLoader, DatasetLoader, page_checks
-from fast_imagenet.data.samples import CenterCrop, RandomCrop, SampleDataset, open_dataset
+from fast_imagenet.data.samples import RandomCrop, SampleDataset, center_crop, open_dataset
 from fast_imagenet.data.torch_augmentation import KeyedTransforms
 from fast_imagenet.data.workers import PersistentLoader
 
@@ -73,19 +73,12 @@ class TorchTrainLoader(BaseTrainLoader):
             RandomCrop(seed, augment.crop_area, augment.flip),
             finish=transforms == "cpu",
             augment=KeyedTransforms(augment, seed, transforms),
-            checks=page_checks(source, check_pages),
+            check_pages=page_checks(source, check_pages),
         )
         self._loader = PersistentLoader(dataset, num_workers, device)
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
-        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
-
-        Args:
-            epoch: chooses order and draws together with the seed, >= 0.
-            resolution: side r in pixels.
-            start_step: steps to leave out at the beginning.
-
-        Workers start as the first batch is asked for. An epoch may be left early; the next one's
+        """Workers start as the first batch is asked for. An epoch may be left early; the next one's
         first batch ends it. The wait for a batch has no limit: engine/watchdog.py has one.
 
         Raises:
@@ -129,8 +122,8 @@ class TorchEvalLoader(DatasetLoader):
         super().__init__(source)
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        checks = page_checks(source, check_pages)
-        dataset = SampleDataset(source, CenterCrop(), transforms == "cpu", checks=checks)
+        check = page_checks(source, check_pages)
+        dataset = SampleDataset(source, center_crop, transforms == "cpu", check_pages=check)
         self._loader = PersistentLoader(dataset, num_workers, device)
 
     def batches(self, resolution: int, crop_ratio: float) -> Iterator:

@@ -94,8 +94,5 @@ class AutoAugment(KeyedOperation):
 
     apply = staticmethod(policy.apply_policy)
 
-    def __init__(self, *, seed: int = 0) -> None:
-        super().__init__(seed)
-
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         return draw_auto_augment(*self.key(samples), *auto_augment_tables(*size))

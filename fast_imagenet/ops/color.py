@@ -87,31 +87,24 @@ def blend_pixels(image, program, steps):
 
 
 @kernel
-def blend_with_mean(image, program, steps):
-    """`blend_pixels`, and the `gray_mean` of the result."""
+def mean_after(image, program, steps, store):
+    """The `gray_mean` that `blend_pixels` leads to; without `store` the image stays as it is."""
     start, chain = _addresses(image, program)
     total, pixels = 0, image.shape[0] * image.shape[1]
     for block in range(pixels // PIXELS):
-        total += blend_and_sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
-    total += _blend_tail(image, program, steps, True)
-    return np.int64(total / pixels + 0.5)
-
-
-@kernel
-def mean_after(image, program, steps):
-    """The `gray_mean` that `blend_pixels` would lead to; the image stays."""
-    start, chain = _addresses(image, program)
-    total, pixels = 0, image.shape[0] * image.shape[1]
-    for block in range(pixels // PIXELS):
-        total += sum_block(start + np.uintp(3 * PIXELS * block), chain, steps)
-    total += _blend_tail(image, program, steps, False)
+        place = start + np.uintp(3 * PIXELS * block)
+        if store:
+            total += blend_and_sum_block(place, chain, steps)
+        else:
+            total += sum_block(place, chain, steps)
+    total += _blend_tail(image, program, steps, store)
     return np.int64(total / pixels + 0.5)
 
 
 @kernel
 def gray_mean(image):
     """The constant that Contrast blends with: the mean gray value, rounded. Returns int64."""
-    return mean_after(image, np.empty((1, 3), np.float32), 0)
+    return mean_after(image, np.empty((1, 3), np.float32), 0, False)
 
 
 @kernel

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import rng
-from .color import adjust_hue, blend_pixels, blend_with_mean, mean_after, set_step
+from .color import adjust_hue, blend_pixels, mean_after, set_step
 from .kernel import kernel
 from .operation import KeyedOperation, check_probability
 
@@ -37,10 +37,9 @@ def jitter_image(image, order, factors, program):
             set_step(program, steps, 1, 0, factors[SATURATION])
             steps += 1
         elif action == CONTRAST:
-            if steps > 1 or (steps == 1 and program[0, 0] != 0):
-                mean, steps = blend_with_mean(image, program, steps), 0
-            else:
-                mean = mean_after(image, program, steps)
+            store = steps > 1 or (steps == 1 and program[0, 0] != 0)
+            mean = mean_after(image, program, steps, store)
+            steps = 0 if store else steps
             set_step(program, steps, 0, mean, factors[CONTRAST])
             steps += 1
         elif action == HUE:

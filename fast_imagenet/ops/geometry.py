@@ -102,8 +102,7 @@ def compose_maps(first, second):
 @kernel
 def is_identity(inverse):
     """Whether a map leaves every pixel where it is."""
-    a, b, c, d, e, f = inverse
-    return a == 1.0 and b == 0.0 and c == 0.0 and d == 0.0 and e == 1.0 and f == 0.0
+    return inverse == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 # ==== Nearest =====================================================================================

@@ -21,7 +21,13 @@ from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.data import samples, torch_loader, workers
 from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.data.sampler import epoch_order
-from fast_imagenet.data.samples import CenterCrop, CropBox, RandomCrop, SampleError, crop_and_resize
+from fast_imagenet.data.samples import (
+    CropBox,
+    RandomCrop,
+    SampleError,
+    center_crop,
+    crop_and_resize,
+)
 from fast_imagenet.data.torch_augmentation import KeyedTransforms
 from fast_imagenet.data.torch_loader import TorchEvalLoader, TorchTrainLoader
 from fast_imagenet.sources import SourceError, open_source
@@ -329,14 +335,14 @@ def test_center_crop_is_torchvisions_resize_and_crop_up_to_rounding():
         pil = drawn_image(number).resize((500, 375))
         usual = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(pil)
         image_chw = samples.to_chw(np.asarray(pil))
-        box = CenterCrop()(375, 500, 0, 0.875)
+        box = center_crop(375, 500, 0, 0.875)
         ours = crop_and_resize(image_chw, box, 224)
         difference = np.abs(ours.numpy().astype(int) - np.asarray(usual).astype(int))
         assert difference.mean() < 1.0
 
 
 def test_the_smallest_image_still_gives_a_pixel():
-    assert CenterCrop()(1, 1, 0, 0.875) == CropBox(0, 0, 1, 1, False)
+    assert center_crop(1, 1, 0, 0.875) == CropBox(0, 0, 1, 1, False)
 
 
 def test_labels_follow_the_classes_of_train(tmp_path, root):
