@@ -25,6 +25,7 @@ lint: setup  ## check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/clang-format --dry-run --Werror fast_imagenet/native/*.[ch] tests/*.c tests/native/*.c
 
 bench:  ## measure speed against the peers: make bench IMAGES=folder of photographs (500 px or more)
 	@test -d "$(IMAGES)" || { echo "IMAGES='$(IMAGES)' is not a folder of photographs: make bench IMAGES=/path/to/folder" >&2; exit 2; }

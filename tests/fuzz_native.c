@@ -24,7 +24,9 @@ static TurboJpeg turbo;
     each(files) each(kept) each(shrunk) each(sound) each(ours) each(accepted) each(refused)        \
         each(other_pixels) each(other_size) each(neighbor)
 #define FIELD(name) int64_t name;
-static struct { COUNTS(FIELD) } counts;
+static struct {
+    COUNTS(FIELD)
+} counts;
 static const char *folder;
 
 typedef struct {
@@ -59,9 +61,11 @@ static int recode(const Header *header, const File *file, int width, int height)
     memset(steps, 3, sizeof steps);
     Memory *memory = calloc(need, 1);
     uint8_t *out = malloc(room);
-    int64_t made = write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, room);
+    int64_t made =
+        write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, room);
     /* once more with what is left in the memory, and little room: refused, or the same */
-    int64_t again = write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, 1 << 13);
+    int64_t again =
+        write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, 1 << 13);
     if (again != made && again != NO_ROOM) abort();
     free(memory), free(out);
     return made > 0;
@@ -101,7 +105,8 @@ static int decode_crop(Decoder *decoder, const File *file, Crop crop, int is_own
 static void check_whole(Decoder *decoder, const File *file) {
     for (int is_own = 0; is_own <= ONLY_OWN; is_own++) {
         int same, status;
-        status = decode_crop(decoder, file, (Crop){0, 0, file->height, file->width, 0}, is_own, &same);
+        status =
+            decode_crop(decoder, file, (Crop){0, 0, file->height, file->width, 0}, is_own, &same);
         counts.ours += is_own == ONLY_OWN && status == GOOD;
         if (status == GOOD && file->status != GOOD) NOTE(accepted);
         if (status != GOOD && file->status == GOOD && is_own != ONLY_OWN) NOTE(refused);
@@ -148,7 +153,8 @@ static void check_raw(Decoder *decoder, const File *file) {
     free(bytes), free(raw.pixels);
 }
 
-/* A batch of the file, the sound one and the file again, to any size: the sound one stays the same. */
+/* A batch of the file, the sound one and the file again, to any size: the sound one stays the same.
+ */
 static void check_batch(Decoder *decoder, const File *file, const File *sound) {
     int order = draw(2), height = 1 + draw(SIDE), width = 1 + draw(SIDE);
     int64_t status[3], bytes = 3ll * height * width;
@@ -203,8 +209,7 @@ static void refer(File *file) {
     if (!turbo.decompress(handle, file->data, file->size, file->pixels, width, 4 * width, height,
                           TURBO_RGBX, TURBO_FLAGS))
         file->status = GOOD;
-    else if (!turbo.error_code(handle))
-        file->status = WARNED;
+    else if (!turbo.error_code(handle)) file->status = WARNED;
     turbo.free_handle(handle);
 }
 

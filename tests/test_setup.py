@@ -305,6 +305,7 @@ def test_setup_does_nothing_the_second_time():
         ("lint", "ruff check ."),
         ("lint", "ruff format --check ."),
         ("lint", "python -m mypy"),
+        ("lint", "clang-format --dry-run --Werror"),
         ("doctor", "python -m tools.doctor"),
         ("clean", "rm -rf .venv"),
     ],

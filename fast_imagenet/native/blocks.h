@@ -70,24 +70,24 @@ static void set_block(Block *block, const V *columns, const float *scales) {
     int16_t levels[64];
     round_floats((const float *)columns, scales, levels);
 #pragma GCC unroll 64 /* places become constants */
-    for (int k = 0; k < 64; k++)
-        block->levels[k] = levels[(ZIGZAG[k] & 7) * 8 + (ZIGZAG[k] >> 3)];
+    for (int k = 0; k < 64; k++) block->levels[k] = levels[(ZIGZAG[k] & 7) * 8 + (ZIGZAG[k] >> 3)];
     set_mask(block);
 }
 
 /* ==== Four blocks to one of half the size ===================================================== */
 
 /* 16 samples, two rows of 8 coefficients a and b, become 8 means of pairs. The weights of a in the
- * 8 coefficients of these; those of b are the same, with the other sign where output + input is odd.
- * Outputs 0, 2, 4, 6 take inputs 0; 1, 7; 2, 6; 3, 5; then come outputs 1, 3, 5, 7 of inputs 0, 1,
- * 2, 3, 5, 6, 7. All other weights are zero. They are C[:, :4] * mean of pairs * C^T, where
+ * 8 coefficients of these; those of b are the same, with the other sign where output + input is
+ * odd. Outputs 0, 2, 4, 6 take inputs 0; 1, 7; 2, 6; 3, 5; then come outputs 1, 3, 5, 7 of inputs
+ * 0, 1, 2, 3, 5, 6, 7. All other weights are zero. They are C[:, :4] * mean of pairs * C^T, where
  * C[k][n] = cos(k (2 n + 1) pi / 16) / 2 (k = 0: / sqrt(2)). */
 static const float HALVE[35] = {
-    0.5f, 0.490392625f, -0.0975451618f, 0.461939752f, -0.191341713f, 0.415734798f, -0.277785122f,
-    0.453063726f, 0.203873292f, -0.0344874226f, 0.00951505825f, -0.00635775877f, 0.0142851584f, -0.0405529179f,
-    -0.159094825f, 0.387932509f, 0.237104431f, -0.0405529179f, 0.0270965938f, -0.0982118696f, -0.077164568f,
-    0.106303759f, -0.172835425f, 0.354851842f, 0.203873292f, -0.136223778f, -0.146984443f, 0.034379106f,
-    -0.0901199803f, 0.136223778f, -0.173379987f, 0.359911144f, -0.240484938f, 0.0718163401f, -0.0270965938f};
+    0.5f,          0.490392625f,   -0.0975451618f, 0.461939752f,   -0.191341713f,  0.415734798f,
+    -0.277785122f, 0.453063726f,   0.203873292f,   -0.0344874226f, 0.00951505825f, -0.00635775877f,
+    0.0142851584f, -0.0405529179f, -0.159094825f,  0.387932509f,   0.237104431f,   -0.0405529179f,
+    0.0270965938f, -0.0982118696f, -0.077164568f,  0.106303759f,   -0.172835425f,  0.354851842f,
+    0.203873292f,  -0.136223778f,  -0.146984443f,  0.034379106f,   -0.0901199803f, 0.136223778f,
+    -0.173379987f, 0.359911144f,   -0.240484938f,  0.0718163401f,  -0.0270965938f};
 
 /* o: the row of half the length that a and b become, in each of eight lanes. */
 INLINE void halve_pairs(const V *a, const V *b, V *o) {
@@ -100,7 +100,8 @@ INLINE void halve_pairs(const V *a, const V *b, V *o) {
     V d5 = a[5] + b[5], d6 = a[6] - b[6], d7 = a[7] + b[7];
     for (int k = 1; k < 8; k += 2) {
         w = HALVE + 7 + 7 * (k / 2);
-        o[k] = (w[0] * d0 + w[1] * d1 + w[2] * d2 + w[3] * d3) + (w[4] * d5 + w[5] * d6 + w[6] * d7);
+        o[k] =
+            (w[0] * d0 + w[1] * d1 + w[2] * d2 + w[3] * d3) + (w[4] * d5 + w[5] * d6 + w[6] * d7);
     }
 }
 

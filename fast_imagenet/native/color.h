@@ -103,8 +103,8 @@ INLINE void sum_columns(const int16_t *sums, Int16s chroma[2]) {
     chroma[0] = low16(even, odd), chroma[1] = high16(even, odd);
 }
 
-/* From 4:2:0, half as many columns and rows of chroma; `far` is the next nearest row: above the upper of
- * the two that `near` covers, below the lower. In pieces that stay in the cache. */
+/* From 4:2:0, half as many columns and rows of chroma; `far` is the next nearest row: above the
+ * upper of the two that `near` covers, below the lower. In pieces that stay in the cache. */
 static void color_row_halved(const uint8_t *y, const uint8_t *cb, const uint8_t *cb_far,
                              const uint8_t *cr, const uint8_t *cr_far, uint8_t *out, int64_t n) {
     enum { PIECE = 512 };

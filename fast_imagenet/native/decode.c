@@ -1,9 +1,10 @@
 /* From JPEG bytes and a box to resized, mirrored RGB, one image after the other: the decoder behind
  * ops.CropDecode and ops.CenterCropDecode (ops/crop_decode.py).
  *
- * Sound files that are KNOWN (header.h) are read here: the tiles under the crop, or, without restart
- * markers, everything down to its last row; pixels are bit-identical to libjpeg-turbo's. All others,
- * and whatever turns out to be damaged, go to libturbojpeg, which decides what they are.
+ * Sound files that are KNOWN (header.h) are read here: the tiles under the crop, or, without
+ * restart markers, everything down to its last row; pixels are bit-identical to libjpeg-turbo's.
+ * All others, and whatever turns out to be damaged, go to libturbojpeg, which decides what they
+ * are.
  *
  * Source: ITU-T T.81, annexes B (markers), C and F (entropy coding), A.2 (MCUs).
  */
@@ -17,8 +18,12 @@
 
 /* Of a sample, known to ops/crop_decode.py. */
 enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT };
-enum { RAW_MODE = 1, CONTEXT = 2 /* pixels beside a crop whose chroma counts */, MIN_SIDE = 17,
-       NARROW = 4 /* columns up to which libjpeg repeats chroma */ };
+enum {
+    RAW_MODE = 1,
+    CONTEXT = 2 /* pixels beside a crop whose chroma counts */,
+    MIN_SIDE = 17,
+    NARROW = 4 /* columns up to which libjpeg repeats chroma */
+};
 
 /* libturbojpeg, found by turbojpeg.py. */
 typedef struct {
@@ -30,7 +35,8 @@ typedef struct {
 } TurboJpeg;
 
 enum { ONLY_OWN = 2 };
-enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 }; /* TJPF_RGBX; TJFLAG_ACCURATEDCT, _LIMITSCANS */
+/* TJPF_RGBX; TJFLAG_ACCURATEDCT, _LIMITSCANS */
+enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 };
 
 /* Bytes taken in addition, so that a slightly larger image needs no new memory. */
 #ifndef SPARE
@@ -55,7 +61,8 @@ typedef struct {
 typedef struct {
     uint8_t *out;
     int64_t height, width;
-    int method, is_reduced, is_own; /* is_own 0: libturbojpeg reads all; ONLY_OWN: it reads nothing */
+    int method, is_reduced;
+    int is_own; /* 0: libturbojpeg reads all; ONLY_OWN: it reads nothing */
 } Output;
 
 typedef struct {
@@ -101,7 +108,8 @@ static void lay_out_mcus(Image *image) {
 /* Blocks, quantisers and planes of each component. Returns bytes for the planes. */
 static int64_t lay_out_planes(Image *image, const Table *const chosen[6]) {
     const Header *header = &image->header;
-    int64_t bytes = MARGIN, rows = image->area[1] - image->area[0], columns = image->area[3] - image->area[2];
+    int64_t rows = image->area[1] - image->area[0], columns = image->area[3] - image->area[2];
+    int64_t bytes = MARGIN;
     image->blocks = 0;
     for (int c = 0; c < header->parts; c++) {
         int blocks = header->across[c] * header->down[c];
@@ -132,10 +140,10 @@ static int denominator(const Crop *crop, const Output *output) {
     return by;
 }
 
-/* Whether the file is read here. Not a narrow one: libjpeg repeats its chroma. Not one that is reduced,
- * as libturbojpeg transforms fewer coefficients then; at 1/2, reading only the tiles under the crop is
- * faster still. Not one of more blocks than its bytes can hold, at two bits or more per block: they
- * would all be given memory. */
+/* Whether the file is read here. Not a narrow one: libjpeg repeats its chroma. Not one that is
+ * reduced, as libturbojpeg transforms fewer coefficients then; at 1/2, reading only the tiles under
+ * the crop is faster still. Not one of more blocks than its bytes can hold, at two bits or more per
+ * block: they would all be given memory. */
 static int is_ours(const Image *image, int kind, int reduce) {
     const Header *header = &image->header;
     int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;
@@ -158,7 +166,8 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
         return sample->size == sample->height * sample->width * 3 ? GOOD : WRONG_SIZE;
     image->kind = read_header(sample->data, sample->size, &image->header);
     if (image->kind == UNREAD) return GOOD;
-    if (image->header.height != sample->height || image->header.width != sample->width) return WRONG_SIZE;
+    if (image->header.height != sample->height || image->header.width != sample->width)
+        return WRONG_SIZE;
     lay_out_mcus(image);
     if (image->tiles > image->size / 2) return image->tiles = 0, GOOD; /* each ends with a marker */
     image->places = (int32_t *)take_room(&decoder->places[which], 4 * (image->tiles + 1));
@@ -252,20 +261,22 @@ static const uint8_t *pixel_row(Rows *rows, int64_t y, uint8_t *room) {
     return source->pixels + y * source->pitch;
 }
 
-/* Whether a size is larger than a file of so many bytes can hold: 1 bit is the least for a block of a
- * Huffman code. Not asked of small images: an arithmetic code needs less. */
+/* Whether a size is larger than a file of so many bytes can hold: 1 bit is the least for a block of
+ * a Huffman code. Not asked of small images: an arithmetic code needs less. */
 static int is_too_short(const Sample *sample) {
     int64_t pixels = sample->height * sample->width;
     return pixels > MAX_PIXELS && pixels / 512 > sample->size;
 }
 
-/* Whether libturbojpeg finds the size that the dataset states: of another one it would write less, or
- * reduce. Returns a status. */
+/* Whether libturbojpeg finds the size that the dataset states: of another one it would write less,
+ * or reduce. Returns a status. */
 static int compare_size(Decoder *decoder, const Sample *sample) {
     int width = 0, height = 0, sampling, color;
-    decoder->turbo.read_size(decoder->handle, sample->data, sample->size, &width, &height, &sampling, &color);
+    decoder->turbo.read_size(decoder->handle, sample->data, sample->size, &width, &height,
+                             &sampling, &color);
     if (width) return width == sample->width && height == sample->height ? GOOD : WRONG_SIZE;
-    decoder->turbo.free_handle(decoder->handle); /* the next file would be read from this one's middle */
+    /* the next file would be read from this one's middle */
+    decoder->turbo.free_handle(decoder->handle);
     decoder->handle = decoder->turbo.new_handle();
     return FAILED;
 }
@@ -293,7 +304,8 @@ static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, co
     PixelRows rows = {{pixel_row}, pixels, 4 * width, width};
     double top = (double)(crop->top - region[0]) / by, left = (double)(crop->left - region[1]) / by;
     double tall = (double)crop->height / by, wide = (double)crop->width / by;
-    Resize task = {.row_pixels = width, .box = {top, left, tall, wide},
+    Resize task = {.row_pixels = width,
+                   .box = {top, left, tall, wide},
                    .rows = {(int64_t)floor(top), least(height, (int64_t)ceil(top + tall))},
                    .columns = {(int64_t)floor(left), least(width, (int64_t)ceil(left + wide))}};
     int resized = resize_sample(decoder, &task, &rows.rows, crop, output, out);
@@ -305,14 +317,15 @@ static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, co
 /* Rows under the crop, from the planes. */
 typedef struct {
     Rows rows;
-    int parts, width;       /* components; pixels of a row */
-    int across, down, real; /* luma values for one of chroma; rows of chroma in the image */
+    int parts, width;          /* components; pixels of a row */
+    int across, down, real;    /* luma values for one of chroma; rows of chroma in the image */
     const uint8_t *columns[3]; /* the row's first column, in row 0 of the image */
     int64_t pitches[3];
     uint8_t *chroma[2]; /* room for a row of each */
 } PlaneRows;
 
-/* The two rows of a chroma component next to row y: the one that covers it, and the next nearest. */
+/* The two rows of a chroma component next to row y: the one that covers it, and the next nearest.
+ */
 INLINE void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
     int near = source->down == 2 ? y / 2 : y / source->down;
     int far = (int)least(source->real - 1, most(0, y % 2 ? near + 1 : near - 1));
@@ -320,8 +333,10 @@ INLINE void near_rows(const PlaneRows *source, int part, int y, const uint8_t *r
     rows[1] = source->columns[part] + source->pitches[part] * far;
 }
 
-/* A chroma component of row y at full width, of any sampling but 4:2:0: in its room, or where it is. */
-static const uint8_t *full_chroma(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
+/* A chroma component of row y at full width, of any sampling but 4:2:0: in its room, or where it
+ * is. */
+static const uint8_t *full_chroma(const PlaneRows *source, int part, int y,
+                                  const uint8_t *rows[2]) {
     int across = source->across, down = source->down, width = source->width;
     uint8_t *room = source->chroma[part - 1];
     if (across == 2 && down == 1) double_columns(rows[0], room, width);
@@ -342,8 +357,8 @@ static const uint8_t *plane_row(Rows *rows, int64_t y, uint8_t *room) {
     if (source->across == 2 && source->down == 2)
         color_row_halved(luma, blue[0], blue[1], red[0], red[1], room, source->width);
     else
-        color_row(luma, full_chroma(source, 1, (int)y, blue), full_chroma(source, 2, (int)y, red), room,
-                  source->width);
+        color_row(luma, full_chroma(source, 1, (int)y, blue), full_chroma(source, 2, (int)y, red),
+                  room, source->width);
     return room;
 }
 
@@ -367,13 +382,16 @@ static int resize_planes(Decoder *decoder, Image *image, const Crop *crop, const
     PlaneRows source = {.rows = {plane_row}, .parts = header->parts, .width = (int)width};
     for (int c = 0; c < header->parts; c++) {
         int across = header->widest / header->across[c], down = header->tallest / header->down[c];
-        source.across = across, source.down = down, source.real = (header->height + down - 1) / down;
+        source.across = across, source.down = down,
+        source.real = (header->height + down - 1) / down;
         source.pitches[c] = image->pitches[c];
-        source.columns[c] = image->planes[c] + first / across - 8 * header->across[c] * image->area[2] -
+        source.columns[c] = image->planes[c] + first / across -
+                            8 * header->across[c] * image->area[2] -
                             image->pitches[c] * 8 * header->down[c] * image->area[0];
         if (c) source.chroma[c - 1] = image->chroma[c - 1], repeat_ends(image, c);
     }
-    Resize task = {.row_pixels = width, .rows = {crop->top, crop->top + crop->height},
+    Resize task = {.row_pixels = width,
+                   .rows = {crop->top, crop->top + crop->height},
                    .columns = {shift, shift + crop->width},
                    .box = {crop->top, shift, crop->height, crop->width}};
     return resize_sample(decoder, &task, &source.rows, crop, output, out);
@@ -389,17 +407,22 @@ static const uint8_t *raw_row(Rows *rows, int64_t y, uint8_t *room) {
 static int finish_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
                          const Output *output, uint8_t *out) {
     PixelRows raw = {{raw_row}, sample->data + 3 * crop->left, 3 * sample->width, crop->width};
-    Resize task = {.row_pixels = crop->width, .rows = {crop->top, crop->top + crop->height},
-                   .columns = {0, crop->width}, .box = {crop->top, 0, crop->height, crop->width}};
-    if (sample->mode == RAW_MODE) return resize_sample(decoder, &task, &raw.rows, crop, output, out);
-    if (image->is_ours && !image->is_damaged) return resize_planes(decoder, image, crop, output, out);
+    Resize task = {.row_pixels = crop->width,
+                   .rows = {crop->top, crop->top + crop->height},
+                   .columns = {0, crop->width},
+                   .box = {crop->top, 0, crop->height, crop->width}};
+    if (sample->mode == RAW_MODE)
+        return resize_sample(decoder, &task, &raw.rows, crop, output, out);
+    if (image->is_ours && !image->is_damaged)
+        return resize_planes(decoder, image, crop, output, out);
     if (output->is_own == ONLY_OWN) return FAILED;
     return turbo_sample(decoder, image, sample, crop, output, out);
 }
 
 /* ==== Called from Python ====================================================================== */
 
-/* A decoder for one thread at a time; NULL: there is no memory. turbo: functions of libturbojpeg. */
+/* A decoder for one thread at a time; NULL: there is no memory. turbo: functions of libturbojpeg.
+ */
 Decoder *new_decoder(const TurboJpeg *turbo) {
     Decoder *decoder = aligned_alloc(64, (sizeof *decoder + 63) & ~63ull);
     if (!decoder) return NULL;
@@ -411,8 +434,9 @@ Decoder *new_decoder(const TurboJpeg *turbo) {
     return NULL;
 }
 
-#define ROOMS(of) {of->clean, of->clean + 1, of->places, of->places + 1, \
-                   of->planes, of->planes + 1, &of->pixels, &of->resize}
+#define ROOMS(of)                                                                                  \
+    {of->clean,  of->clean + 1,  of->places,  of->places + 1,                                      \
+     of->planes, of->planes + 1, &of->pixels, &of->resize}
 
 void free_decoder(Decoder *decoder) {
     Room *rooms[] = ROOMS(decoder);
@@ -448,7 +472,8 @@ void decode_crops(Decoder *decoder, int64_t first, int64_t end, const Sample *sa
             uint8_t *out = output->out + (b + i) * bytes;
             if (*now == GOOD) *now = is_read;
             if (*now == GOOD)
-                *now = finish_sample(decoder, decoder->images + i, samples + b + i, crops + b + i, output, out);
+                *now = finish_sample(decoder, decoder->images + i, samples + b + i, crops + b + i,
+                                     output, out);
             if (*now > WARNED) memset(out, 0, bytes);
         }
     }

@@ -2,11 +2,16 @@
  *
  * Nothing read is trusted: every access is bounded by the size, and whatever is unusual makes the
  * header UNREAD (libturbojpeg decides what the file is) or OUTLINE (its tiles can be found, and
- * libturbojpeg decodes them). KNOWN: nothing unexpected anywhere, so that libturbojpeg reads the same.
+ * libturbojpeg decodes them). KNOWN: nothing unexpected anywhere, so that libturbojpeg reads the
+ * same.
  */
 
 enum { UNREAD, OUTLINE, KNOWN };
-enum { MAX_PIXELS = 1 << 25, MAX_SIDE = 65500 /* as in libjpeg */, MAX_BLOCKS = 10 /* of an MCU */ };
+enum {
+    MAX_PIXELS = 1 << 25,
+    MAX_SIDE = 65500 /* as in libjpeg */,
+    MAX_BLOCKS = 10 /* of an MCU */
+};
 
 /* Its first fields, to `codes`, are known to recode.py. */
 typedef struct {
@@ -52,7 +57,8 @@ static int read_codes(Tables *tables, const uint8_t *body, int size) {
  * version of JFIF that libjpeg warns of. */
 static int is_harmless(int marker, const uint8_t *body, int size) {
     if (marker == 0xE0 && size >= 6 && !memcmp(body, "JFIF", 5)) return body[5] == 1;
-    if (marker == 0xEE && size >= 5 && !memcmp(body, "Adobe", 5)) return size >= 12 && body[11] == 1;
+    if (marker == 0xEE && size >= 5 && !memcmp(body, "Adobe", 5))
+        return size >= 12 && body[11] == 1;
     return (marker >= 0xE0 && marker <= 0xEF) || marker == 0xFE;
 }
 
@@ -77,7 +83,8 @@ static int read_frame(Header *header, const uint8_t *body, int size) {
     return 1;
 }
 
-/* Whether luma has the largest factors, and those of both chroma components are equal parts of it. */
+/* Whether luma has the largest factors, and those of both chroma components are equal parts of it.
+ */
 static int has_known_sampling(const Header *header) {
     int across = header->across[1], down = header->down[1], wide = header->widest;
     if (header->parts == 1) return 1;
@@ -90,7 +97,8 @@ static int has_known_sampling(const Header *header) {
 /* The tables that frame and scan name. Returns whether all is as in an ordinary file. */
 static int choose_tables(Header *header, const Tables *tables, const uint8_t *frame,
                          const uint8_t *scan) {
-    if ((int64_t)header->width * header->height > MAX_PIXELS || !has_known_sampling(header)) return 0;
+    if ((int64_t)header->width * header->height > MAX_PIXELS || !has_known_sampling(header))
+        return 0;
     if (memcmp(scan + 1 + 2 * header->parts, "\0\x3f", 3)) return 0;
     for (int c = 0; c < header->parts; c++) {
         const uint8_t *part = frame + 6 + 3 * c, *chosen = scan + 1 + 2 * c;
@@ -130,7 +138,8 @@ int read_header(const uint8_t *data, int64_t size, Header *header) {
         int marker = here[1], length = two_bytes(here + 2) - 2;
         if (here[0] != 0xFF || length < 0 || at + 4 + length > size) return UNREAD;
         if (marker == 0xDA) {
-            if (!frame || length != 4 + 2 * header->parts || here[4] != header->parts) return UNREAD;
+            if (!frame || length != 4 + 2 * header->parts || here[4] != header->parts)
+                return UNREAD;
             header->scan = (int32_t)at + 4 + length;
             is_known = is_known && choose_tables(header, &tables, frame, here + 4);
             return is_known ? KNOWN : OUTLINE;
@@ -149,9 +158,9 @@ int read_header(const uint8_t *data, int64_t size, Header *header) {
     return UNREAD;
 }
 
-/* Tables to read with, kept from one image to the next, as they are often the same. others: tables that
- * may be shared, or NULL. chosen: DC and AC of each component. Returns whether they are those of an
- * 8-bit image. */
+/* Tables to read with, kept from one image to the next, as they are often the same. others: tables
+ * that may be shared, or NULL. chosen: DC and AC of each component. Returns whether they are those
+ * of an 8-bit image. */
 static int fill_tables(const Header *header, Table tables[6], const Table *others,
                        const Table *chosen[6]) {
     for (int i = 0; i < 2 * header->parts; i++) {

@@ -11,25 +11,29 @@
 #define RARE(condition) __builtin_expect(!!(condition), 0)
 
 enum {
-    LOOK_FIRST = 10, LOOK = 12, /* bits that index a look-up table: of DC, of AC */
-    END = 128, SLOW = 192,      /* marks of its entries, see Table */
-    CODE = 16 + 256,            /* bytes: counts of codes by length, then symbols */
-    ROOM = 64 + SLOW            /* numbers of a coefficient: 0 to 63, and what is added to them */
+    LOOK_FIRST = 10,
+    LOOK = 12, /* bits that index a look-up table: of DC, of AC */
+    END = 128,
+    SLOW = 192,      /* marks of its entries, see Table */
+    CODE = 16 + 256, /* bytes: counts of codes by length, then symbols */
+    ROOM = 64 + SLOW /* numbers of a coefficient: 0 to 63, and what is added to them */
 };
 
 /* Place in an 8 x 8 block, row by row, of each coefficient in the order of the file; 64, behind the
  * block, for what lies beyond it. */
+/* clang-format off */
 static const uint8_t ZIGZAG[ROOM] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
     41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
     30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     [64 ... ROOM - 1] = 64};
+/* clang-format on */
 
 /* ==== Tables to read with ===================================================================== */
 
-/* An entry: bits 0-7 all bits used by code and value, 8-15 how many places on the value lies (END: end
- * of the block), 16-31 the value. Where the index does not hold all of them: bits 0-7 zero, 8-15
- * SLOW, 16-23 the symbol, 24-31 the code's length (0: a longer code, or none). */
+/* An entry: bits 0-7 all bits used by code and value, 8-15 how many places on the value lies (END:
+ * end of the block), 16-31 the value. Where the index does not hold all of them: bits 0-7 zero,
+ * 8-15 SLOW, 16-23 the symbol, 24-31 the code's length (0: a longer code, or none). */
 typedef struct {
     uint32_t look[1 << LOOK];
     int32_t beyond[18], offset[18], is_dc, bits; /* bits: of an index */
@@ -63,7 +67,8 @@ static int fill_table(Table *table, const uint8_t *code, int is_dc) {
     table->is_dc = is_dc, table->bits = is_dc ? LOOK_FIRST : LOOK;
     for (int i = 0; i < 1 << LOOK; i++) table->look[i] = SLOW << 8;
     for (int length = 1; length <= 16; length++, next <<= 1) {
-        if (next + code[length - 1] >= 1 << length) return 0; /* a code of ones alone is not allowed */
+        if (next + code[length - 1] >= 1 << length)
+            return 0; /* a code of ones alone is not allowed */
         table->offset[length] = place - next;
         for (int n = code[length - 1]; n > 0; n--, next++, place++) {
             int symbol = code[16 + place];
@@ -229,7 +234,8 @@ APART void put_block(Writer *to, const Block *block, int *previous, const Codes 
         uint64_t run = __builtin_ctzll(mask);
         level += run + 1;
         mask = mask >> run >> 1;
-        for (; RARE(run > 15); run -= 16) put(&out, codes->other[0xF0] >> 5, codes->other[0xF0] & 31);
+        for (; RARE(run > 15); run -= 16)
+            put(&out, codes->other[0xF0] >> 5, codes->other[0xF0] & 31);
         bits = value[*level];
         code = codes->other[run << 4 | (bits & 15)];
         put(&out, code >> 5 | bits >> 4, code & 31);

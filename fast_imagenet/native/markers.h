@@ -1,5 +1,5 @@
-/* Where a scan's tiles begin, and their bytes without stuffed zeros. A tile is what lies between two
- * restart markers: it decodes without anything before it.
+/* Where a scan's tiles begin, and their bytes without stuffed zeros. A tile is what lies between
+ * two restart markers: it decodes without anything before it.
  */
 #if defined(__AVX512BW__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -35,10 +35,11 @@ INLINE uint64_t find_markers(const uint8_t *at, const uint8_t *end) {
     return find_byte(at, 0xFF) & ~find_byte(at + 1, 0);
 }
 
-/* Find the tiles of a scan from `at` on. places [count + 1]: tile t's bytes are those from places[t]
- * to places[t + 1] - 2. Returns whether there are `count` of them, numbered as they must be, and
- * nothing else before the end of the image. */
-static int find_tiles(const uint8_t *data, int64_t size, int64_t at, int32_t *places, int64_t count) {
+/* Find the tiles of a scan from `at` on. places [count + 1]: tile t's bytes are those from
+ * places[t] to places[t + 1] - 2. Returns whether there are `count` of them, numbered as they must
+ * be, and nothing else before the end of the image. */
+static int find_tiles(const uint8_t *data, int64_t size, int64_t at, int32_t *places,
+                      int64_t count) {
     int64_t tile = 0;
     places[0] = (int32_t)at;
     for (; at < size; at += 64) {
@@ -54,8 +55,8 @@ static int find_tiles(const uint8_t *data, int64_t size, int64_t at, int32_t *pl
     return 0;
 }
 
-/* A tile's bytes without stuffed zeros, and 16 zeros behind them. Up to `limit` may be read; 80 bytes
- * behind the last may be written. Returns their number; -1: a marker is among them. */
+/* A tile's bytes without stuffed zeros, and 16 zeros behind them. Up to `limit` may be read; 80
+ * bytes behind the last may be written. Returns their number; -1: a marker is among them. */
 static int64_t unstuff(const uint8_t *from, int64_t size, const uint8_t *limit, uint8_t *to) {
     const uint8_t *end = from + size, *begin = to;
     while (from < end) {

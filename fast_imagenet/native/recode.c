@@ -2,8 +2,8 @@
  *
  * One pass, a row of MCUs (16 x 16 px) at a time: coefficients are read, rounded to coarser steps
  * and written in a fixed Huffman code; chroma at full size is halved on the way. An image that must
- * shrink goes through samples of Y, Cb and Cr (shrink.h). A level is a coefficient as it is written,
- * in units of its step (quantiser).
+ * shrink goes through samples of Y, Cb and Cr (shrink.h). A level is a coefficient as it is
+ * written, in units of its step (quantiser).
  *
  * Memory comes from the caller, nothing is allocated. Little-endian machines only.
  */
@@ -11,7 +11,8 @@
 #include "codes.h"
 
 enum {
-    DAMAGED = -1, NO_ROOM = -2,
+    DAMAGED = -1,
+    NO_ROOM = -2,
     /* of one that is written: at most 27 bits per level, every byte stuffed; then a marker */
     MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16,
     /* that a damaged block may read behind the end: less than 32 bits per level, and whole words */
@@ -55,7 +56,8 @@ static int write_row(Job *job, const Block *row) {
     for (int x = 0; x < job->columns; x++, row += 6) {
         if (job->room_end - job->out.at < MCU_BYTES) return 0;
         for (int b = 0; b < 6; b++)
-            put_block(&job->out, row + b, &job->written[b < 4 ? 0 : b - 3], &job->memory->codes[b > 3]);
+            put_block(&job->out, row + b, &job->written[b < 4 ? 0 : b - 3],
+                      &job->memory->codes[b > 3]);
         int64_t number = job->mcu++ / job->interval;
         int is_last = job->mcu == (int64_t)job->columns * job->rows;
         if (job->mcu % job->interval && !is_last) continue;
@@ -81,8 +83,10 @@ static void write_head(Job *job) {
         memcpy(body + 65 * t + 1, job->steps[t], 64);
     }
     at = put_segment(at, 0xDB, body, 130);
+    /* clang-format off */
     uint8_t frame[] = {8, job->height >> 8, job->height, job->width >> 8, job->width,
                        3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1};
+    /* clang-format on */
     at = put_segment(at, 0xC0, frame, sizeof frame);
     at = put_segment(at, 0xC4, CODE_TABLES, sizeof CODE_TABLES);
     uint8_t interval[] = {job->interval >> 8, job->interval};
@@ -108,10 +112,8 @@ INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
             entry = step(&in, others->look, order, values, &k);
             if (k > 62) break;
         }
-        if (k <= 62)
-            refill(&in);
-        else if (!finish_step(&in, others, order, values, &k, entry))
-            return 0;
+        if (k <= 62) refill(&in);
+        else if (!finish_step(&in, others, order, values, &k, entry)) return 0;
     } while (k < 63);
     values[0] = job->previous[c];
     job->in = in;
@@ -120,9 +122,7 @@ INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
 
 APART int read_plain(Job *job, int c, Plain values) { return read_block(job, c, NULL, values); }
 
-APART int read_rows(Job *job, int c, Placed values) {
-    return read_block(job, c, ZIGZAG, values);
-}
+APART int read_rows(Job *job, int c, Placed values) { return read_block(job, c, ZIGZAG, values); }
 
 /* A block that keeps its size. Called some blocks after its values were written: loads wider than
  * the stores just before them make the processor wait. */
@@ -151,7 +151,8 @@ static int keep_halved(Job *job) {
     return 0;
 }
 
-/* Luma blocks of a row of MCUs that lie beyond the image: flat, of the mean of a neighbor inside. */
+/* Luma blocks of a row of MCUs that lie beyond the image: flat, of the mean of a neighbor inside.
+ */
 static void fill_margin(Block *row, int columns, int wide, int tall) {
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2 * columns; x++) {
@@ -207,7 +208,8 @@ static int keep_full(Job *job) {
 
 /* Whether this is a plain file: see recode.py. Its header is written to `header`. */
 int read_plain_header(const uint8_t *data, int64_t size, Header *header) {
-    if (read_header(data, size, header) != KNOWN || header->parts != 3 || header->interval) return 0;
+    if (read_header(data, size, header) != KNOWN || header->parts != 3 || header->interval)
+        return 0;
     if (size < header->scan + 2 || memcmp(data + size - 2, "\xff\xd9", 2)) return 0;
     if (header->widest * header->tallest != 1 && !header->halved) return 0;
     /* keep_halved() has one scale for Cb and Cr */
@@ -227,7 +229,8 @@ static int prepare(Job *job) {
         table += i % 2 ? 17 + 162 : 17 + 12;
     }
     for (int i = 0; i < 2; i++)
-        for (int value = -1023; value <= 1023; value++) codes[i].value[value + 1023] = bits_of(value);
+        for (int value = -1023; value <= 1023; value++)
+            codes[i].value[value + 1023] = bits_of(value);
     return 1;
 }
 

@@ -55,8 +55,9 @@ static Axis axis_of(const Resize *task, int k) {
     int64_t out = k ? task->out_width : task->out_height;
     double scale = task->box[k + 2] / (double)out, stretch = scale > 1 ? scale : 1;
     double reach = task->method == BICUBIC ? 2 * stretch : stretch;
-    return (Axis){task->box[k], scale, stretch, reach, ends[0], ends[1], out, task->method,
-                  task->method == AREA && scale > 1};
+    return (Axis){task->box[k], scale,        stretch,
+                  reach,        ends[0],      ends[1],
+                  out,          task->method, task->method == AREA && scale > 1};
 }
 
 INLINE int64_t floor_of(double x) { return (int64_t)x - (x < (double)(int64_t)x); }
@@ -185,24 +186,23 @@ static void mix_many(const uint8_t *const *lines, const float *weights, int64_t 
 }
 
 /* Calls DO with the count as a constant. */
-#define WITH_FEW(count, DO, MANY) \
-    switch (count) {              \
-    case 1: DO(1); break;         \
-    case 2: DO(2); break;         \
-    case 3: DO(3); break;         \
-    case 4: DO(4); break;         \
-    case 5: DO(5); break;         \
-    case 6: DO(6); break;         \
-    case 7: DO(7); break;         \
-    case 8: DO(8); break;         \
-    default: MANY;                \
+#define WITH_FEW(count, DO, MANY)                                                                  \
+    switch (count) {                                                                               \
+    case 1: DO(1); break;                                                                          \
+    case 2: DO(2); break;                                                                          \
+    case 3: DO(3); break;                                                                          \
+    case 4: DO(4); break;                                                                          \
+    case 5: DO(5); break;                                                                          \
+    case 6: DO(6); break;                                                                          \
+    case 7: DO(7); break;                                                                          \
+    case 8: DO(8); break;                                                                          \
+    default: MANY;                                                                                 \
     }
 
 static void mix_rows(const uint8_t *const *lines, const float *weights, int64_t count,
-                     int64_t columns, float *mixed) {
+                     int64_t columns, float *mixed){
 #define MIX_FEW(constant) mix_few(lines, weights, columns, mixed, constant)
-    WITH_FEW(count, MIX_FEW, mix_many(lines, weights, columns, mixed, count))
-}
+    WITH_FEW(count, MIX_FEW, mix_many(lines, weights, columns, mixed, count))}
 
 /* Four pixels of every row from `most` columns each, rounded and clipped: RGBX. */
 INLINE Int16s mix_four(const float *mixed, const Taps *taps, int64_t x, const int64_t most) {
@@ -252,13 +252,13 @@ static void mix_columns(const float *mixed, const Taps *taps, int64_t width, int
 typedef struct {
     const Resize *task;
     Rows *rows;
-    Taps down, across, unit;      /* unit: one tap per column, itself */
+    Taps down, across, unit;       /* unit: one tap per column, itself */
     const uint8_t **lines, **used; /* rows in a ring, and those of one output row */
-    int64_t ring, ready;          /* its length; rows before `ready` are or were in it */
-    uint8_t *rooms, *spare;       /* of the ring, then QUARTERS; a row that nobody reads */
+    int64_t ring, ready;           /* its length; rows before `ready` are or were in it */
+    uint8_t *rooms, *spare;        /* of the ring, then QUARTERS; a row that nobody reads */
     int64_t room_bytes;
     double *exact;
-    float *mixed, *source;        /* between the passes: of output rows; of bicubic's source rows */
+    float *mixed, *source; /* between the passes: of output rows; of bicubic's source rows */
 } Work;
 
 static void *take_bytes(uintptr_t *at, int64_t bytes) {
@@ -291,8 +291,7 @@ static uintptr_t divide(Work *work, const Resize *task, uintptr_t at) {
     work->spare = take_bytes(&at, work->room_bytes);
     int64_t mixed = task->method == BICUBIC ? task->out_width : width;
     work->mixed = take_bytes(&at, 16 * QUARTERS * (mixed + QUARTERS));
-    if (task->method == BICUBIC)
-        work->source = take_bytes(&at, 16 * QUARTERS * (width + QUARTERS));
+    if (task->method == BICUBIC) work->source = take_bytes(&at, 16 * QUARTERS * (width + QUARTERS));
     return at;
 }
 

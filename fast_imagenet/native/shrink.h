@@ -97,8 +97,7 @@ static void mean_down(Plane *plane, const float *row) {
 static void shrink_strip(Plane *plane, const float *strip) {
     if (plane->taps == 3) /* nearly always; the same sums */
         mean_across(plane, strip, 3);
-    else
-        mean_across(plane, strip, plane->taps);
+    else mean_across(plane, strip, plane->taps);
     for (int x = 0; x < plane->width; x += 8) {
         V v[8];
         memcpy(v, plane->across + 8 * x, sizeof v);

@@ -1,13 +1,14 @@
 /* Entropy decoding of two tiles side by side.
  *
- * Each step of decoding waits for the one before: look up, shift, look up. A second, independent chain
- * in the same thread costs little more than one alone, as the processor works on both at once.
+ * Each step of decoding waits for the one before: look up, shift, look up. A second, independent
+ * chain in the same thread costs little more than one alone, as the processor works on both at
+ * once.
  */
 
 enum {
-    UNIT = 4,                              /* MCUs at most that are read before they are transformed */
-    BLOCK = 72,                            /* int16 of a block: 64, one for what lies beyond, padding */
-    MARGIN = 64,                           /* bytes around the rows of a plane that may be read */
+    UNIT = 4,    /* MCUs at most that are read before they are transformed */
+    BLOCK = 72,  /* int16 of a block: 64, one for what lies beyond, padding */
+    MARGIN = 64, /* bytes around the rows of a plane that may be read */
     SLACK = UNIT * MAX_BLOCKS * 64 * 4 + 128 /* bytes of symbols that a damaged unit may read */
 };
 
@@ -26,14 +27,14 @@ typedef struct {
     int per_row, mcus, tile_mcus, tiles; /* MCUs of a row, of the image, of a tile; tiles */
     int kind, is_ours;                   /* of header; whether it is read here */
     int next_tile, is_damaged;
-    int32_t *places;                     /* of the tiles, see find_tiles() */
-    Table tables[6];                     /* kept from one image to the next: often the same */
-    BlockPlan plan[UNIT * MAX_BLOCKS];   /* of the blocks of UNIT MCUs */
-    int blocks, first_block[3];          /* blocks of an MCU; the first of each component */
-    int16_t steps[3][64];                /* quantisers, row by row */
-    uint8_t *planes[3];                  /* of the area's MCUs */
-    uint8_t *chroma[2];                  /* room for a row of either at full width */
-    int64_t pitches[3], starts[5];       /* bytes from row to row; where all these begin in memory */
+    int32_t *places;                   /* of the tiles, see find_tiles() */
+    Table tables[6];                   /* kept from one image to the next: often the same */
+    BlockPlan plan[UNIT * MAX_BLOCKS]; /* of the blocks of UNIT MCUs */
+    int blocks, first_block[3];        /* blocks of an MCU; the first of each component */
+    int16_t steps[3][64];              /* quantisers, row by row */
+    uint8_t *planes[3];                /* of the area's MCUs */
+    uint8_t *chroma[2];                /* room for a row of either at full width */
+    int64_t pitches[3], starts[5];     /* bytes from row to row; where all these begin in memory */
 } Image;
 
 /* One of the two readers. */
@@ -46,20 +47,22 @@ typedef struct {
     int places[UNIT][2];   /* rows and columns of the MCUs held */
     int previous[3];       /* first coefficients of the block before, by component */
     Reader in;
-    int16_t blocks[UNIT * MAX_BLOCKS * BLOCK] __attribute__((aligned(64))); /* zeros between units */
+    int16_t blocks[UNIT * MAX_BLOCKS * BLOCK]
+        __attribute__((aligned(64))); /* zeros between units */
 } Stream;
 
 /* ==== From tile to tile ======================================================================= */
 
 /* Whether a tile of MCUs from `first` to `end` has one in the area. */
 static int touches_area(const Image *image, int first, int end) {
-    int row = first / image->per_row, last = (end - 1) / image->per_row, column = first % image->per_row;
+    int row = first / image->per_row, last = (end - 1) / image->per_row,
+        column = first % image->per_row;
     if (last < image->area[0] || row >= image->area[1]) return 0;
     return row != last || (column < image->area[3] && column + end - first > image->area[2]);
 }
 
-/* Let the stream begin with an image's next tile that has MCUs in the area. Returns whether there is
- * one. */
+/* Let the stream begin with an image's next tile that has MCUs in the area. Returns whether there
+ * is one. */
 static int take_tile(Stream *stream, Image *image) {
     while (!image->is_damaged && image->next_tile < image->tiles) {
         int tile = image->next_tile++, first = tile * image->tile_mcus;
@@ -102,7 +105,8 @@ static void transform_component(Stream *stream, int part) {
     for (int m = 0; m < stream->held; m++) {
         int row = stream->places[m][0], column = stream->places[m][1];
         if (row < area[0] || row >= area[1] || column < area[2] || column >= area[3]) continue;
-        const int16_t *block = stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
+        const int16_t *block =
+            stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
         uint8_t *corner = image->planes[part] + 8 * across * (column - area[2]);
         corner += 8 * down * (row - area[0]) * image->pitches[part];
         for (int y = 0; y < down; y++, corner += 8 * image->pitches[part])
@@ -119,7 +123,8 @@ static void finish_unit(Stream *stream) {
     Image *image = stream->image;
     if (!image->is_damaged)
         for (int c = 0; c < image->header.parts; c++) transform_component(stream, c);
-    memset(stream->blocks, 0, sizeof(int16_t) * BLOCK * image->blocks * (stream->held + stream->unit));
+    memset(stream->blocks, 0,
+           sizeof(int16_t) * BLOCK * image->blocks * (stream->held + stream->unit));
     stream->held = stream->unit = 0;
 }
 
@@ -142,7 +147,8 @@ static int is_behind_area(const Stream *stream) {
 APART int next_unit(Stream *stream, Image *images, int count, int left) {
     Image *image = stream->image;
     if (image && stream->unit) {
-        int64_t used = 8 * (stream->in.at - stream->clean) - stream->in.count, bits = 8 * stream->size;
+        int64_t used = 8 * (stream->in.at - stream->clean) - stream->in.count,
+                bits = 8 * stream->size;
         stream->left -= stream->unit;
         int is_sound = !left && (stream->left ? used <= bits : used <= bits && used > bits - 8);
         image->is_damaged |= !is_sound;
@@ -165,10 +171,10 @@ APART int next_unit(Stream *stream, Image *images, int count, int left) {
 /* What the inner loop keeps in registers. */
 typedef struct {
     Reader in;
-    uint32_t k;             /* number of the last coefficient */
-    int left;               /* blocks of the unit, this one included; -1: damaged */
-    int16_t *values;        /* this block */
-    const uint32_t *look;   /* its table */
+    uint32_t k;           /* number of the last coefficient */
+    int left;             /* blocks of the unit, this one included; -1: damaged */
+    int16_t *values;      /* this block */
+    const uint32_t *look; /* its table */
     const BlockPlan *plan;
 } Cursor;
 
@@ -184,7 +190,8 @@ INLINE int begin_block(Cursor *cursor, int *previous) {
 
 /* What step() left with k > 62. Returns whether there is more to read in this unit. */
 INLINE int end_block(Cursor *cursor, uint32_t entry, int *previous) {
-    int is_sound = finish_step(&cursor->in, cursor->plan->others, ZIGZAG, cursor->values, &cursor->k, entry);
+    int is_sound =
+        finish_step(&cursor->in, cursor->plan->others, ZIGZAG, cursor->values, &cursor->k, entry);
     if (is_sound && cursor->k < 63) return 1;
     if (is_sound && --cursor->left == 0) return 0;
     cursor->values += BLOCK, cursor->plan++;

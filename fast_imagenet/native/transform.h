@@ -96,11 +96,11 @@ static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t
     transform_lanes(x, 18, 1 << 13, 1 << 4); /* 13, those 2, and 3 for the division by 8 */
     turn_to_bytes(x);
     for (int row = 0; row < 8; row += 2) {
-#define STORE_ROWS(q)                                               \
-    {                                                               \
-        Quarter rows = QUARTER(x[row / 2], q);                      \
-        memcpy(to[q] + row * pitch, &rows, 8);                      \
-        memcpy(to[q] + (row + 1) * pitch, (uint8_t *)&rows + 8, 8); \
+#define STORE_ROWS(q)                                                                              \
+    {                                                                                              \
+        Quarter rows = QUARTER(x[row / 2], q);                                                     \
+        memcpy(to[q] + row * pitch, &rows, 8);                                                     \
+        memcpy(to[q] + (row + 1) * pitch, (uint8_t *)&rows + 8, 8);                                \
     }
         EACH_QUARTER(STORE_ROWS)
     }

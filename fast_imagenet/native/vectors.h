@@ -61,7 +61,7 @@ typedef __m256 FloatBits;
 #define EACH_QUARTER(DO) DO(0) DO(1)
 #define QUARTER(v, q) (Quarter) _mm256_extracti128_si256((Bits)(v), q)
 #endif
-#define TWO(name, instruction, In, Out) \
+#define TWO(name, instruction, In, Out)                                                            \
     INLINE Out name(In a, In b) { return (Out)WIDE(instruction)((Bits)a, (Bits)b); }
 
 /* Lanes of a and b in turn: those of the lower, or of the upper half of every quarter. */
@@ -169,11 +169,11 @@ INLINE void turn(Int16s v[QUARTERS]) {
 #ifdef __clang__
 #define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shufflevector((Type)(a), (Type)(b), __VA_ARGS__)
 #else
-#define SHUFFLE(Type, a, b, ...) \
+#define SHUFFLE(Type, a, b, ...)                                                                   \
     (Int16s) __builtin_shuffle((Type)(a), (Type)(b), (Type){__VA_ARGS__})
 #endif
 typedef int64_t Int64s LANES(VECTOR);
-#define TURNS(name, Type, ...) \
+#define TURNS(name, Type, ...)                                                                     \
     INLINE Int16s name(Int16s a, Int16s b) { return SHUFFLE(Type, a, b, __VA_ARGS__); }
 TURNS(low8, UInt8s, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 TURNS(high8, UInt8s, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
@@ -184,7 +184,7 @@ TURNS(high32, Int32s, 2, 6, 3, 7)
 TURNS(low64, Int64s, 0, 2)
 TURNS(high64, Int64s, 1, 3)
 
-#define CLIP(v, low, high) \
+#define CLIP(v, low, high)                                                                         \
     ((v) & ((v) >= (low)) & ((v) <= (high))) | (((v) < (low)) & (low)) | (((v) > (high)) & (high))
 INLINE Int16s narrow32(Int32s a, Int32s b) {
     a = CLIP(a, -32768, 32767), b = CLIP(b, -32768, 32767);

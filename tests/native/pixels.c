@@ -23,7 +23,8 @@ int transform(const int16_t *blocks, const int16_t *steps, uint8_t *to, int64_t 
     return beyond != 0;
 }
 
-/* Pixels from rows of planes. kind: chroma values per luma column and row, "11" to "42", or 0 gray. */
+/* Pixels from rows of planes. kind: chroma values per luma column and row, "11" to "42", or 0 gray.
+ */
 void color(int kind, const uint8_t *y, const uint8_t *const chroma[4], int is_lower, uint8_t *out,
            int64_t n) {
     uint8_t *full[2] = {malloc(n + VECTOR), malloc(n + VECTOR)};
@@ -54,12 +55,17 @@ static const uint8_t *next_row(Rows *rows, int64_t y, uint8_t *room) {
     return room;
 }
 
-/* numbers: pixels of a row, rows low and high, columns low and high, height and width of the output,
- * flip, method. Returns -1 where rows were asked for twice or backwards. */
+/* numbers: pixels of a row, rows low and high, columns low and high, height and width of the
+ * output, flip, method. Returns -1 where rows were asked for twice or backwards. */
 int resize_box(const uint8_t *rgb, const int64_t *numbers, const double *box, uint8_t *out) {
-    Resize task = {numbers[0], {numbers[1], numbers[2]}, {numbers[3], numbers[4]},
-                   {box[0], box[1], box[2], box[3]}, numbers[5], numbers[6],
-                   (int)numbers[7], (int)numbers[8]};
+    Resize task = {numbers[0],
+                   {numbers[1], numbers[2]},
+                   {numbers[3], numbers[4]},
+                   {box[0], box[1], box[2], box[3]},
+                   numbers[5],
+                   numbers[6],
+                   (int)numbers[7],
+                   (int)numbers[8]};
     Image image = {{next_row}, rgb, numbers[0], -1, 0};
     int64_t bytes = resize_bytes(&task);
     uint8_t *workspace = aligned_alloc(64, bytes);
@@ -103,12 +109,20 @@ static void try_color(void) {
 }
 
 static int try_resize(void) {
-    int64_t wide = 1 + random_below(random_below(9) ? 90 : 3000), most = random_below(4) ? 70 : 2000;
+    int64_t wide = 1 + random_below(random_below(9) ? 90 : 3000),
+            most = random_below(4) ? 70 : 2000;
     int64_t tall = 1 + random_below(wide > 90 ? 5 : most);
     int64_t top = random_below(tall), bottom = top + 1 + random_below(tall - top);
     int64_t left = random_below(wide), right = left + 1 + random_below(wide - left);
-    int64_t numbers[] = {wide, top, bottom, left, right, 1 + random_below(90),
-                         1 + random_below(90), random_below(2), random_below(3)};
+    int64_t numbers[] = {wide,
+                         top,
+                         bottom,
+                         left,
+                         right,
+                         1 + random_below(90),
+                         1 + random_below(90),
+                         random_below(2),
+                         random_below(3)};
     double box[] = {(double)top, (double)left, (double)(bottom - top), (double)(right - left)};
     if (random_below(2)) { /* not on whole pixels */
         box[0] += (double)random_below(100) / 101, box[1] += (double)random_below(100) / 101;
