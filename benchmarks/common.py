@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,7 @@ IMAGES = {
     "limit": {"default": 200, "help": "different images at most"},
     "max_side": {"default": 500, "help": "pixels"},
 }
+PEERS = {"default": str(ROOT / ".venv-bench"), "help": "environment of the peers"}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Rate = Callable[[], float]  # returns images per second, or another number
 
@@ -36,11 +37,10 @@ def read_arguments(
     """The flags that every script has and its own: name -> keywords of `add_argument`."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     flags |= {
-        "json": {"help": "where to write the result"},
+        "json": {"help": "where to write the result; default: it is printed"},
         "rounds": {"default": rounds, "help": "timed rounds"},
-        "smoke": {"action": "store_true", "help": "for tests: FFCV's operations are not compiled, "
-                  "so the rates mean nothing"},
-    }  # fmt: skip
+        "smoke": {"action": "store_true", "help": "for tests: tiny, and FFCV is not compiled"},
+    }
     for name, options in flags.items():
         default = options.get("default")
         kind = {"type": type(default)} if isinstance(default, int | float) else {}
@@ -50,12 +50,13 @@ def read_arguments(
     return parser.parse_args(argv)
 
 
-def start(cores: int, smoke: bool) -> dict:
-    """Restrict this process to `cores` cores, give torch and OpenCV as many threads.
+def start(count: int, smoke: bool) -> dict:
+    """Restrict this process to `count` cores (0: all), give torch and OpenCV as many threads.
 
     Returns: `describe_machine`. Call before numba is imported.
     """
-    machine = describe_machine(pin_to_cores(cores)) | {"smoke": smoke}
+    cores = pin_to_cores(count)
+    machine = describe_machine(cores) | {"smoke": smoke}
     threading.excepthook = end_process
     # FFCV starts numba's threads when it is imported; TBB's would wait for ever at the end
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
@@ -64,7 +65,7 @@ def start(cores: int, smoke: bool) -> dict:
     from ffcv.pipeline.compiler import Compiler
 
     Compiler.set_enabled(not smoke)
-    torch.set_num_threads(cores)
+    torch.set_num_threads(len(cores))
     cv2.setNumThreads(1)
     return machine
 
@@ -85,6 +86,18 @@ def end_process(failure: threading.ExceptHookArgs) -> NoReturn:
     """When a thread fails, end the process: FFCV's loader would wait for its thread for ever."""
     threading.__excepthook__(failure)
     os._exit(1)
+
+
+def answer_of(script: str, *words: str) -> Any:
+    """What the last line that a script prints holds, as JSON.
+
+    Raises: RuntimeError with the end of its errors where it fails.
+    """
+    command = [sys.executable, script, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-500:])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def children_time() -> float:
@@ -142,52 +155,6 @@ def describe_machine(cores: list[int]) -> dict:
     }
 
 
-def describe_gpu(device: str) -> dict:
-    """{"gpu": its name} for 'cuda', nothing for 'cpu'.
-
-    Raises: SystemExit where torch finds no GPU.
-    """
-    import torch
-
-    if device != "cuda":
-        return {}
-    if not torch.cuda.is_available():
-        raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
-    return {"gpu": torch.cuda.get_device_name()}
-
-
-def read_config(*flags: str) -> SimpleNamespace:
-    """Settings of train_imagenet.py."""
-    import train_imagenet as recipe
-
-    options = dict(search=recipe.CONFIG_FOLDERS, prog="benchmark", description="")
-    return recipe.read_config(recipe.SETTINGS, list(flags), **options)
-
-
-def build_state(cfg: SimpleNamespace, classes: int, device: str) -> Any:
-    """What train_imagenet.py trains with, on one device: a TrainState."""
-    import torch
-
-    import train_imagenet as recipe
-    from fast_imagenet.engine.distributed import Distributed
-
-    alone = Distributed(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
-    model = recipe.build_model(cfg, classes, alone.device)
-    networks = recipe.wrap_model(model, cfg, alone)
-    many = 10**6  # steps of an epoch: the learning rate stays that of the beginning
-    return recipe.build_state(cfg, networks, classes, many, alone)
-
-
-def noise(count: int, resolution: int, classes: int, device: str) -> tuple[Any, Any, Any]:
-    """A batch on the device: (images_bhwc, labels_b, samples_b)."""
-    import numpy as np
-    import torch
-
-    shape = (count, resolution, resolution, 3)
-    images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    return images_bhwc, torch.randint(classes, shape[:1], device=device), np.arange(count)
-
-
 def _git(*words: str) -> str:
     command = ["git", "-C", str(ROOT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -195,26 +162,18 @@ def _git(*words: str) -> str:
 
 def version(name: str) -> str | None:
     """Of an installed package."""
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
-def publish(
-    path: str | None, rates: dict[str, dict], ratios: dict[str, float], **more: Any
-) -> None:
-    """Print rates (images per second) and ratios; write both, and all else, to `path`."""
-    for name, rate in rates.items():
-        spread = f"({rate['min']:.1f} to {rate['max']:.1f})"
-        print(f"{name:32} {rate['median']:9.1f} images/s {spread}")
-    for name, value in ratios.items():
-        print(f"{name:32} {value:9.3f} x")
-    write_json(path, {**ratios, "rates": rates, **more})
+def versions(names: list[str]) -> dict[str, str]:
+    """Of the packages that are installed."""
+    return {name: found for name in names if (found := version(name))}
 
 
-def write_json(path: str | None, result: dict) -> None:
-    """Write the result file, keys in the order given; nothing without a path."""
+def publish(path: str | None, **result: Any) -> None:
+    """Write the result file, keys in the order given; without a path, print it."""
+    text = json.dumps(result, indent=2)
     if path:
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {path}")
+        Path(path).write_text(f"{text}\n")
+    print(f"wrote {path}" if path else text)

@@ -45,10 +45,6 @@ class Task(NamedTuple):
         """Of the output, pixels."""
         return int(self.recipe.rpartition("_")[2])
 
-    @property
-    def strong(self) -> bool:
-        return self.recipe == STRONG
-
     def files(self) -> list[bytes]:
         return [path.read_bytes() for path in sorted(self.folder.glob("*.jpg"))]
 
@@ -80,15 +76,30 @@ TABLE = {
     "dali_aliased": Row("DALI, fast transform", DALI, PLAIN, {"antialias": False}),
     "nvimagecodec": Row("nvImageCodec, OpenCV", "peers.opencv:NvImageCodec"),
     "simplejpeg": Row("simplejpeg, OpenCV", "peers.opencv:SimpleJpeg"),
-    "albumentations": Row("AlbumentationsX, OpenCV", "peers.opencv:Albumentations", BOTH),
+    "albumentations": Row("AlbumentationsX, OpenCV", "peers.opencv:Albumentations"),
     "kornia": Row("kornia-rs", "peers.opencv:Kornia"),
-    "torchvision_tensors": Row("torchvision on tensors", "peers.tensors:Torchvision", BOTH),
-    "torchcodec": Row("torchcodec, torchvision", "peers.tensors:TorchCodec"),
+    "torchvision_tensors": Row("torchvision on tensors", "peers.pil:Tensors", BOTH),
+    "torchcodec": Row("torchcodec, torchvision", "peers.pil:TorchCodec"),
     "torchvision": Row("torchvision on PIL", "peers.pil:Torchvision", BOTH),
     "timm": Row("timm on PIL", "peers.pil:Timm", BOTH),
     "pillow": Row("Pillow, draft, box", "peers.pil:Draft"),
     "pillow_simd": Row("pillow-simd, draft, box", "peers.pil:Draft", PLAIN, {"simd": True}, SIMD),
 }  # fmt: skip
+RATIOS = {  # key of the result -> (ours, theirs)
+    "plain_160_vs_hardest": ("ours_plain_160", "{hardest}"),
+    "plain_160_vs_ffcv": ("ours_plain_160", "ffcv_plain_160"),
+    "plain_224_vs_ffcv": ("ours_plain_224", "ffcv_plain_224"),
+    "avx2_160_vs_ffcv": ("ours_avx2_plain_160", "ffcv_plain_160"),
+    "avx2_224_vs_ffcv": ("ours_avx2_plain_224", "ffcv_plain_224"),
+    "portable_160_vs_ffcv": ("ours_portable_plain_160", "ffcv_plain_160"),
+    "stock_file_160_vs_ffcv": ("ours_on_stock_plain_160", "ffcv_plain_160"),
+    "stock_file_224_vs_ffcv": ("ours_on_stock_plain_224", "ffcv_plain_224"),
+    "raw_160_vs_ffcv": ("ours_raw_160", "ffcv_raw_160"),
+    "plain_160_vs_tensorflow": ("ours_plain_160", "tensorflow_plain_160"),
+    "plain_224_vs_tensorflow": ("ours_plain_224", "tensorflow_plain_224"),
+    "strong_160_vs_torchvision": ("ours_strong_160", "torchvision_strong_160"),
+    "strong_160_vs_ffcv_plain": ("ours_strong_160", "ffcv_plain_160"),
+}
 
 
 def draw_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
@@ -111,8 +122,7 @@ class Contestant:
     path = ""  # of our native library, the code path in use
 
     def epoch(self, count: int) -> Iterator[Any]:
-        """Batches of at least `count` images, after the untimed ones: [b, h, w, 3] or [b, 3, h, w],
-        for len and np.array."""
+        """Batches, [b, h, w, 3] or [b, 3, h, w], of `count` images or more after the untimed."""
         raise NotImplementedError
 
 

@@ -19,13 +19,11 @@ SMOKE = {"batch_size": 64, "side": 64}
 
 def held_bytes(allocations: Any) -> int:
     """Bytes of all arrays in FFCV's nested tuples and dictionaries."""
-    if allocations is None:
-        return 0
     if isinstance(allocations, dict):
-        return sum(map(held_bytes, allocations.values()))
+        allocations = list(allocations.values())
     if isinstance(allocations, tuple | list):
         return sum(map(held_bytes, allocations))
-    return allocations.nbytes
+    return 0 if allocations is None else allocations.nbytes
 
 
 def measure(path: str, batch_size: int, out_side: int, cores: int) -> dict[str, int]:
@@ -67,8 +65,7 @@ def main() -> None:
         scratch = measure(path, settings["batch_size"], settings["out_side"], settings["cores"])
     ratio = float(f"{scratch['ours'] / scratch['ffcv']:.3g}")
     result = {"scratch_vs_ffcv": ratio, "scratch_bytes": scratch}
-    print(result)
-    common.write_json(arguments.json, {**result, "data": settings, "machine": machine})
+    common.publish(arguments.json, **result, data=settings, machine=machine)
 
 
 if __name__ == "__main__":

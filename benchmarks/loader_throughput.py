@@ -19,30 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import common
-from contestants import PLAIN, STRONG, TABLE, Row, expected_area, ramp
+from contestants import PLAIN, RATIOS, STRONG, TABLE, Row, expected_area, ramp
 
 HERE = Path(__file__).resolve().parent
 FLAGS = common.IMAGES | {
     "cores": {"default": 1, "help": "cores and loader threads; with more than one, FFCV alone"},
-    "seconds": {"default": 1.0, "help": "about how long a round of one contestant takes"},
     "clock": common.CLOCK,
-    "peers": {"default": str(HERE.parent / ".venv-bench"), "help": "environment of the peers"},
-    "draws": {"default": 512, "help": "images whose crop areas are checked"},
+    "peers": common.PEERS,
 }
-RATIOS = {
-    "plain_160_vs_ffcv": ("ours_plain_160", "ffcv_plain_160"),
-    "plain_224_vs_ffcv": ("ours_plain_224", "ffcv_plain_224"),
-    "avx2_160_vs_ffcv": ("ours_avx2_plain_160", "ffcv_plain_160"),
-    "avx2_224_vs_ffcv": ("ours_avx2_plain_224", "ffcv_plain_224"),
-    "portable_160_vs_ffcv": ("ours_portable_plain_160", "ffcv_plain_160"),
-    "stock_file_160_vs_ffcv": ("ours_on_stock_plain_160", "ffcv_plain_160"),
-    "stock_file_224_vs_ffcv": ("ours_on_stock_plain_224", "ffcv_plain_224"),
-    "raw_160_vs_ffcv": ("ours_raw_160", "ffcv_raw_160"),
-    "plain_160_vs_tensorflow": ("ours_plain_160", "tensorflow_plain_160"),
-    "plain_224_vs_tensorflow": ("ours_plain_224", "tensorflow_plain_224"),
-    "strong_160_vs_torchvision": ("ours_strong_160", "torchvision_strong_160"),
-    "strong_160_vs_ffcv_plain": ("ours_strong_160", "ffcv_plain_160"),
-}
+SECONDS = 1.0  # about how long a round of one contestant takes
+DRAWS = {False: 512, True: 64}  # images whose crop areas are checked, by --smoke
 VARIABLES = {  # of all processes
     "CUDA_VISIBLE_DEVICES": "",
     "NUMBA_THREADING_LAYER": "omp",  # TBB's threads would wait for ever at the end
@@ -137,7 +123,9 @@ class Contest:
         (row, recipe), a = self.entries[name], self.arguments
         process, what = self.process_of(row), {"place": row.place, "options": row.options}
         tasks = ([str(self.folder / kind), recipe, a.cores, a.smoke] for kind in ("ramp", "images"))
-        check_output(process.ask("check", count=a.draws, task=next(tasks), **what), row, recipe)
+        check_output(
+            process.ask("check", count=DRAWS[a.smoke], task=next(tasks), **what), row, recipe
+        )
         if path := process.ask("load", name=name, task=next(tasks), **what)["path"]:
             self.paths[name] = path
 
@@ -158,14 +146,14 @@ class Contest:
             self.load(name)
             rate = self.process_of(row).ask("round", name=name, count=images)["wall"]
             # every image equally often
-            return images * max(1, round(rate * self.arguments.seconds / images))
+            seconds = 0 if self.arguments.smoke else SECONDS
+            return images * max(1, round(rate * seconds / images))
 
-        counts, rounds = self.take_turns(warm_up), []
-        for number in range(self.arguments.rounds):
-            print(f"round {number + 1} of {self.arguments.rounds}", flush=True)
-            rounds.append(self.take_turns(
-                lambda name, row: self.process_of(row).ask("round", name=name, count=counts[name])
-            ))  # fmt: skip
+        def measure(name: str, row: Row) -> dict:
+            return self.process_of(row).ask("round", name=name, count=counts[name])
+
+        counts = self.take_turns(warm_up)
+        rounds = [self.take_turns(measure) for _ in range(self.arguments.rounds)]
         return {name: [found[name] for found in rounds] for name in self.entries}
 
     def versions(self) -> dict[str, str]:
@@ -197,7 +185,7 @@ def write_files(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     images = data.read_images(arguments.images, arguments.limit, arguments.max_side)
     kinds = {"ours": {"markers": True}, "raw": {"mode": "raw"}, "stock": {}}
-    for name, arrays in {"ramp": [ramp()] * arguments.draws, "images": images}.items():
+    for name, arrays in {"ramp": [ramp()] * DRAWS[arguments.smoke], "images": images}.items():
         (folder / name).mkdir()
         sizes = {}
         for kind, extra in kinds.items():
@@ -250,9 +238,10 @@ def main(table: dict[str, Row] = TABLE) -> None:
     machine = common.start(arguments.cores, arguments.smoke)
     rates, data = measure(arguments, table)
     hardest = hardest_peer(rates, table)
-    pairs = RATIOS | {"plain_160_vs_hardest": ("ours_plain_160", hardest)}
+    pairs = {key: (ours, hardest if "{" in peer else peer) for key, (ours, peer) in RATIOS.items()}
     ratios = {key: common.ratio(rates, *pair) for key, pair in pairs.items() if {*pair} <= {*rates}}
-    common.publish(arguments.json, rates, ratios, hardest=hardest, data=data, machine=machine)
+    found = {**ratios, "rates": rates, "hardest": hardest, "data": data}
+    common.publish(arguments.json, **found, machine=machine)
 
 
 if __name__ == "__main__":

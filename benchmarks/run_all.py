@@ -12,7 +12,6 @@ import re
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import common
@@ -22,31 +21,21 @@ FLAGS = {
     "images": common.IMAGES["images"],
     "out": {"help": "folder for the results (benchmarks/results/DATE_MACHINE)"},
     "clock": common.CLOCK,
-    "peers": {"default": str(HERE.parent / ".venv-bench"), "help": "environment of the peers"},
+    "peers": common.PEERS,
     "only": {"nargs": "+", "help": "results to make, by name; default: all"},
 }
 # name of the result -> the script and its flags
 SCRIPTS = {
     "loader_1_core": "loader_throughput {images} {clock} {peers}",
-    "loader_all_cores": "loader_throughput {images} --cores {cores}",
+    "loader_all_cores": "loader_throughput {images} {cores}",
     "op_kernels": "op_kernels {images}",
     "decoder_memory": "decoder_memory",
     "scale": "scale {clock}",
     "thread_balance": "thread_balance {images}",
     "startup": "startup {clock}",
-    "writer": "writer_throughput {images} {clock} --rounds 9",
+    "writer": "writer_throughput {images} {clock}",
 }
-TINY = {  # for tests, and the training step too: one core, at sizes that mean nothing
-    "loader_1_core": "loader_throughput {images} {quick} {peers} --seconds 0 --draws 64",
-    "op_kernels": "op_kernels {images} {quick} --limit 2 --sides 32",
-    "decoder_memory": "decoder_memory --smoke",
-    "scale": "scale --smoke --rounds 1",
-    "thread_balance": "thread_balance {images} {quick} --limit 3",
-    "startup": "startup --smoke",
-    "train_step": "train_step {images} {quick} --device cpu --arch timm/test_resnet --compile off "
-    "--cores 1 --batch-size 4 --side 32 --steps 1",
-    "writer": "writer_throughput {images} {quick} --repeats 2",
-}
+GPU = {"train_step": "train_step {images}"}  # in a smoke run, on the processor
 
 
 def default_folder() -> Path:
@@ -57,13 +46,13 @@ def default_folder() -> Path:
     return HERE / "results" / f"{machine['date']}_{os.cpu_count()}-core-{name}"
 
 
-def run(script: str, flags: list[str], smoke: bool) -> bool:
+def run(script: str, *flags: str, smoke: bool) -> bool:
     """Run one script. Returns whether it succeeded; in a smoke run, errors are raised."""
-    path = str(HERE / f"{script}.py")
+    command = [str(HERE / f"{script}.py"), *flags]
     if not smoke:
-        return subprocess.run([sys.executable, path, *flags], check=False).returncode == 0
-    sys.argv = [path, *flags]
-    runpy.run_path(path, run_name="__main__")
+        return subprocess.run([sys.executable, *command], check=False).returncode == 0
+    sys.argv = [*command, "--smoke", "--rounds=1"]
+    runpy.run_path(command[0], run_name="__main__")
     return True
 
 
@@ -73,27 +62,22 @@ def main() -> None:
         sys.exit(f"IMAGES={arguments.images} is not a folder; name one with photographs")
     folder = Path(arguments.out) if arguments.out else default_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    runs, cores = TINY if arguments.smoke else SCRIPTS, len(os.sched_getaffinity(0))
-    if cores == 1:
-        runs.pop("loader_all_cores", None)
+    runs, cores = dict(SCRIPTS), len(os.sched_getaffinity(0))
+    if arguments.smoke or cores == 1:
+        del runs["loader_all_cores"]
+    if arguments.smoke:
+        runs |= GPU
     if unknown := set(arguments.only or []) - set(runs):
         sys.exit(f"--only {' '.join(sorted(unknown))}: unknown; give some of {', '.join(runs)}")
-    words = {
-        "{images}": ["--images", str(Path(arguments.images).resolve())],
-        "{clock}": ["--clock", arguments.clock],
-        "{peers}": ["--peers", arguments.peers],
-        "{cores}": [str(cores)],
-        "{quick}": ["--smoke", "--rounds", "1"],
-    }
+    images = Path(arguments.images).resolve()
+    words = dict(images=f"--images={images}", clock=f"--clock={arguments.clock}")
+    words |= dict(peers=f"--peers={arguments.peers}", cores=f"--cores={cores}")
     failed = []
     for name in arguments.only or runs:
-        script, *flags = runs[name].split()
-        flags = [part for flag in flags for part in words.get(flag, [flag])]
+        command = [word.format(**words) for word in runs[name].split()]
         print(f"== {name}", flush=True)
-        begin = time.perf_counter()
-        if not run(script, [*flags, "--json", str(folder / f"{name}.json")], arguments.smoke):
+        if not run(*command, f"--json={folder / name}.json", smoke=arguments.smoke):
             failed.append(name)
-        print(f"   {time.perf_counter() - begin:.0f} s", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the tables stay as they were")
     if not arguments.out:

@@ -2,100 +2,77 @@
 
     python benchmarks/scale.py --json out.json
 
-On made-up tables (made_up.py), each measurement in a process of its own with its imports done.
+On made-up tables, each measurement in a process of its own with its imports done.
 Stock FFCV's Loader is measured at the smallest number of samples alone: at 13 million it takes half
 a minute and 8 GB.
 """
 
 import argparse
+import itertools
 import json
 import os
-import subprocess
-import sys
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import common
 
+SAMPLES = (1_300_000, 13_000_000)
+FLAGS = {"clock": common.CLOCK, "measure": {"nargs": 3, "help": argparse.SUPPRESS}}
 KINDS = ("open", "loader", "loader_paged", "train_loader", "order", "order_paged", "verify")
 KINDS += ("writer", "ffcv_loader")
-FLAGS = {
-    "samples": {"nargs": "+", "type": int, "help": "of the files (1300000 13000000)"},
-    "clock": common.CLOCK,
-    "measure": {"nargs": 3, "help": argparse.SUPPRESS},
-}
 BATCH = 256
 KIB = 1024
 
 
-# ------------------------------------------------------------------------------------------------
-# What is measured: each function does its imports and returns the call
-# ------------------------------------------------------------------------------------------------
-
-
-def _open(path: str, count: int) -> Callable[[], Any]:
-    from fast_imagenet.beton.reader import BetonFile
-
-    return lambda: BetonFile(path)
-
-
-def _verify(path: str, count: int) -> Callable[[], Any]:
-    from fast_imagenet.beton.verify import verify
-
-    return lambda: verify(path)
-
-
-def _loader(path: str, count: int, in_memory: bool = True) -> Callable[[], Any]:
-    """What is built on an open file."""
-    from fast_imagenet.beton.reader import BetonFile
-    from fast_imagenet.data.ffcv_loader import Augment, Loader, image_operations
-
-    file = BetonFile(path)
-    decoder = image_operations(Augment(), 160, 0)[0]
-    options = dict(batch_size=BATCH, num_workers=1, device="cpu", in_memory=in_memory)
-    return lambda: Loader(file, decoder, **options)
-
-
-def _loader_paged(path: str, count: int) -> Callable[[], Any]:
-    return _loader(path, count, in_memory=False)
-
-
-def _train_loader(path: str, count: int) -> Callable[[], Any]:
-    from fast_imagenet.data.ffcv_loader import TrainLoader
-
-    return lambda: TrainLoader(path, global_batch=BATCH, seed=0, num_workers=1)
-
-
-def _ffcv_loader(path: str, count: int) -> Callable[[], Any]:
+def call_of(kind: str, path: str, count: int) -> Callable[[], Any]:
+    """What is measured, its imports and the files that it takes as open done."""
+    from ffcv import loader as ffcv
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader
     from ffcv.transforms import ToTensor
 
-    operations = [RandomResizedCropRGBImageDecoder((160, 160)), ToTensor()]
-    options = dict(num_workers=1, os_cache=True, pipelines={"image": operations})
-    return lambda: Loader(path, batch_size=BATCH, **options)
-
-
-def _order(path: str, count: int) -> Callable[[], Any]:
-    from fast_imagenet.data.sampler import epoch_order
-
-    return lambda: epoch_order(count, 0, 0)
-
-
-def _order_paged(path: str, count: int) -> Callable[[], Any]:
     from fast_imagenet.beton.reader import BetonFile
-    from fast_imagenet.data.sampler import paged_epoch_order
+    from fast_imagenet.beton.verify import verify
+    from fast_imagenet.data.ffcv_loader import Augment, Loader, TrainLoader, image_operations
+    from fast_imagenet.data.sampler import epoch_order, paged_epoch_order
 
-    file = BetonFile(path)
-    pages = file.offsets // file.page_size
-    return lambda: paged_epoch_order(pages, 128, 0, 0)
+    def loader(in_memory: bool) -> Callable[[], Any]:
+        """What is built on an open file."""
+        decoder = image_operations(Augment(), 160, 0)[0]
+        options = dict(batch_size=BATCH, num_workers=1, device="cpu", in_memory=in_memory)
+        return partial(Loader, BetonFile(path), decoder, **options)
+
+    def order_paged() -> Callable[[], Any]:
+        file = BetonFile(path)
+        return partial(paged_epoch_order, file.offsets // file.page_size, 128, 0, 0)
+
+    def ffcv_loader() -> Callable[[], Any]:
+        pipelines = {"image": [RandomResizedCropRGBImageDecoder((160, 160)), ToTensor()]}
+        options = dict(batch_size=BATCH, num_workers=1, os_cache=True, pipelines=pipelines)
+        return partial(ffcv.Loader, path, **options)
+
+    makers = {
+        "open": lambda: partial(BetonFile, path),
+        "loader": lambda: loader(in_memory=True),
+        "loader_paged": lambda: loader(in_memory=False),
+        "train_loader": lambda: partial(
+            TrainLoader, path, global_batch=BATCH, seed=0, num_workers=1
+        ),
+        "order": lambda: partial(epoch_order, count, 0, 0),
+        "order_paged": order_paged,
+        "verify": lambda: partial(verify, path),
+        "writer": lambda: writing(path, count),
+        "ffcv_loader": ffcv_loader,
+    }
+    return makers[kind]()
 
 
-def _writer(path: str, count: int) -> Callable[[], Any]:
+def writing(path: str, count: int) -> Callable[[], Any]:
     """The parent of a conversion whose images, of two bytes each, cost nothing."""
     import numpy as np
 
@@ -120,11 +97,6 @@ def _writer(path: str, count: int) -> Callable[[], Any]:
     return write
 
 
-# ------------------------------------------------------------------------------------------------
-# How
-# ------------------------------------------------------------------------------------------------
-
-
 def memory() -> dict[str, int]:
     """Bytes of this process: its own ("held"), of mapped files ("mapped"), the "peak" of both."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -134,8 +106,8 @@ def memory() -> dict[str, int]:
 
 
 def measure(kind: str, path: str, count: int, clock: str) -> None:
-    """Print seconds and bytes per sample that one call takes."""
-    call = globals()[f"_{kind}"](path, count)
+    """Print seconds and bytes per sample that one call takes, and end this process."""
+    call = call_of(kind, path, count)
     with suppress(OSError):  # sets the peak to what is in use now
         Path("/proc/self/clear_refs").write_text("5")
     before, now = memory(), common.CLOCKS[clock]
@@ -148,31 +120,20 @@ def measure(kind: str, path: str, count: int, clock: str) -> None:
     os._exit(0)
 
 
-def run(kind: str, path: str, count: int, clock: str) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", kind, path, str(count), "--clock", clock]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200)
-    Path(f"{path}.written").unlink(missing_ok=True)
-    Path(f"{path}.written.json").unlink(missing_ok=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_all(path: str, count: int, kinds: tuple[str, ...], arguments: Any) -> dict[str, dict]:
+def measure_all(path: str, count: int, kinds: list[str], arguments: Any) -> dict[str, dict]:
     """name -> {"seconds": summary, "held_bytes", "mapped_bytes", "peak_bytes": medians}."""
-    import statistics
-
     found: dict[str, list] = {kind: [] for kind in kinds}
-    for _ in range(arguments.rounds):
-        for kind in kinds:
-            found[kind].append(run(kind, path, count, arguments.clock))
+    for _, kind in itertools.product(range(arguments.rounds), kinds):
+        words = (kind, path, str(count), "--clock", arguments.clock)
+        found[kind].append(common.answer_of(__file__, "--measure", *words))
+        for ending in ("", ".json"):
+            Path(f"{path}.written{ending}").unlink(missing_ok=True)
     results = {}
     for kind, runs in found.items():
         values = {key: [one[key] for one in runs] for key in runs[0]}
         seconds = common.summary(values.pop("seconds"))
         medians = {key: statistics.median(each) for key, each in values.items()}
         results[kind] = {"seconds": seconds, **medians}
-        text = ", ".join(f"{key} {value:.1f}" for key, value in medians.items())
-        print(f"{count:>10,} {kind:14} {seconds['median']:8.3f} s; per sample: {text}")
     return results
 
 
@@ -182,17 +143,16 @@ def main() -> None:
         kind, path, count = arguments.measure
         measure(kind, path, int(count), arguments.clock)
     machine = common.describe_machine(common.pin_to_cores(1)) | {"smoke": arguments.smoke}
-    from benchmarks import made_up
+    from data import write_made_up
 
-    counts = arguments.samples or ([20_000] if arguments.smoke else [1_300_000, 13_000_000])
-    kinds, results = ("open", "loader", "writer") if arguments.smoke else KINDS, {}
+    results, kinds = {}, ["open", "loader", "writer"] if arguments.smoke else list(KINDS)
     with tempfile.TemporaryDirectory() as folder:
-        for count in counts:
-            path = made_up.write_made_up(Path(folder, "data.beton"), count)
+        for count in [20_000] if arguments.smoke else SAMPLES:
+            path = write_made_up(Path(folder, "data.beton"), count)
             results[str(count)] = measure_all(path, count, kinds, arguments)
-            kinds = tuple(kind for kind in kinds if kind != "ffcv_loader")
-    result = {"samples": results, "data": {"clock": arguments.clock}, "machine": machine}
-    common.write_json(arguments.json, result)
+            kinds = [kind for kind in kinds if kind != "ffcv_loader"]
+    data = {"clock": arguments.clock}
+    common.publish(arguments.json, samples=results, data=data, machine=machine)
 
 
 if __name__ == "__main__":

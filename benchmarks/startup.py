@@ -10,8 +10,6 @@ every start. The file's tables are real, its images are holes but for those of t
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,16 +19,15 @@ import common
 SAMPLES, SMOKE_SAMPLES = 1_300_000, 2_000
 BATCH, IMAGES = 8, 80  # those of the first batches, decoded ahead, are there
 HEIGHT, WIDTH, ROOM = 64, 80, 16_384  # of a stored image, and bytes for it
-KINDS = ("ours", "ours_strong", "ffcv")
+KINDS = ("ours", "ffcv")
 FLAGS = {"clock": common.CLOCK, "first_batch": {"nargs": 2, "help": argparse.SUPPRESS}}
-STRONG = {"policy": "rand_augment_lite", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 
 
 def write_data(path: Path, count: int) -> str:
     """A file whose first samples, in its own order and in that of epoch 0, are images."""
     import numpy as np
 
-    from benchmarks.made_up import write_made_up
+    from data import write_made_up
     from fast_imagenet.beton.jpeg import encode_jpeg
     from fast_imagenet.data.sampler import epoch_order
 
@@ -42,38 +39,28 @@ def write_data(path: Path, count: int) -> str:
 
 
 def time_first_batch(kind: str, path: str, clock: str, smoke: bool) -> None:
-    """Print the seconds to the first batch and those of the imports before it."""
-    now = common.CLOCKS[clock]
-    begin = now()
+    """Print the seconds to the first batch and end this process, in the midst of its epoch."""
     from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader
     from ffcv.pipeline.compiler import Compiler
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-    from fast_imagenet.data.ffcv_loader import Augment, TrainLoader
+    from fast_imagenet.data.ffcv_loader import TrainLoader
 
     Compiler.set_enabled(not smoke)
-    imported = now()
+    now = common.CLOCKS[clock]
+    begin = now()
     if kind == "ffcv":
         operations = [RandomResizedCropRGBImageDecoder((32, 32)), RandomHorizontalFlip()]
         pipelines = {"image": [*operations, ToTensor()]}
         options = dict(num_workers=1, os_cache=True, pipelines=pipelines)
         batches = iter(Loader(path, batch_size=BATCH, **options))
     else:
-        augment = Augment(**STRONG) if kind == "ours_strong" else Augment()
-        options = dict(num_workers=1, augment=augment)
-        batches = TrainLoader(path, global_batch=BATCH, seed=0, **options).epoch(0, 32)
+        loader = TrainLoader(path, global_batch=BATCH, seed=0, num_workers=1)
+        batches = loader.epoch(0, 32)
     next(batches)
-    print(json.dumps([now() - imported, imported - begin]), flush=True)
-    os._exit(0)  # the epoch is not at its end
-
-
-def start(kind: str, path: str, clock: str, smoke: bool) -> float:
-    """Seconds to the first batch in a new process."""
-    command = [sys.executable, __file__, "--first-batch", kind, path, "--clock", clock]
-    command += ["--smoke"] if smoke else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    return json.loads(done.stdout.splitlines()[-1])[0]
+    print(json.dumps(now() - begin), flush=True)
+    os._exit(0)
 
 
 def main() -> None:
@@ -82,23 +69,16 @@ def main() -> None:
         time_first_batch(*arguments.first_batch, arguments.clock, arguments.smoke)
     machine = common.start(1, arguments.smoke)
     count = SMOKE_SAMPLES if arguments.smoke else SAMPLES
+    more = [f"--clock={arguments.clock}", *["--smoke"] * arguments.smoke]
     with tempfile.TemporaryDirectory() as folder:
         path = write_data(Path(folder, "data.beton"), count)
-        kinds = KINDS[::2] if arguments.smoke else KINDS
-        options = (path, arguments.clock, arguments.smoke)
-        starts = {kind: partial(start, kind, *options) for kind in kinds}
-        if arguments.smoke:
-            seconds = {kind: common.summary([start()]) for kind, start in starts.items()}
-        else:
-            seconds = common.interleave(starts, arguments.rounds)
-    for kind, value in seconds.items():
-        print(f"{kind}: {value['median']:.2f} s to the first batch ({value['rounds']})")
+        start = partial(common.answer_of, __file__, "--first-batch")
+        starts = {kind: partial(start, kind, path, *more) for kind in KINDS}
+        seconds = common.interleave(starts, arguments.rounds)
     result = {f"{kind}_compile_seconds": value["median"] for kind, value in seconds.items()}
-    result |= {
-        "seconds_to_first_batch": seconds,
-        "data": {"samples": count, "clock": arguments.clock},
-    }
-    common.write_json(arguments.json, {**result, "machine": machine})
+    data = {"samples": count, "clock": arguments.clock}
+    result |= {"seconds_to_first_batch": seconds, "data": data}
+    common.publish(arguments.json, **result, machine=machine)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Started by loader_throughput.py, with our interpreter or that of .venv-bench. Co
 import json
 import os
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,24 +47,18 @@ def check(count: int, **what: Any) -> dict:
 def time_round(name: str, count: int) -> dict:
     """Images per second of one epoch, by both clocks."""
     contestant = LOADED[name]
-    batches: Iterator[Any] = iter(contestant.epoch(count))
+    batches = iter(contestant.epoch(count))
     for _ in range(contestant.untimed):
         next(batches)
-    begin, seen = {key: clock() for key, clock in common.CLOCKS.items()}, 0
-    for batch in batches:
-        seen += len(batch)
+    begin = {key: clock() for key, clock in common.CLOCKS.items()}
+    seen = sum(map(len, batches))
     taken = {key: clock() - begin[key] for key, clock in common.CLOCKS.items()}
     if seen < count:
         raise ValueError(f"{seen} images instead of {count}")
     return {key: seen / max(seconds, 1e-9) for key, seconds in taken.items()}
 
 
-def versions(names: list[str]) -> dict:
-    """Of the packages that this process can import."""
-    return {name: found for name in names if (found := common.version(name))}
-
-
-COMMANDS = {"load": load, "check": check, "round": time_round, "versions": versions}
+COMMANDS = {"load": load, "check": check, "round": time_round, "versions": common.versions}
 
 
 def main() -> None:

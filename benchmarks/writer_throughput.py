@@ -25,9 +25,9 @@ from fast_imagenet.sources import Source, open_source
 
 FLAGS = common.IMAGES | {
     "cores": {"default": 1, "help": "cores, and worker processes"},
-    "repeats": {"default": 4, "help": "long file / short file"},
     "clock": common.CLOCK,
 }
+REPEATS, QUALITY = 4, 90  # long file / short file; of JPEG
 Write = Callable[[Source, str], None]
 
 
@@ -51,7 +51,7 @@ def link_images(arguments: argparse.Namespace, folder: Path) -> list[Source]:
     import data
 
     chosen, sources = data.image_files(arguments.images, arguments.limit), []
-    for times in (1, arguments.repeats):
+    for times in (1, REPEATS):
         for number, path in enumerate(chosen * times):
             place = folder / str(times) / "train" / f"class_{number % 10}"
             place.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,6 @@ def link_images(arguments: argparse.Namespace, folder: Path) -> list[Source]:
 
 
 def write_stock(settings: EncodeSettings, workers: int, source: Source, path: str) -> None:
-    """FFCV's own writer."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -69,13 +68,6 @@ def write_stock(settings: EncodeSettings, workers: int, source: Source, path: st
     image = RGBImageField(write_mode="jpg", max_resolution=size, jpeg_quality=quality)
     writer = DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=workers)
     writer.from_indexed_dataset(Samples(source))
-
-
-def write_ours(settings: EncodeSettings, workers: int, source: Source, path: str) -> None:
-    """The writer behind write_dataset.py."""
-    from fast_imagenet.beton.writer import write_beton
-
-    write_beton(path, source, settings, workers=workers, overwrite=True)
 
 
 def seconds_of(write: Write, source: Source, path: str, clock: Callable[[], float]) -> float:
@@ -87,7 +79,7 @@ def seconds_of(write: Write, source: Source, path: str, clock: Callable[[], floa
     return clock() - begin
 
 
-def measure(arguments: argparse.Namespace, writers: dict[str, Write]) -> tuple[dict, dict, dict]:
+def measure(arguments: argparse.Namespace, writers: dict[str, Write]) -> dict[str, dict]:
     """Rates without and with starting up, name -> summary; samples and bytes of the files."""
     from ffcv.reader import Reader
 
@@ -106,33 +98,32 @@ def measure(arguments: argparse.Namespace, writers: dict[str, Write]) -> tuple[d
             steady[name].append((len(long) - len(short)) / (second - first))
             whole[name].append(len(long) / second)
     # the first round warms up: compiling, page cache
-    rates = ({name: common.summary(r[1:]) for name, r in of.items()} for of in (steady, whole))
-    return *rates, {"images": [len(short), len(long)], "image_bytes": sizes}
+    rates = [{name: common.summary(r[1:]) for name, r in of.items()} for of in (steady, whole)]
+    data = {"images": [len(short), len(long)], "workers": arguments.cores}
+    data |= {"max_side": arguments.max_side, "quality": QUALITY, "clock": arguments.clock}
+    return {"rates": rates[0], "rates_with_start": rates[1], "image_bytes": sizes, "data": data}
 
 
 def main() -> None:
-    arguments = common.read_arguments(None, __doc__, rounds=5, **FLAGS)
-    cores = common.pin_to_cores(arguments.cores)
-    machine = common.describe_machine(cores) | {"smoke": arguments.smoke}
-    # TBB's threads would wait for ever at the end, as FFCV's writer forks this process
-    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
-    import cv2
+    arguments = common.read_arguments(None, __doc__, rounds=9, **FLAGS)
+    machine, workers = common.start(arguments.cores, arguments.smoke), arguments.cores
+    from fast_imagenet.beton.writer import write_beton
 
-    cv2.setNumThreads(1)  # FFCV's workers are forks of this process; ours set it themselves
-    settings = EncodeSettings(mode="jpg", quality=90, max_side=arguments.max_side)
-    writers = {"ffcv": write_stock, "ours": write_ours}
-    writers = {name: partial(write, settings, len(cores)) for name, write in writers.items()}
-    steady, whole, found = measure(arguments, writers)
-    sizes = found.pop("image_bytes")
-    ratios = {
-        "writer_vs_ffcv": common.ratio(steady, "ours", "ffcv"),
-        "writer_bytes_vs_ffcv": round(sizes["ours"] / sizes["ffcv"], 4),
-        "writer_with_start_vs_ffcv": common.ratio(whole, "ours", "ffcv"),
+    settings = EncodeSettings(mode="jpg", quality=QUALITY, max_side=arguments.max_side)
+    writers = {
+        "ffcv": partial(write_stock, settings, workers),
+        "ours": lambda source, path: write_beton(
+            path, source, settings, workers=workers, overwrite=True
+        ),
     }
-    found |= {"max_side": settings.max_side, "quality": settings.quality}
-    found |= {"workers": len(cores), "clock": arguments.clock}
-    more = {"rates_with_start": whole, "image_bytes": sizes, "data": found, "machine": machine}
-    common.publish(arguments.json, steady, ratios, **more)
+    found = measure(arguments, writers)
+    sizes = found["image_bytes"]
+    ratios = {
+        "writer_vs_ffcv": common.ratio(found["rates"], "ours", "ffcv"),
+        "writer_bytes_vs_ffcv": round(sizes["ours"] / sizes["ffcv"], 4),
+        "writer_with_start_vs_ffcv": common.ratio(found["rates_with_start"], "ours", "ffcv"),
+    }
+    common.publish(arguments.json, **ratios, **found, machine=machine)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ NEW_KEYS = {  # until the committed results have them
     "thread_balance": ["slowest_vs_mean"],
 }
 GPU_KEYS = {"train_step": ["step_vs_ffcv_imagenet", "loader_fed_vs_fixed", "rates"]}
-STOCK_HAS = ["brightness", "contrast", "saturation", "translate", "erasing", "normalize to float32"]
+STOCK_HAS = ["brightness", "contrast", "saturation", "erasing", "normalize to float32"]
 
 
 def check_keys(results: dict, promised: dict) -> None:
@@ -130,8 +130,7 @@ def test_ratios_are_those_of_the_rates(committed):
     result = committed[1]["loader_1_core"]
     rates = {name: rate["median"] for name, rate in result["rates"].items()}
     for key in KEYS["loader_1_core"][:5]:
-        (row,) = [target for target in table.TARGETS if target.key == key]
-        ours, theirs = row.rates
+        ours, theirs = contestants.RATIOS[key]
         assert result[key] == pytest.approx(rates[ours] / rates[theirs], rel=1e-3), key
 
 
@@ -139,9 +138,9 @@ def test_ratios_are_those_of_the_rates(committed):
 def test_every_script_runs(smoke):
     check_keys(smoke, KEYS | NEW_KEYS | GPU_KEYS)
     for recipe in smoke["thread_balance"]["slowest_vs_mean"].values():
-        assert min(recipe["16 x 256"].values()) >= 1
+        assert recipe["16 x 256"] >= 1
     times = smoke["op_kernels"]["milliseconds"]["32"]
-    assert len(times) == 20 and all("ours" in who for who in times.values())
+    assert len(times) == 18 and all("ours" in who for who in times.values())
     assert all("ffcv" in times[name] for name in STOCK_HAS)
     check_contestants(smoke["loader_1_core"])
 
@@ -166,26 +165,6 @@ def check_contestants(result):
     assert left_out["pillow_simd_plain_160"] == "ImportError: pillow-simd is not installed"
     assert result["rates"]["ours_plain_160"].keys() >= {"median", "min", "max", "rounds", "cpu"}
     assert result["hardest"] in result["rates"] and result["data"]["peer_versions"]["torch"]
-
-
-@pytest.mark.slow
-def test_step_memory_tries_each_case_once(tmp_path, capfd):
-    text = "model: {arch: timm/test_resnet}\nresolution: {min_res: 32, max_res: 32}\n"
-    text += "validation: {resolution: 32, plain_resolution: 32, batch_size: 4}\n"
-    names = {"one": "{batch_size: 4}", "same": "{batch_size: 4, epochs: 9}", "bad": "{}"}
-    for name, training in names.items():
-        (tmp_path / f"{name}.yaml").write_text(f"{text}training: {training}\n")
-    (tmp_path / "bad.yaml").write_text(text.replace("test_resnet", "no_such") + "training: {}\n")
-    command = [sys.executable, "benchmarks/step_memory.py", "--device=cpu", "--lanes=2", "--json"]
-    command += [str(tmp_path / "out.json"), "--config"]
-    command += [str(tmp_path / f"{name}.yaml") for name in names]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
-    configs = json.loads((tmp_path / "out.json").read_text())["configs"]
-    assert (
-        configs["one"] == configs["same"] == {"fits": True, "held_bytes": None, "used_bytes": None}
-    )
-    assert not configs["bad"]["fits"] and "no_such" in configs["bad"]["error"]
-    assert "bad                          does not fit, " in capfd.readouterr().out
 
 
 @pytest.mark.slow
@@ -251,7 +230,7 @@ def test_peers_that_fail_are_left_out_with_their_reason(tmp_path, monkeypatch):
             for name in ("Float", "Whole", "Broken", "Good")}  # fmt: skip
     alone = {"variables": {"ALONE": "1"}}
     rows["dies"] = contestants.Row("Dies", "fakes:Dies", ("plain_160",), **alone)
-    numbers = {"limit": 9, "max_side": 500, "cores": 1, "seconds": 0, "draws": 64, "rounds": 2}
+    numbers = {"limit": 9, "max_side": 500, "cores": 1, "rounds": 2}
     arguments = SimpleNamespace(
         images=str(images), peers=sys.prefix, smoke=True, clock="cpu", **numbers
     )

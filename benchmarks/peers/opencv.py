@@ -72,30 +72,13 @@ class Kornia(PerImage):
 
 
 class Albumentations(PerImage):
-    """AlbumentationsX on arrays that OpenCV decodes. It has no RandAugment: two operations are
-    drawn from those of RandAugment that it has, at the strength that magnitude 9 means."""
+    """AlbumentationsX on arrays that OpenCV decodes."""
 
     def __init__(self, task: Task) -> None:
         import albumentations as A
 
         super().__init__(task)
         stages = [A.RandomResizedCrop((self.size, self.size)), A.HorizontalFlip(p=0.5)]
-        if task.strong:
-            ops = [
-                A.NoOp(p=1),
-                *(A.Affine(shear={axis: (-5, 5)}, scale=(1, 1), p=1) for axis in "xy"),
-                *(A.Affine(translate_percent={axis: (-0.13, 0.13)}, p=1) for axis in "xy"),
-                A.Rotate((-9, 9), p=1),
-                A.RandomBrightnessContrast((-0.27, 0.27), (0, 0), p=1),
-                A.RandomBrightnessContrast((0, 0), (-0.27, 0.27), p=1),
-                A.Posterize((7, 7), p=1),
-                A.Solarize((0.7, 0.7), p=1),
-                A.AutoContrast(p=1),
-                A.Equalize(p=1),
-            ]
-            jitter = A.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (0, 0), p=1)
-            erase = A.Erasing(scale=(0.02, 0.33), ratio=(0.3, 3.3), p=0.25)
-            stages += [A.SomeOf(ops, 2, replace=True, p=1), jitter, erase]
         self.transform = A.Compose(stages)
 
     def image(self, data: bytes) -> np.ndarray:

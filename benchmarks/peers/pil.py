@@ -1,4 +1,4 @@
-"""Loaders on PIL images: torchvision, timm, and Pillow or pillow-simd called by hand.
+"""Loaders on PIL images and on torch's tensors: torchvision, timm, Pillow and pillow-simd.
 
 `strong`: also RandAugment (2 operations, magnitude 9), ColorJitter 0.4/0.4/0.4, RandomErasing 0.25.
 """
@@ -9,26 +9,54 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
-from contestants import PerImage, Task, draw_box
+from contestants import STRONG, PerImage, Task, draw_box
 
 
 class Torchvision(PerImage):
-    """torchvision's v2 transforms on PIL images; the last two stages on the uint8 tensor."""
+    """torchvision's v2 transforms on PIL images; erasing on the uint8 tensor."""
 
     stack = staticmethod(torch.stack)
+    to_tensor = (v2.PILToTensor(),)
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         torch.set_num_threads(1)
-        color = [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if task.strong else []
-        erase = [v2.RandomErasing(0.25)] if task.strong else []
+        color = (
+            [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if task.recipe == STRONG else []
+        )
+        erase = [v2.RandomErasing(0.25)] if task.recipe == STRONG else []
         crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
-        self.transform = v2.Compose([*crop, *color, v2.PILToTensor(), *erase])
+        self.transform = v2.Compose([*crop, *color, *self.to_tensor, *erase])
 
     def image(self, data: bytes) -> torch.Tensor:
         return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Tensors(Torchvision):
+    """The same on tensors that torchvision decodes, antialiased."""
+
+    to_tensor = ()
+    decode = staticmethod(decode_jpeg)
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.files = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in self.files]
+
+    def image(self, data: torch.Tensor) -> torch.Tensor:
+        return self.transform(self.decode(data))
+
+
+class TorchCodec(Tensors):
+    """Decoded by torchcodec, which torchvision recommends since 0.29."""
+
+    def __init__(self, task: Task) -> None:
+        from torchcodec.decoders import decode_jpeg as decode
+
+        super().__init__(task)
+        self.decode = decode
 
 
 class Timm(PerImage):
@@ -42,10 +70,10 @@ class Timm(PerImage):
             self.size,
             use_prefetcher=True,
             interpolation="bilinear",
-            color_jitter=0.4 if task.strong else None,
-            force_color_jitter=task.strong,
-            auto_augment="rand-m9" if task.strong else None,
-            re_prob=0.25 if task.strong else 0.0,
+            color_jitter=0.4 if task.recipe == STRONG else None,
+            force_color_jitter=task.recipe == STRONG,
+            auto_augment="rand-m9" if task.recipe == STRONG else None,
+            re_prob=0.25 if task.recipe == STRONG else 0.0,
         )
 
     def image(self, data: bytes) -> np.ndarray:

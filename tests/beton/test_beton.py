@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.made_up import write_made_up
+from benchmarks.data import write_made_up
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.encode import EncodeSettings, encode_jpeg, hash_fraction, resize_longest
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from benchmarks.made_up import PAGE, write_made_up
+from benchmarks.data import PAGE, write_made_up
 from fast_imagenet.beton.reader import BetonError, BetonFile
 from fast_imagenet.data import pages
 
