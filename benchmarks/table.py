@@ -6,7 +6,6 @@ The newest folder of benchmarks/results/ is shown, and the newest GPU result. No
 here; tests/test_benchmarks.py fails when the tables are older than the results.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -298,14 +297,11 @@ def operation_section(result: dict) -> Lines:
 
 def startup_section(result: dict) -> Lines:
     """Seconds to the first batch."""
-    seconds = result["seconds_to_first_batch"]
+    seconds, count = result["seconds_to_first_batch"], result["data"].get("samples")
     listed = [f"{name.replace('_', ' ')} {s['median']:.2f} s" for name, s in seconds.items()]
-    count = result["data"].get("samples")
-    file = f" of a file of {count:,} samples" if count else ""
-    text = (
-        f"From building a loader{file} to its first batch, without imports, with kernels that an "
-    )
-    return [f"{text}earlier process has compiled: {', '.join(listed)}.", "", machine_line(result)]
+    text = f"From building a loader{f' of a file of {count:,} samples' if count else ''} to its "
+    text += "first batch, without imports, with kernels that an earlier process has compiled: "
+    return [f"{text}{', '.join(listed)}.", "", machine_line(result)]
 
 
 def memory_section(result: dict) -> Lines:
@@ -364,7 +360,6 @@ def render_readme(text: str, results: dict) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     folder, results = read_results()
     PAGE.write_text(render_page(folder, results))
     draw_chart(results[LOADER], CHART)
