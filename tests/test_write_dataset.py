@@ -186,7 +186,7 @@ def test_every_jpeg_has_restart_markers(side, folder, tmp_path):
     source = open_source("image_folder", folder, "train")
     write_beton(tmp_path / "x.beton", source, EncodeSettings(max_side=side, quality=92))
     file = BetonFile(tmp_path / "x.beton")
-    stored = [file.read(index)[0] for index in range(len(file))]
+    stored = [file.read(index) for index in range(len(file))]
     for data in stored:
         at = data.index(b"\xff\xdd\0\4")
         assert 1 <= int.from_bytes(data[at + 4 : at + 6], "big") <= 4
@@ -211,7 +211,7 @@ def test_a_fraction_of_train_is_held_out(tmp_path):
 
     def images(path):
         file = BetonFile(path)
-        return sorted(bytes(file.read(i)[0]) for i in range(len(file)))
+        return sorted(bytes(file.read(i)) for i in range(len(file)))
 
     train, val = (images(tmp_path / f"all/{split}.beton") for split in ("train", "val"))
     assert (len(train), len(val)) == (180, 20) and len(set(train) & set(val)) == 0

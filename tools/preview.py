@@ -108,7 +108,7 @@ class Stored:
         self.originals = [file.image(index) for index in samples_b]  # refuses damaged ones
         self.heights, self.widths = file.heights[samples_b], file.widths[samples_b]
         beyond = np.zeros(64, np.uint8)  # the kernels look a little beyond the end
-        stored = [np.frombuffer(file.read(index)[0], np.uint8) for index in samples_b]
+        stored = [np.frombuffer(file.read(index), np.uint8) for index in samples_b]
         self._bytes = [np.concatenate([one, beyond]) for one in stored]
         raw = file.modes[samples_b] == "raw"
         columns = (

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ImageFile
 
 from fast_imagenet.beton.format import MAX_SIDE, MODE_JPG, MODE_RAW
-from fast_imagenet.beton.jpeg import encode_jpeg, rewrite_jpeg
+from fast_imagenet.beton.jpeg import encode_jpeg, quantisers, restart_interval
 from fast_imagenet.native import recode
 from fast_imagenet.sources.base import MAX_IMAGE_BYTES, ImageError, Source, SourceError
 from fast_imagenet.sources.decode import decode_opened, kinds_of_name, open_image
@@ -130,7 +130,8 @@ def _rewrite(
     size_wh = fitting_size((header.width, header.height), settings.max_side)
     if max(size_wh) > MAX_SIDE or not _is_jpeg(settings, index, 3 * size_wh[0] * size_wh[1]):
         return None
-    stored = rewrite_jpeg(header, data, size_wh, settings.quality)
+    layout = restart_interval(size_wh[0]), quantisers(settings.quality)
+    stored = recode.write_anew(header, data, size_wh, *layout)
     return None if stored is None else (stored, MODE_JPG, size_wh)
 
 

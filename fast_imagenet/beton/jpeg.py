@@ -12,8 +12,6 @@ import functools
 import cv2
 import numpy as np
 
-from fast_imagenet.native import recode
-
 # Chosen by measurement: longer intervals decode more pixels beside the crop, shorter ones cost
 # bytes (interval 1: +4.2 %, 2: +2.5 %, 4: +1.5 %, 6: +1.3 % over none; 500 px, quality 90).
 MAX_RESTART_INTERVAL = 4
@@ -67,23 +65,6 @@ def encode_jpeg(
     if not done:
         raise ValueError(f"OpenCV could not encode an image of shape {image_hwc.shape} as JPEG")
     return data.tobytes()
-
-
-def rewrite_jpeg(
-    header: recode.Header, data: bytes, size_wh: tuple[int, int], quality: int
-) -> bytes | None:
-    """Rewrite a JPEG with restart markers, no finer than `quality`, without decoding it to RGB.
-
-    Args:
-        header: of `data`, from recode.read_header.
-        size_wh: of the new image, pixels: its own size or smaller (area average).
-        quality: 1 to 100.
-
-    Returns:
-        The new file; None where the old one is damaged.
-    """
-    interval = restart_interval(size_wh[0])
-    return recode.write_anew(header, data, size_wh, interval, quantisers(quality))
 
 
 @functools.cache

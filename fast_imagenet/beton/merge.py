@@ -158,7 +158,7 @@ def _copy_pages(
     out.seek(new_start)
     for block in range(start, file.data_end, size):
         checks.check(np.array([block // page_size]))
-        stored = file.raw_bytes(block, size).data
+        stored = file.data[block : block + size].data
         out.write(stored)
         checksums.add(stored)
     return new_start - start, new_start + file.data_end - start

@@ -177,22 +177,13 @@ class BetonFile:
         if self.sizes is None:
             self.sizes = self._allocations()["size"].view(np.int64)
 
-    def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
-        """Stored image and label of sample `index`.
-
-        Returns:
-            JPEG bytes, or uint8 RGB [height, width, 3] where it is raw; and the label.
-        """
-        stored, label = self.raw_bytes(self.offsets[index], self.sizes[index]), self.labels[index]
-        image = self.images[index]
+    def read(self, index: int) -> bytes | np.ndarray:
+        """Stored image of sample `index`: JPEG bytes, or raw uint8 RGB [height, width, 3]."""
+        start, image = self.offsets[index], self.images[index]
+        stored = self.data[start : start + self.sizes[index]]
         if image["mode"] == fmt.MODE_JPG:
-            return stored.tobytes(), int(label)
-        pixels_hwc = np.array(stored).reshape(image["height"], image["width"], 3)
-        return pixels_hwc, int(label)
-
-    def raw_bytes(self, start: int, size: int) -> np.ndarray:
-        """`size` bytes from byte `start` of the file: uint8, a view, read when they are used."""
-        return self.data[start : start + size]
+            return stored.tobytes()
+        return np.array(stored).reshape(image["height"], image["width"], 3)
 
     def image(self, index: int) -> np.ndarray:
         """Pixels of sample `index`: uint8 RGB [height, width, 3].
@@ -200,7 +191,7 @@ class BetonFile:
         Raises:
             BetonError: the JPEG is damaged or of another size than the metadata says.
         """
-        stored, _ = self.read(index)
+        stored = self.read(index)
         if isinstance(stored, np.ndarray):
             return stored
         from PIL import Image  # here, so that checking a file loads numpy only

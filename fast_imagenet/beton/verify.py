@@ -128,7 +128,7 @@ class PageChecks:
         ratio = file.page_size // size
         blocks = range(max(page * ratio, file.first_block), (page + 1) * ratio)
         for block in blocks:
-            crc = zlib.crc32(file.raw_bytes(block * size, size).data)
+            crc = zlib.crc32(file.data[block * size : (block + 1) * size].data)
             if checksums is None or crc != int(checksums[block - file.first_block]):
                 raise BetonError(_describe(file, block))
         self._is_checked[page] = True

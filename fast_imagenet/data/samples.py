@@ -147,7 +147,7 @@ class SampleDataset(Dataset):
         try:
             if self.check_pages:
                 self.check_pages(np.array([index]))
-            stored, label = read_stored(self.source, index), int(self.source.labels[index])
+            stored, label = self.source.read(index), int(self.source.labels[index])
             if not self.finish:
                 return (*self._unfinished(stored, index, argument), key), label
             image_chw = to_chw(stored)
@@ -172,11 +172,6 @@ class SampleDataset(Dataset):
             return torch.tensor(rgb_hwc), self.crop(height, width, index, argument)
         data = torch.tensor(np.frombuffer(stored, np.uint8))
         return data, self.crop(size[0], size[1], index, argument)
-
-
-def read_stored(source: BetonFile | Source, index: int) -> bytes | np.ndarray:
-    """Encoded bytes of an image, or uint8 (H, W, 3) where the file holds raw pixels."""
-    return source.read(index)[0] if isinstance(source, BetonFile) else source.read(index)
 
 
 def describe(source: BetonFile | Source, index: int, error: Exception) -> str:

@@ -18,13 +18,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from .kernel import kernel
-from .native import memcpy
 from .vectors import (
     BYTE,
     INT32,
     load,
     load_byte,
     load_pixel,
+    memcpy,
     splat,
     store_byte,
     store_pixel,

@@ -27,8 +27,7 @@ from .. import rng
 from . import color, geometry
 from .histogram import autocontrast_lut, count_levels, equalize_lut, level_range, stretch_lut
 from .kernel import kernel
-from .native import memcpy
-from .vectors import load_pixel, store_pixel
+from .vectors import load_pixel, memcpy, store_pixel
 
 NAMES = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),

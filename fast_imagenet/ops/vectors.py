@@ -5,9 +5,11 @@ own bounds. They are needed besides speed: FFCV marks numba's one-dimensional ui
 read-only for the whole process as soon as a Loader exists.
 """
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -89,3 +91,11 @@ def _writer(given: types.Type) -> Any:
 load_byte, store_byte = _reader(types.uint8, 8), _writer(types.uint8)
 # One RGB pixel, and a byte of the next.
 load_pixel, store_pixel = _reader(types.uint32, 32), _writer(types.uint32)
+# A name, not a ctypes pointer: a kernel that holds one is never cached on disk.
+llvm.add_symbol(
+    "fast_imagenet_memcpy", ctypes.cast(ctypes.CDLL(None).memcpy, ctypes.c_void_p).value
+)
+# (target, source, bytes) -> target
+memcpy = types.ExternalFunction(
+    "fast_imagenet_memcpy", types.uintp(types.uintp, types.uintp, types.uint64)
+)

@@ -119,7 +119,7 @@ def test_content_and_labels(mixed):
     assert 8 < (file.modes == "jpg").sum() < 32
     left = {index: expected_pixels(index) for index in range(COUNT)}
     for position in range(COUNT):
-        stored, label = file.read(position)
+        stored, label = file.read(position), file.labels[position]
         shown = file.image(position)
         assert shown.shape == (file.heights[position], file.widths[position], 3)
         match = next(i for i, rgb in left.items() if rgb.shape == shown.shape and _near(rgb, shown))
@@ -284,7 +284,7 @@ def _read_by_ffcv(path: Path) -> dict:
     for row in reader.alloc_table:
         index, start, size = (int(row[name]) for name in ("sample_id", "ptr", "size"))
         stored = data[start : start + size]
-        mine, _ = ours.read(index)
+        mine = ours.read(index)
         mine = np.frombuffer(mine, np.uint8) if isinstance(mine, bytes) else mine.reshape(-1)
         pixels_ok &= np.array_equal(stored, mine) and int(images["data_ptr"][index]) == start
         pixels_ok &= start // reader.page_size == (start + size - 1) // reader.page_size

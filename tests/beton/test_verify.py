@@ -314,8 +314,8 @@ def same_samples(one: Path, other: Path) -> None:
     first, second = BetonFile(one), BetonFile(other)
     assert len(first) == len(second)
     for index in range(len(first)):
-        (a, label), (b, other_label) = first.read(index), second.read(index)
-        assert label == other_label
+        a, b = first.read(index), second.read(index)
+        assert first.labels[index] == second.labels[index]
         np.testing.assert_array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8))
     assert first.modes.tolist() == second.modes.tolist()
     assert first.heights.tolist() == second.heights.tolist()

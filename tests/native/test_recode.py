@@ -31,7 +31,9 @@ def rewrite(data, quality=90, size_wh=None):
     header = recode.read_header(data)
     if header is None:
         return None
-    return jpeg.rewrite_jpeg(header, data, size_wh or (header.width, header.height), quality)
+    size_wh = size_wh or (header.width, header.height)
+    layout = jpeg.restart_interval(size_wh[0]), jpeg.quantisers(quality)
+    return recode.write_anew(header, data, size_wh, *layout)
 
 
 def photographs(step):

@@ -19,7 +19,7 @@ from PIL import Image
 
 import train_imagenet as script
 from fast_imagenet.config import read_config
-from fast_imagenet.data.samples import center_crop, open_dataset, read_stored, to_hwc
+from fast_imagenet.data.samples import center_crop, open_dataset, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.engine.plots import plot_curves
@@ -219,7 +219,7 @@ def class_names(source: Any, count: int) -> list[str]:
 
 def thumbnail(source: Any, sample: int, crop_ratio: float) -> bytes:
     """The central square of an image as JPEG."""
-    rgb_hwc = to_hwc(read_stored(source, sample))
+    rgb_hwc = to_hwc(source.read(sample))
     height, width = rgb_hwc.shape[:2]
     region = center_crop(height, width, sample, crop_ratio)
     box = (region.left, region.top, region.left + region.width, region.top + region.height)
