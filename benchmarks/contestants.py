@@ -45,6 +45,10 @@ class Task(NamedTuple):
         """Of the output, pixels."""
         return int(self.recipe.rpartition("_")[2])
 
+    @property
+    def strong(self) -> bool:
+        return self.recipe == STRONG
+
     def files(self) -> list[bytes]:
         return [path.read_bytes() for path in sorted(self.folder.glob("*.jpg"))]
 

@@ -7,7 +7,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import rand_augment
 
-from contestants import BATCH_SIZE, RATIO, SCALE, STRONG, Contestant, Task
+from contestants import BATCH_SIZE, RATIO, SCALE, Contestant, Task
 
 
 class Dali(Contestant):
@@ -37,7 +37,7 @@ class Dali(Contestant):
         images = fn.resize(images, size=[size, size], antialias=self.antialias)
         flip = fn.random.coin_flip(dtype=types.BOOL)
         images = fn.flip(images, horizontal=fn.cast(flip, dtype=types.INT32))
-        return strong(images, size) if self.task.recipe == STRONG else images
+        return strong(images, size) if self.task.strong else images
 
     def epoch(self, count: int) -> Iterator[Any]:
         for _ in range(0, count, BATCH_SIZE):

@@ -10,7 +10,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.reader import Reader
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-from contestants import BATCH_SIZE, RAW, STRONG, Contestant, Task
+from contestants import BATCH_SIZE, RAW, Contestant, Task
 from fast_imagenet import native, ops
 
 
@@ -54,7 +54,7 @@ class Ours(FFCVLoader):
 
     def __init__(self, task: Task, file: str = "ours", mode: str = "lite", **options: Any) -> None:
         then = []
-        if task.recipe == STRONG:
+        if task.strong:
             color = (ops.RandAugment(2, 9, mode=mode), ops.ColorJitter(0.4, 0.4, 0.4))
             then = [*color, ops.RandomErasing(0.25, mode="const")]
         self.path = native.path()

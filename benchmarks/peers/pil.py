@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
-from contestants import STRONG, PerImage, Task, draw_box
+from contestants import PerImage, Task, draw_box
 
 
 class Torchvision(PerImage):
@@ -24,10 +24,8 @@ class Torchvision(PerImage):
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         torch.set_num_threads(1)
-        color = (
-            [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if task.recipe == STRONG else []
-        )
-        erase = [v2.RandomErasing(0.25)] if task.recipe == STRONG else []
+        color = [v2.RandAugment(2, 9), v2.ColorJitter(0.4, 0.4, 0.4)] if task.strong else []
+        erase = [v2.RandomErasing(0.25)] if task.strong else []
         crop = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()]
         self.transform = v2.Compose([*crop, *color, *self.to_tensor, *erase])
 
@@ -70,10 +68,10 @@ class Timm(PerImage):
             self.size,
             use_prefetcher=True,
             interpolation="bilinear",
-            color_jitter=0.4 if task.recipe == STRONG else None,
-            force_color_jitter=task.recipe == STRONG,
-            auto_augment="rand-m9" if task.recipe == STRONG else None,
-            re_prob=0.25 if task.recipe == STRONG else 0.0,
+            color_jitter=0.4 if task.strong else None,
+            force_color_jitter=task.strong,
+            auto_augment="rand-m9" if task.strong else None,
+            re_prob=0.25 if task.strong else 0.0,
         )
 
     def image(self, data: bytes) -> np.ndarray:
