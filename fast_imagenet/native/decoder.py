@@ -94,31 +94,3 @@ class Decoder:
     def decode(self, first: int, end: int, batch: tuple) -> None:
         """Decode, crop, resize and mirror samples `first` to `end` - 1 of a `batch_places`."""
         _LIBRARY.decode_crops(self._handle, first, end, *batch)
-
-
-def resize(
-    image_hwc: np.ndarray,
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    *,
-    flip: bool = False,
-    method: str = "bilinear",
-) -> np.ndarray:
-    """A box of an image in another size, as the decoder resizes its crops.
-
-    Args:
-        image_hwc: uint8 [height, width, 3].
-        box: top, left, height, width, inside the image.
-        size: (height, width) of the result, pixels.
-        flip: mirrored left to right.
-        method: of METHODS.
-    Returns: uint8 [*size, 3].
-    """
-    pixels = np.ascontiguousarray(image_hwc)
-    samples = np.array([[pixels.ctypes.data, pixels.size, 1, *pixels.shape[:2]]], np.int64)
-    crops, status = np.array([[*box, flip]], np.int64), np.zeros(1, np.int64)
-    result = np.empty((1, *size, 3), np.uint8)
-    Decoder().decode(
-        0, 1, batch_places(samples, crops, result, status, method=method, reduced=False)
-    )
-    return result[0]

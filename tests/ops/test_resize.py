@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 
-from fast_imagenet.native.decoder import METHODS, Decoder, batch_places, resize
+from fast_imagenet.native.decoder import METHODS, Decoder, batch_places
 from tests import reference
+
+
+def resize(image_hwc, box, size, *, flip=False, method="bilinear"):
+    """A box (top, left, height, width) of uint8 [h, w, 3] resized as the decoder does it."""
+    pixels = np.ascontiguousarray(image_hwc)
+    samples = np.array([[pixels.ctypes.data, pixels.size, 1, *pixels.shape[:2]]], np.int64)
+    crops, status = np.array([[*box, flip]], np.int64), np.zeros(1, np.int64)
+    result = np.empty((1, *size, 3), np.uint8)
+    batch = batch_places(samples, crops, result, status, method=method, reduced=False)
+    Decoder().decode(0, 1, batch)
+    return result[0]
 
 
 def noise(height, width, seed=0):
