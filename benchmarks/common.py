@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,6 +154,52 @@ def describe_machine(cores: list[int]) -> dict:
         "commit": _git("rev-parse", "--short", "HEAD") + (" and changes" if changes else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def describe_gpu(device: str) -> dict:
+    """{"gpu": its name} for 'cuda', nothing for 'cpu'.
+
+    Raises: SystemExit where torch finds no GPU.
+    """
+    import torch
+
+    if device != "cuda":
+        return {}
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no GPU; give --device cpu")
+    return {"gpu": torch.cuda.get_device_name()}
+
+
+def read_config(*flags: str) -> SimpleNamespace:
+    """Settings of train_imagenet.py."""
+    import train_imagenet as recipe
+
+    options = dict(search=recipe.CONFIG_FOLDERS, prog="benchmark", description="")
+    return recipe.read_config(recipe.SETTINGS, list(flags), **options)
+
+
+def build_state(cfg: SimpleNamespace, classes: int, device: str) -> Any:
+    """What train_imagenet.py trains with, on one device: a TrainState."""
+    import torch
+
+    import train_imagenet as recipe
+    from fast_imagenet.engine.distributed import Distributed
+
+    alone = Distributed(rank=0, world_size=1, ranks_on_node=1, device=torch.device(device))
+    model = recipe.build_model(cfg, classes, alone.device)
+    networks = recipe.wrap_model(model, cfg, alone)
+    many = 10**6  # steps of an epoch: the learning rate stays that of the beginning
+    return recipe.build_state(cfg, networks, classes, many, alone)
+
+
+def noise(count: int, resolution: int, classes: int, device: str) -> tuple[Any, Any, Any]:
+    """A batch on the device: (images_bhwc, labels_b, samples_b)."""
+    import numpy as np
+    import torch
+
+    shape = (count, resolution, resolution, 3)
+    images_bhwc = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    return images_bhwc, torch.randint(classes, shape[:1], device=device), np.arange(count)
 
 
 def _git(*words: str) -> str:

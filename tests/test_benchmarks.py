@@ -168,6 +168,26 @@ def check_contestants(result):
 
 
 @pytest.mark.slow
+def test_step_memory_tries_each_case_once(tmp_path, capfd):
+    text = "model: {arch: timm/test_resnet}\nresolution: {min_res: 32, max_res: 32}\n"
+    text += "validation: {resolution: 32, plain_resolution: 32, batch_size: 4}\n"
+    names = {"one": "{batch_size: 4}", "same": "{batch_size: 4, epochs: 9}", "bad": "{}"}
+    for name, training in names.items():
+        (tmp_path / f"{name}.yaml").write_text(f"{text}training: {training}\n")
+    (tmp_path / "bad.yaml").write_text(text.replace("test_resnet", "no_such") + "training: {}\n")
+    command = [sys.executable, "benchmarks/step_memory.py", "--device=cpu", "--lanes=2", "--json"]
+    command += [str(tmp_path / "out.json"), "--config"]
+    command += [str(tmp_path / f"{name}.yaml") for name in names]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    configs = json.loads((tmp_path / "out.json").read_text())["configs"]
+    assert (
+        configs["one"] == configs["same"] == {"fits": True, "held_bytes": None, "used_bytes": None}
+    )
+    assert not configs["bad"]["fits"] and "no_such" in configs["bad"]["error"]
+    assert "bad                          does not fit, " in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_smoke_results_make_no_table(smoke, tmp_path):
     folder = tmp_path / "2030-01-01_machine"
     folder.mkdir()
