@@ -192,12 +192,12 @@ def workers_of(process) -> list[int]:
 
 
 def wait_for_workers(process, tmp_path) -> list[int]:
+    """The two of training: those of an evaluation, where there has been one, came later."""
     last = tmp_path / "run" / "last.pt"
     assert wait_until(lambda: last.exists() or process.poll() is not None, 120)
     assert process.poll() is None, process.stderr.read()
-    # an evaluation has two of its own for a moment
-    assert wait_until(lambda: len(workers_of(process)) == 2, 30), workers_of(process)
-    return sorted(workers_of(process))
+    assert wait_until(lambda: len(workers_of(process)) >= 2, 30), workers_of(process)
+    return sorted(workers_of(process))[:2]
 
 
 def nothing_is_left(process, seconds=20) -> bool:
@@ -254,7 +254,7 @@ def test_nothing_outlives_a_killed_run(start_torchvision, tmp_path, stopped):
     """Fork server, resource tracker and workers, even those that are stopped themselves."""
     process = start_torchvision()
     workers = wait_for_workers(process, tmp_path)
-    assert wait_until(lambda: len(session(process.pid)) == 5, 30), session(process.pid)
+    assert len(session(process.pid)) >= 5, session(process.pid)
     server = [psutil.Process(workers[0]).ppid()]
     for number in {"nothing": [], "workers": workers, "server": server}[stopped]:
         os.kill(number, signal.SIGSTOP)

@@ -6,6 +6,7 @@ Then smaller batches are measured, and a step is extrapolated by its number of i
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import sys
@@ -389,6 +390,7 @@ def process_memory(*fields: str) -> int:
 
 def memory_taken(act: Callable[[], object]) -> int:
     """Call it; bytes that this process had at its peak above those before; 0 = not known."""
+    gc.collect()  # garbage that is freed during the call would hide as much of its peak
     before, peak_from_now_on = process_memory("VmRSS"), "5"
     try:
         Path("/proc/self/clear_refs").write_text(peak_from_now_on)
