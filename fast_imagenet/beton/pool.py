@@ -143,6 +143,7 @@ def _being_read(source: Source, slots: Any) -> str:
 
 def _stop(pool: ProcessPoolExecutor, others: list) -> None:
     """End all child processes but `others` now, whatever they are doing, and wait for them."""
+    results: Any = pool._result_queue  # no public way; None when it has ended
     pool.shutdown(wait=False, cancel_futures=True)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     for worker in workers:
@@ -154,3 +155,5 @@ def _stop(pool: ProcessPoolExecutor, others: list) -> None:
         worker.kill()
     for worker in workers:
         worker.join(STOP_SECONDS)  # a process inside a dead file server's call outlives SIGKILL
+    if results is not None:  # the pool's thread would wait for the rest of a result cut short
+        results._writer.close()

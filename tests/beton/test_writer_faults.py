@@ -1,5 +1,6 @@
 """A conversion with a fault in it: it ends with a sentence, and nothing is left of it."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -271,3 +273,14 @@ def test_a_disk_that_is_memory_holds_all_of_the_file(tmp_path):
         else:
             assert sorted(blocks) == ["train.beton", "train.beton.json"]
             assert int(blocks["train.beton"]) * 512 > 8 << 20  # no hole is left
+
+
+def test_a_pool_ends_when_a_worker_was_stopped_in_the_middle_of_its_result():
+    executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    assert executor.submit(abs, -1).result(60) == 1
+    thread = executor._executor_manager_thread
+    begin = (1 << 20).to_bytes(4, "big") + b"of more"
+    os.write(executor._result_queue._writer.fileno(), begin)
+    pool._stop(executor, [])
+    thread.join(20)
+    assert not thread.is_alive()
