@@ -55,6 +55,7 @@ def wanted_paths() -> list[str]:
 
 
 def extension(path: str) -> Extension:
+    """The library of one code path."""
     return Extension(
         f"fast_imagenet.native._{path}",
         [str(FOLDER / "library.c")],

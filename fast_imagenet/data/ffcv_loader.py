@@ -12,7 +12,7 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 - its distributed order repeats samples and depends on the number of ranks: sampler.py decides;
 - importing it leaves torch one thread, and every Loader sets torch's threads for the whole process:
   torch's number is put back, and `_set_numba_threads` leaves it alone;
-- its Loader takes 2.3 us and 650 bytes of memory for every sample: `Loader` and pages.py take none;
+- its Loader takes 3 us and 550 bytes of memory for every sample: `Loader` and pages.py take none;
 - numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
 
 Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the places in the
@@ -243,11 +243,8 @@ class Loader:
             "image": PipelineSpec("image", transforms=[decoder, *to_device()]),
             "label": PipelineSpec("label", transforms=[_LabelDecoder(), *to_device()]),
         }
-        handlers, numbers = (
-            {"image": RGBImageField(), "label": IntField()},
-            {"image": 0, "label": 1},
-        )
-        self.graph = Graph(pipelines, handlers, numbers, metadata, None)
+        handlers = {"image": RGBImageField(), "label": IntField()}
+        self.graph = Graph(pipelines, handlers, {"image": 0, "label": 1}, metadata, None)
         self.code = self.graph.codegen_all(self.graph.collect_requirements()[1])
 
 

@@ -10,6 +10,7 @@ big-endian.
 """
 
 import ctypes
+import functools
 import os
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -50,6 +51,7 @@ def supported() -> list[str]:
     return list(PATHS[: _open("plain").supported_path() + 1])
 
 
+@functools.cache
 def _open(name: str) -> ctypes.CDLL:
     file = FOLDER / f"_{name}{EXTENSION_SUFFIXES[0]}"
     try:

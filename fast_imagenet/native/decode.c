@@ -16,7 +16,7 @@
 #include "resize.h"
 #include "streams.h"
 
-/* Of a sample, known to ops/crop_decode.py. */
+/* Of a sample, known to decoder.py. */
 enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT };
 enum {
     RAW_MODE = 1,
@@ -92,17 +92,19 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* How the image is made of MCUs and tiles, and which MCUs lie under the crop. */
-static void lay_out_mcus(Image *image) {
+static void lay_out_mcus(Image *image, const Crop *crop) {
     const Header *header = &image->header;
-    int wide = 8 * header->widest, tall = 8 * header->tallest, *crop = image->crop;
+    int wide = 8 * header->widest, tall = 8 * header->tallest;
     image->per_row = (header->width + wide - 1) / wide;
     image->mcus = image->per_row * ((header->height + tall - 1) / tall);
     image->tile_mcus = header->interval ? (int)least(header->interval, image->mcus) : image->mcus;
     image->tiles = (image->mcus + image->tile_mcus - 1) / image->tile_mcus;
-    image->area[0] = (int)most(0, crop[0] - CONTEXT) / tall;
-    image->area[1] = (int)(least(header->height, crop[0] + crop[2] + CONTEXT) + tall - 1) / tall;
-    image->area[2] = (int)most(0, crop[1] - CONTEXT) / wide;
-    image->area[3] = (int)(least(header->width, crop[1] + crop[3] + CONTEXT) + wide - 1) / wide;
+    image->area[0] = (int)most(0, crop->top - CONTEXT) / tall;
+    image->area[1] =
+        (int)(least(header->height, crop->top + crop->height + CONTEXT) + tall - 1) / tall;
+    image->area[2] = (int)most(0, crop->left - CONTEXT) / wide;
+    image->area[3] =
+        (int)(least(header->width, crop->left + crop->width + CONTEXT) + wide - 1) / wide;
 }
 
 /* Blocks, quantisers and planes of each component. Returns bytes for the planes. */
@@ -144,10 +146,10 @@ static int denominator(const Crop *crop, const Output *output) {
  * reduced, as libturbojpeg transforms fewer coefficients then; at 1/2, reading only the tiles under
  * the crop is faster still. Not one of more blocks than its bytes can hold, at two bits or more per
  * block: they would all be given memory. */
-static int is_ours(const Image *image, int kind, int reduce) {
+static int is_ours(const Image *image, int reduce) {
     const Header *header = &image->header;
     int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;
-    return kind == KNOWN && least(header->width, header->height) >= MIN_SIDE &&
+    return image->kind == KNOWN && least(header->width, header->height) >= MIN_SIDE &&
            reduce < (has_tiles ? 4 : 2) && (int64_t)image->mcus * header->parts <= 4 * image->size;
 }
 
@@ -159,8 +161,6 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
     const Table *chosen[6], *others = which ? decoder->images[0].tables : NULL;
     image->tiles = image->next_tile = image->is_damaged = image->is_ours = 0;
     image->data = sample->data, image->size = sample->size;
-    image->crop[0] = (int)crop->top, image->crop[1] = (int)crop->left;
-    image->crop[2] = (int)crop->height, image->crop[3] = (int)crop->width;
     if (!sample->data) return OUTSIDE;
     if (sample->mode == RAW_MODE)
         return sample->size == sample->height * sample->width * 3 ? GOOD : WRONG_SIZE;
@@ -168,7 +168,7 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
     if (image->kind == UNREAD) return GOOD;
     if (image->header.height != sample->height || image->header.width != sample->width)
         return WRONG_SIZE;
-    lay_out_mcus(image);
+    lay_out_mcus(image, crop);
     if (image->tiles > image->size / 2) return image->tiles = 0, GOOD; /* each ends with a marker */
     image->places = (int32_t *)take_room(&decoder->places[which], 4 * (image->tiles + 1));
     if (!image->places) return NO_MEMORY;
@@ -176,7 +176,7 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
         image->tiles = 0;
         return GOOD;
     }
-    image->is_ours = output->is_own && is_ours(image, image->kind, denominator(crop, output)) &&
+    image->is_ours = output->is_own && is_ours(image, denominator(crop, output)) &&
                      fill_tables(&image->header, image->tables, others, chosen);
     if (!image->is_ours) return GOOD;
     uint8_t *planes = take_room(&decoder->planes[which], lay_out_planes(image, chosen));
@@ -232,7 +232,7 @@ static int64_t cut_region(const Image *image, uint8_t *to, int region[4]) {
     int is_row = n % image->per_row == 0; /* a tile is some rows of MCUs, or a part of one */
     if (!image->tiles || !header->interval || !(is_row || image->per_row % n == 0)) return 0;
     int columns = is_row ? 1 : image->per_row / n, high = is_row ? n / image->per_row : 1;
-    int across = is_row ? image->per_row : n, *area = (int *)image->area;
+    const int across = is_row ? image->per_row : n, *area = image->area;
     int first_row = area[0] / high, end_row = (area[1] + high - 1) / high;
     int first = area[2] / across, end = (area[3] + across - 1) / across, copied = 0;
     if (first && header->width - first * across * wide <= NARROW) first--;

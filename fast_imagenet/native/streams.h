@@ -22,8 +22,7 @@ typedef struct {
     const uint8_t *data;
     int64_t size;
     Header header;
-    int crop[4];                         /* top, left, height, width, pixels */
-    int area[4];                         /* MCUs under it: first row, end, first column, end */
+    int area[4]; /* MCUs under the crop: first row, end, first column, end */
     int per_row, mcus, tile_mcus, tiles; /* MCUs of a row, of the image, of a tile; tiles */
     int kind, is_ours;                   /* of header; whether it is read here */
     int next_tile, is_damaged;
@@ -123,9 +122,8 @@ static void finish_unit(Stream *stream) {
     Image *image = stream->image;
     if (!image->is_damaged)
         for (int c = 0; c < image->header.parts; c++) transform_component(stream, c);
-    memset(stream->blocks, 0,
-           sizeof(int16_t) * BLOCK * image->blocks * (stream->held + stream->unit));
-    stream->held = stream->unit = 0;
+    memset(stream->blocks, 0, sizeof(int16_t) * BLOCK * image->blocks * stream->held);
+    stream->held = 0;
 }
 
 /* The MCUs that have been read wait to be transformed. */
@@ -150,7 +148,7 @@ APART int next_unit(Stream *stream, Image *images, int count, int left) {
         int64_t used = 8 * (stream->in.at - stream->clean) - stream->in.count,
                 bits = 8 * stream->size;
         stream->left -= stream->unit;
-        int is_sound = !left && (stream->left ? used <= bits : used <= bits && used > bits - 8);
+        int is_sound = !left && used <= bits && (stream->left || used > bits - 8);
         image->is_damaged |= !is_sound;
         hold_unit(stream);
         if (stream->held == UNIT || image->is_damaged) finish_unit(stream);

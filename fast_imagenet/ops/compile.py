@@ -2,7 +2,7 @@
 
     python -m fast_imagenet.ops.compile
 
-`make setup` runs it. Without it the first training compiles what it uses, up to half a minute.
+`make setup` runs it. Without it the first training compiles what it uses, up to a minute.
 Nothing is compiled again until a source file of a kernel, numba or the processor changes.
 """
 

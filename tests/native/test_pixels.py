@@ -3,15 +3,16 @@
 import ctypes
 import itertools
 import runpy
-import shutil
 import subprocess
 
+import cv2
 import numpy as np
 import pytest
 
 from fast_imagenet import native
 from tests import reference
 from tests.conftest import ROOT
+from tests.fuzz import SANITIZERS, has_sanitizers
 
 SETUP = runpy.run_path(str(ROOT / "setup.py"))
 METHODS = {"bilinear": 0, "bicubic": 1, "area": 2}
@@ -270,6 +271,16 @@ def test_random_boxes_equal_the_reference(library, method):
     assert different < (0.2 if method == "bilinear" else 0.001)
 
 
+@pytest.mark.parametrize("side", [(375, 500), (120, 90), (64, 65)])
+def test_area_equals_opencv(library, side):
+    """What FFCV's decoders resize with."""
+    image = noise(*side)
+    for size in ((60, 31), (64, 64), (1, 7), (32, 45)):
+        expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        result = resize(library, image, (0, 0, *side), size, method="area")
+        assert difference(result, expected).max() <= 1, size
+
+
 def exact_weights(start, length, out, low, high, is_mean):
     """[out, high - low] in double, for boxes between pixels too."""
     scale, pixels = length / out, np.arange(low, high)
@@ -371,11 +382,9 @@ def test_properties(library, method):
 def test_random_work_under_the_sanitizers(tmp_path, path):
     if path != "portable" and path not in native.supported():
         pytest.skip(f"this processor has no {path}")
-    checks = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    if (
-        not shutil.which("cc")
-        or compile_path(path, tmp_path / "all", *checks, "-DSANITIZED").returncode
-    ):
+    if not has_sanitizers(tmp_path):
         pytest.skip("no compiler with sanitizers")
+    made = compile_path(path, tmp_path / "all", "-O1", *SANITIZERS, "-DSANITIZED")
+    assert made.returncode == 0, made.stderr
     done = subprocess.run([tmp_path / "all"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
