@@ -83,7 +83,7 @@ def error_sentence(error: BaseException, out_of_memory: str, disk_full: str) -> 
     kinds = {kind.__name__ for kind in type(error).__mro__}  # torch may not be imported yet
     if kinds & {"OutOfMemoryError", "MemoryError"} or "DefaultCPUAllocator" in text:
         return "\n".join(filter(None, (text or "out of memory", out_of_memory)))
-    if "WorkerError" in kinds:
+    if kinds & {"WorkerError", "NativeLibraryError"}:
         return text
     if isinstance(error, OSError) and error.errno in FULL:
         file = f": {error.filename}" if error.filename else ""

@@ -171,16 +171,16 @@ print(json.dumps({"path": native.path(), "built": native.built(), "best": native
 def judge_library(answer: Answer) -> Finding:
     """The code path in use: `{"path": name, "built": names, "best": name}` or `{"error": ...}`."""
     if "error" in answer:
-        return Finding("native library", "missing", answer["error"], SETUP)
+        chosen = os.environ.get("FAST_IMAGENET_NATIVE")
+        fix = "unset FAST_IMAGENET_NATIVE" if chosen else SETUP
+        return Finding("native library", "missing", answer["error"], fix)
     path, best = answer["path"], answer["best"]
     if path == best:
         return Finding("native library", "ok", path)
     reason, fix = "not built", f"unset FAST_IMAGENET_PATHS, {SETUP}"
     if best in answer["built"]:
         reason, fix = "switched off by FAST_IMAGENET_NATIVE", "unset FAST_IMAGENET_NATIVE"
-    return Finding(
-        "native library", "warning", f"{path}; {best}, which is faster, is {reason}", fix
-    )
+    return Finding("native library", "warning", f"{path}; {best} is {reason}", fix)
 
 
 TORCH_PROBE = """

@@ -4,9 +4,9 @@ setup.py compiles the same sources into one library for each code path: `plain` 
 on x86-64 also `avx2` and `avx512`. The fastest that is built and that this processor supports is
 opened, or the one that the environment variable FAST_IMAGENET_NATIVE names.
 
-Raises ImportError when imported: the library is not built, or was compiled from other sources; the
-variable names an unknown path, or one that is not built or not supported; the machine is
-big-endian.
+Raises NativeLibraryError when imported: the library is not built, or was compiled from other
+sources; the variable names an unknown path, or one that is not built or not supported; the machine
+is big-endian.
 """
 
 import ctypes
@@ -22,6 +22,10 @@ FOLDER = Path(__file__).parent
 PATHS = ("plain", "avx2", "avx512")  # from slow to fast: supported_path of library.c counts them
 VARIABLE = "FAST_IMAGENET_NATIVE"
 _BUILD = "run `make setup`, or `pip install -e .` in the folder of the sources"
+
+
+class NativeLibraryError(ImportError):
+    """No library can be used; the message names what is wrong and the fix."""
 
 
 def path() -> str:
@@ -41,7 +45,7 @@ def built() -> list[str]:
         try:
             _open(name)
             found.append(name)
-        except ImportError:
+        except NativeLibraryError:
             continue
     return found
 
@@ -57,17 +61,19 @@ def _open(name: str) -> ctypes.CDLL:
     try:
         opened = ctypes.CDLL(str(file))
     except OSError as error:
-        raise ImportError(f"the native library is not built ({error}): {_BUILD}") from error
+        raise NativeLibraryError(f"the native library is not built ({error}): {_BUILD}") from error
     opened.fingerprint.restype = ctypes.c_char_p
     # A wheel has no sources. Beside sources, its structures must be those that Python code fills.
     if sources(FOLDER) and opened.fingerprint() != fingerprint(FOLDER).encode():
-        raise ImportError(f"{file} was compiled from other sources than those beside it: {_BUILD}")
+        raise NativeLibraryError(
+            f"{file} was compiled from other sources than those beside it: {_BUILD}"
+        )
     return opened
 
 
 def _choose() -> str:
     if sys.byteorder != "little":
-        raise ImportError("this machine is big-endian; the native library needs little-endian")
+        raise NativeLibraryError("this machine is big-endian; the library needs little-endian")
     allowed, there = supported(), built()
     fastest = [name for name in there if name in allowed][-1]
     wanted = os.environ.get(VARIABLE) or fastest
@@ -78,7 +84,7 @@ def _choose() -> str:
         problem = f"give one of {', '.join(PATHS)}"
     elif wanted not in allowed:
         problem = "this processor does not support it"
-    raise ImportError(f"{VARIABLE} is {wanted!r}: {problem}, or unset it to use {fastest}")
+    raise NativeLibraryError(f"{VARIABLE} is {wanted!r}: {problem}, or unset it to use {fastest}")
 
 
 _PATH = _choose()

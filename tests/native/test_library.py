@@ -14,6 +14,7 @@ import pytest
 from fast_imagenet import native
 from tests.conftest import ROOT
 
+NAME = "fast_imagenet.native.NativeLibraryError: "
 SHOW = "from fast_imagenet import native; print(native.path(), *native.built())"
 # The same bytes from all paths: files that are kept, halved and shrunk, of sizes that end anywhere.
 REWRITE = """
@@ -120,7 +121,16 @@ def test_an_unknown_path_is_refused():
     status, _, error = run(SHOW, FAST_IMAGENET_NATIVE="sse4")
     assert status == 1
     assert error.startswith(
-        "ImportError: FAST_IMAGENET_NATIVE is 'sse4': give one of plain, avx2, avx512, or unset it"
+        NAME + "FAST_IMAGENET_NATIVE is 'sse4': give one of plain, avx2, avx512, or unset it"
+    )
+
+
+def test_programs_report_it_in_one_sentence(tmp_path):
+    code = "import sys, runpy; sys.argv = ['write_dataset.py', '--source.kind=synthetic', "
+    code += f"'--write.folder={tmp_path}/out']; runpy.run_path(sys.argv[0], run_name='__main__')"
+    status, _, error = run(code, FAST_IMAGENET_NATIVE="sse4")
+    assert status == 1 and error.startswith(
+        "write_dataset.py: FAST_IMAGENET_NATIVE is 'sse4': give"
     )
 
 
@@ -142,7 +152,7 @@ def test_a_path_that_the_processor_does_not_support_is_refused():
     status, _, error = run(OLD_PROCESSOR + SHOW, FAST_IMAGENET_NATIVE="avx2")
     assert (status, error) == (
         1,
-        "ImportError: FAST_IMAGENET_NATIVE is 'avx2': this processor does not support it,"
+        NAME + "FAST_IMAGENET_NATIVE is 'avx2': this processor does not support it,"
         " or unset it to use plain",
     )
 
@@ -150,7 +160,7 @@ def test_a_path_that_the_processor_does_not_support_is_refused():
 def test_a_big_endian_machine_is_refused():
     status, _, error = run("import sys; sys.byteorder = 'big'\n" + SHOW)
     assert status == 1
-    assert error.startswith("ImportError: this machine is big-endian")
+    assert error.startswith(NAME + "this machine is big-endian")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -161,7 +171,7 @@ def test_a_big_endian_machine_is_refused():
 def test_a_library_that_is_missing_names_the_command(copy):
     status, _, error = run(SHOW, copy)
     assert status == 1
-    assert error.startswith("ImportError: the native library is not built (")
+    assert error.startswith(NAME + "the native library is not built (")
     assert "run `make setup`, or `pip install -e .`" in error
 
 

@@ -88,6 +88,13 @@ def test_thresholds(finding, state):
     assert (finding.fix != "") == (state != "ok")
 
 
+def test_a_wrong_path_of_the_library_is_no_matter_of_set_up(monkeypatch):
+    monkeypatch.setenv("FAST_IMAGENET_NATIVE", "wrong")
+    assert doctor.judge_library({"error": "boom"}).fix == "unset FAST_IMAGENET_NATIVE"
+    monkeypatch.delenv("FAST_IMAGENET_NATIVE")
+    assert doctor.judge_library({"error": "boom"}).fix == "run `make setup`"
+
+
 def test_gpus():
     good = {"name": "A", "bytes": 16 * GB, "bf16": True, "works": True}
     rows = [good, {**good, "bf16": False}, {**good, "works": False}]
