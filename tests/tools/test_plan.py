@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import train_imagenet
+from fast_imagenet.engine.work import work_of
 from fast_imagenet.machine import available_memory
 from fast_imagenet.program import STALLED
 from tests.conftest import ROOT, SMOKE
@@ -147,7 +148,7 @@ def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LA
     )
     predicted = predict([64, 64, 128], [100] * 3, 100, list(times), COSTS, data, 10)
     found = (predicted, list(times), COSTS, data, memory, machine)
-    return report.Plan(cfg, train_imagenet.augment_of(cfg), *found, 25_600, 118.0, 256)
+    return report.Plan(cfg, train_imagenet.augment_of(cfg), *found, work_of(cfg), 118.0, 256)
 
 
 def first_advice(*flags, **parts):
@@ -193,6 +194,7 @@ def test_a_plan_whose_rounds_differ_gives_a_range():
 def test_the_page_says_everything():
     page = report.render(make_plan())
     for words in (
+        "16.0 epochs of 160 px, evaluation adds 2.5%",
         "training, 64 px, epochs 1 to 2",
         "training, 128 px, epoch 3",
         "evaluation, 3 times",

@@ -28,6 +28,7 @@ from fastargs import Param
 
 from fast_imagenet.config import Number, Str, extended, read_config
 from fast_imagenet.engine.schedules import resolution_at
+from fast_imagenet.engine.work import work_of
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory
 from fast_imagenet.program import LOWER_MEMORY, run_program
@@ -101,7 +102,7 @@ def make_plan(
         storage=data,
         memory=Memory(*session.memory(), session.fitting, asked),
         machine=machine_of(cfg, distributed),
-        images=session.loader.num_samples,
+        work=work_of(cfg, (session.loader.num_samples, session.val_loader.num_samples)),
         measuring_seconds=time.perf_counter() - begin,
         measured_batch=run.training.batch_size,
     )

@@ -20,7 +20,7 @@ from itertools import groupby
 
 import numpy as np
 
-from fast_imagenet.engine.schedules import is_evaluated
+from fast_imagenet.engine.work import evaluated_sets
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,13 @@ def predict(
         part = (sum(epochs[first:last]), last - first, first + 1, sum(steps[first:last]))
         rows.append(Row("training", *part, times[first]))
         first = last
-    evaluated = sum(is_evaluated(epoch, len(epochs) - 1, every) for epoch in range(len(epochs)))
+    evaluated = evaluated_sets(len(epochs), every, averaged=False)
     inside = [int(e // (60 * checkpoint_minutes)) if checkpoint_minutes else 0 for e in epochs]
     best = steps.count(whole)
     other = evaluated + sum(inside)  # an epoch is saved before its evaluation, too
     saving = best * costs.save_best + other * costs.save + len(epochs) * costs.log
     start = costs.start + costs.evaluation_start + sum(t.start for t in set(times))
-    evaluations = evaluated * costs.weights
+    evaluations = evaluated_sets(len(epochs), every, averaged=costs.weights > 1)
     rows.append(Row("evaluation", evaluations * costs.evaluation, evaluations))
     rows.append(Row("checkpoints", saving, best + other))
     rows.append(Row("reading", reading_seconds(storage, epochs)))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 from fast_imagenet.data.augmentation import Augment, stages_of
+from fast_imagenet.engine.work import Work
 from tools.plan.forecast import Costs, Forecast, Row, Storage, Times
 
 GB = 1e9
@@ -62,7 +63,7 @@ class Plan:
     storage: Storage
     memory: Memory
     machine: Machine
-    images: int  # per epoch
+    work: Work
     measuring_seconds: float  # of wall time
     measured_batch: int  # images of a step as it was measured
 
@@ -182,11 +183,13 @@ def render(plan: Plan) -> str:
 
 
 def _head(plan: Plan) -> list[str]:
-    m, training = plan.machine, plan.cfg.training
+    m, training, work = plan.machine, plan.cfg.training, plan.work
     ranks = f", {m.ranks} ranks" if m.ranks > 1 else ""
-    run = f"{plan.cfg.model.arch}, {training.epochs} epochs of {plan.images:,} images"
+    run = f"{plan.cfg.model.arch}, {training.epochs} epochs of {work.images:,} images"
+    run += f", {training.batch_size} per step: as much as "
+    run += f"{work.training:.1f} epochs of 160 px, evaluation adds {work.evaluation_fraction:.1%}"
     machine = f"{m.device}, {m.cores} cores, data.num_workers={m.workers}{ranks}; measured in "
-    return [f"{run}, {training.batch_size} per step", machine + duration(plan.measuring_seconds)]
+    return [run, machine + duration(plan.measuring_seconds)]
 
 
 def _table(plan: Plan) -> Iterator[str]:
