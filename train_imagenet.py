@@ -167,7 +167,6 @@ from contextlib import closing, nullcontext
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fast_imagenet.data.class_lists import check_loaders
@@ -179,7 +178,9 @@ from fast_imagenet.engine.distributed import (
     init_distributed,
 )
 from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.losses import build_loss
 from fast_imagenet.engine.metrics import Score, evaluation_record
+from fast_imagenet.engine.optimizers import build_optimizer
 from fast_imagenet.engine.run import Run, StepRecorder, summary_line
 from fast_imagenet.engine.schedules import ema_decay_at, lr_schedule, resolution_at
 from fast_imagenet.engine.signals import SignalWatch
@@ -187,7 +188,6 @@ from fast_imagenet.engine.train_state import (
     Autocast,
     Batch,
     EvalBatches,
-    Loss,
     Networks,
     TrainState,
 )
@@ -196,7 +196,6 @@ from fast_imagenet.engine.weights import load_into, load_weights
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import (
     create_model,
-    create_timm_optimizer,
     distribute,
     prepare_network,
     start_improbable,
@@ -287,49 +286,7 @@ def wrap_model(model: nn.Module, cfg: Settings, distributed: Distributed) -> Net
     return Networks(model, compiled, alone)
 
 
-# ── Optimizer ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def decay_groups(model: nn.Module, weight_decay: float, of_norms: float = 0.0) -> list[dict]:
-    """Two groups, each with its decay: weights of convolution and linear layers; norms and biases.
-
-    By module type: ffcv-imagenet looks for 'bn' in the name and so decays downsample.1 as well.
-    """
-    layers = (nn.modules.conv._ConvNd, nn.Linear)
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, layers)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        groups[id(parameter) in decayed].append(parameter)
-    decays = {True: weight_decay, False: of_norms}
-    return [{"params": groups[kind], "weight_decay": decays[kind]} for kind in groups]
-
-
-def build_optimizer(cfg: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD in one fused call, or any optimizer that timm names; each step sets the rate."""
-    options = cfg.training
-    groups = decay_groups(model, options.weight_decay, options.norm_weight_decay)
-    if options.optimizer != "sgd":
-        return create_timm_optimizer(options.optimizer, groups, options.momentum)
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=options.momentum, nesterov=options.nesterov, fused=True
-    )
-
-
-def build_loss(kind: str, num_classes: int, smoothing: float) -> Loss:
-    """(logits_bk, labels_b or soft targets_bk) -> mean loss; soft targets are smoothed already."""
-
-    def loss(logits_bk: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if kind == "ce":
-            hard = targets.ndim == 1
-            return F.cross_entropy(logits_bk, targets, label_smoothing=smoothing if hard else 0.0)
-        if targets.ndim == 1:
-            targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
-        # summed over the classes: their mean would shrink the gradients with their number
-        return F.binary_cross_entropy_with_logits(
-            logits_bk, targets.float(), reduction="sum"
-        ) / len(targets)
-
-    return loss
+# ── State ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def build_state(
@@ -341,7 +298,7 @@ def build_state(
     smoothing = options.label_smoothing
     return TrainState(
         *networks,
-        optimizer=build_optimizer(cfg, networks.model),
+        optimizer=build_optimizer(options, networks.model),
         scaler=torch.amp.GradScaler(distributed.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(networks.model),
         loss=build_loss(options.loss, num_classes, smoothing),

@@ -51,10 +51,11 @@ def build_peer(arguments: argparse.Namespace, images_bhwc: Any) -> Any:
 
     import train_imagenet as recipe
     from fast_imagenet.data.device_transforms import normalize
+    from fast_imagenet.engine.optimizers import decay_groups
 
     half = arguments.device == "cuda"
     state, cfg = build(arguments, "fp16" if half else "fp32", "off")
-    groups = recipe.decay_groups(state.model, cfg.training.weight_decay)
+    groups = decay_groups(state.model, cfg.training.weight_decay)
     state.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=cfg.training.momentum)
     dtype = torch.float16 if half else torch.float32
     ready = normalize(images_bhwc, recipe.MEAN, recipe.STD, dtype)

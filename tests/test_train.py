@@ -38,6 +38,7 @@ from fast_imagenet.models.factory import (
 )
 from tests.conftest import ROOT, SMOKE, write_tiny
 from tests.data.test_class_lists import HEADER_JSON_START
+from tests.engine.test_optimizers import train_imagenet_settings
 from tests.faults import Faulty
 from tests.torture.training import differences
 
@@ -113,71 +114,7 @@ def test_precision_follows_the_device():
         choose_precision("fp16", cpu)
 
 
-# ── optimizer and loss ──
-
-
-def test_decay_touches_weights_of_convolution_and_linear_layers_only():
-    model = create_model("resnet18", 10)
-    decayed, free = train_imagenet.decay_groups(model, 1e-4)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    in_decay = {names[id(parameter)] for parameter in decayed["params"]}
-    expected = {name for name, p in model.named_parameters() if p.ndim > 1}  # holds for a ResNet
-    assert in_decay == expected and decayed["weight_decay"] == 1e-4
-    # the shortcut's norm, which a search for 'bn' in the name would have decayed
-    assert "layer2.0.downsample.1.weight" not in in_decay and free["weight_decay"] == 0
-    assert len(decayed["params"]) + len(free["params"]) == len(names)
-
-
-def test_decay_groups_survive_blurpool():
-    from fast_imagenet.models.blurpool import apply_blurpool
-
-    model = create_model("resnet18", 10)
-    before = len(train_imagenet.decay_groups(model, 1e-4)[0]["params"])
-    apply_blurpool(model)
-    assert len(train_imagenet.decay_groups(model, 1e-4)[0]["params"]) == before
-
-
-def test_norms_can_decay_too():
-    cfg = train_imagenet_settings("--training.norm_weight_decay=2e-5")
-    optimizer = train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 2e-5]
-
-
-@pytest.mark.parametrize("name", ["sgd", "lamb", "adamw"])
-def test_optimizers_by_name_keep_the_groups(name):
-    cfg = train_imagenet_settings(f"--training.optimizer={name}")
-    optimizer = train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
-    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 1e-4]
-
-
-def test_unknown_optimizer_is_named():
-    cfg = train_imagenet_settings("--training.optimizer=sgdd")
-    with pytest.raises(ValueError, match="training.optimizer=sgdd"):
-        train_imagenet.build_optimizer(cfg, create_model("resnet18", 10))
-
-
-def train_imagenet_settings(*flags):
-    """Settings without looking for files."""
-    from fast_imagenet.config import read_config
-
-    return read_config(train_imagenet.SETTINGS, list(flags), prog="test", description="")
-
-
-def test_losses_against_slow_versions():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
-    smoothing = 0.1
-    soft = F.one_hot(labels, 4) * (1 - smoothing) + smoothing / 4
-    ce = train_imagenet.build_loss("ce", 4, smoothing)
-    slow_ce = -(soft * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(ce(logits, labels), slow_ce)
-    torch.testing.assert_close(ce(logits, soft), slow_ce)  # soft targets are smoothed already
-    bce = train_imagenet.build_loss("bce", 4, smoothing)
-    p = logits.sigmoid()
-    slow_bce = -(soft * p.log() + (1 - soft) * (1 - p).log()).sum(1).mean()
-    loose = {"rtol": 1e-6, "atol": 1e-6, "check_dtype": False}  # targets are float32
-    torch.testing.assert_close(bce(logits, labels), slow_bce, **loose)
-    torch.testing.assert_close(bce(logits, soft), slow_bce, **loose)
+# ── step ──
 
 
 def test_the_step_follows_the_schedule_and_accumulates_exactly():

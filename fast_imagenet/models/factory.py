@@ -226,25 +226,3 @@ def blank_step(
     noise = torch.randint(256, shape, dtype=torch.uint8, device=device)
     labels = torch.zeros(len(noise), dtype=torch.int64, device=device)
     forward_backward(state, (noise, labels, np.arange(len(noise))), 0)
-
-
-def create_timm_optimizer(
-    name: str, groups: list[dict[str, Any]], momentum: float
-) -> torch.optim.Optimizer:
-    """An optimizer by timm's name; each step sets the rate.
-
-    Raises:
-        ValueError: timm does not know the name, or it needs second derivatives.
-    """
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    if name not in list_optimizers():
-        raise ValueError(f"training.optimizer={name} is not known to timm; try sgd, lamb or adamw")
-    options: dict[str, Any] = {"opt": name, "lr": 1.0, "weight_decay": 0.0, "momentum": momentum}
-    optimizer = create_optimizer_v2(groups, **options)
-    if getattr(optimizer, "is_second_order", False):
-        raise ValueError(
-            f"training.optimizer={name} needs second derivatives, which the step does not take; "
-            f"try sgd, lamb or adamw"
-        )
-    return optimizer
