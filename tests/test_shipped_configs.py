@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from fast_imagenet.config import read_config, to_dict
+from fast_imagenet.engine.work import IMAGENET_IMAGES, work_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("rn50_configs", "rn18_configs", "imagenette_configs")
@@ -34,14 +36,22 @@ FAMILIES = {
     ),
 }
 BY_ANOTHER_RECIPE = {"rn50_300_epochs.yaml"}  # its name looks like one of the rn50 family
+IMAGES = {"imagenette_configs": (9_469, 3_925)}  # for training, for validation; else ImageNet's
+# images/s at 160 px of one RTX 5060 Ti, with BlurPool or without: estimates, one for all headers
+RATES = {("resnet50", True): 1_000, ("resnet50", False): 1_225, ("resnet18", True): 2_750}
 
 
-def read(path: Path) -> dict:
-    """The resolved settings of one file, flat: {'training.epochs': 16, ...}."""
+def settings(path: Path) -> SimpleNamespace:
+    """The resolved settings of one file."""
     from train_imagenet import SETTINGS
 
     words = ["--config", str(path)]
-    tree = to_dict(read_config(SETTINGS, words, prog="train_imagenet.py", description=""))
+    return read_config(SETTINGS, words, prog="train_imagenet.py", description="")
+
+
+def read(path: Path) -> dict:
+    """The same, flat: {'training.epochs': 16, ...}."""
+    tree = to_dict(settings(path))
     return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
 
 
@@ -53,8 +63,8 @@ def header(path: Path) -> str:
 
 
 def test_all_of_them_are_here():
-    assert len(SHIPPED) == 24
-    assert len(set(NAMES)) == 24, "a bare name would be found twice"
+    assert len(SHIPPED) == 25
+    assert len(set(NAMES)) == 25, "a bare name would be found twice"
 
 
 def test_no_yaml_of_a_run_lies_elsewhere():
@@ -94,8 +104,10 @@ def test_its_header_says_what_to_expect_and_how_to_launch(path):
     launch = f"python train_imagenet.py --config {path.name}"
     assert launch in text
     assert re.findall(r"--config (\S+)", text) == [path.name]
-    for word in ("Expected: ", "Hardware: ", "Time: "):
+    words = ("Expected: ", "Pixels: ", "Evaluation: ", "Hardware: ", "Time: ")
+    for word in words:
         assert text.count(word) == 1, f"{path.name} has no `{word}`"
+    assert sorted(words, key=text.index) == list(words)
     expected, time = text.split("Expected: ")[1].split("Hardware: ")[0], text.split("Time: ")[1]
     assert re.search(r"top-1|unknown", expected)
     assert f"{read(path)['training.epochs']} epochs" in text
@@ -105,11 +117,38 @@ def test_its_header_says_what_to_expect_and_how_to_launch(path):
         assert "estimate" in time, "nobody has timed it on that card"
 
 
+def two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,g}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_its_header_has_the_pixels_the_evaluation_and_the_time_of_its_settings(path):
+    cfg, text = settings(path), header(path)
+    images = IMAGES.get(path.parent.name, IMAGENET_IMAGES)
+    work = work_of(cfg, (4_000, 1_000) if path.name == "demo.yaml" else images)
+    every, epochs = cfg.validation.every, cfg.training.epochs
+    often = {1: "after every epoch", epochs: "after the last epoch"}
+    assert work.evaluation_fraction <= 0.04, "evaluate less often"
+    assert f"Pixels: {work.training:.1f} epochs of 160 px. Evaluation: " in text
+    share = f"{100 * work.evaluation_fraction:.1f} % of the training's FLOPs"
+    assert f"Evaluation: {share}, {often.get(every, f'every {every} epochs')}. " in text
+    time = text.split("Time: ")[1]
+    rate = float(re.search(r" estimate from ([\d,]+) images/s at 160 px", time)[1].replace(",", ""))
+    hours = work.hours(rate)
+    span = f"{two_digits(hours)} hours" if hours >= 1 else f"{two_digits(60 * hours)} minutes"
+    days = f" ({two_digits(hours / 24)} days)" if hours > 48 else ""
+    assert re.search(rf"(^|; ){re.escape(span + days)} (on \w+ .*)?with evaluation", time), (
+        span + days
+    )
+    if "RTX 5060 Ti" in time:
+        arch = cfg.model.arch.rpartition("/")[2]
+        assert rate == RATES[arch, cfg.training.use_blurpool]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
 def test_it_fits_one_consumer_gpu(path):
     cfg = read(path)
-    assert cfg["training.batch_size"] <= 256
-    assert cfg["training.micro_batch_size"] == 0
+    assert (cfg["training.micro_batch_size"] or cfg["training.batch_size"]) <= 256
     assert cfg["resolution.max_res"] <= 224
 
 

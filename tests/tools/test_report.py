@@ -18,8 +18,10 @@ from PIL import Image
 import train_imagenet
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.engine.logger import LOG_KEYS
+from fast_imagenet.engine.work import work_of
 from fast_imagenet.program import errors_as_sentences
 from tests.conftest import ROOT, SMOKE
+from tests.test_shipped_configs import settings
 from tools.report import __main__ as report
 from tools.report.add import add_run
 from tools.report.page import Mistake, Mistakes, find_mistakes, render_page
@@ -47,7 +49,7 @@ blocks:
     network: ResNet-50
     protocol: 256 px + flip
     eval: config
-    results: [{config: rn50_16_epochs, epochs: 16, top1: 73.8, spread: 0.2}]
+    results: [{config: rn50_16_epochs, epochs: 16, pixels: 17.8, top1: 73.8, spread: 0.2}]
 """
 
 
@@ -58,6 +60,7 @@ def make_run(folder: Path, top1=50.0, seed=0, epochs=3, **settings) -> Path:
         "data": {"train_dataset": "/home/somebody/train.beton", "num_workers": 2},
         "training": {"epochs": epochs, "seed": seed, "max_steps": 0},
         "ema": {"decay": 0.0},
+        "resolution": {"min_res": 48, "max_res": 64, "start_ramp": 0, "end_ramp": 1},
         "validation": {"resolution": 96, "lr_tta": True, "plain_resolution": 64},
         "logging": {"folder": "runs/small"},
     }
@@ -147,7 +150,9 @@ def test_reported_numbers_stand_in_the_headers_of_their_configs():
     assert len(named) >= 20
     for one in named:
         (path,) = ROOT.glob(f"*_configs/{one['config']}.yaml")
-        header = path.read_text().split("\n\n")[0]
+        header, cfg = path.read_text().split("\n\n")[0], settings(path)
+        pixels = work_of(cfg).training * one["epochs"] / cfg.training.epochs
+        assert one["pixels"] == pytest.approx(pixels, rel=0.05), path
         for value in (one["top1"], one["top5"], one["minutes"]):
             ours = one["by"].startswith("reference") and value == one["minutes"]
             if value is not None and not ours:
@@ -365,12 +370,12 @@ def test_no_series_of_accuracy_is_hidden_and_no_panel_is_empty():
     assert min(counts) > 20, counts
 
 
-def test_no_point_of_images_seen_is_hidden():
+def test_no_point_of_pixels_is_hidden():
     points = {"data": "ImageNet", "measured": True, "points": [(0.15, 78.0, 0.0)]}
     series = [{"title": f"row {k}"} | points for k in range(4)]
     series.append({"title": "line"} | points | {"points": [(0.15, 78.0, 0.0), (2.0, 70.0, 0.0)]})
     apart = [one | {"points": [(10.0 ** (j - 1), 60.0, 0.0)]} for j, one in enumerate(series)]
-    name = "docs/results_images_seen.png"
+    name = "docs/results_pixels.png"
     for color in COLORS[:4]:  # a mark among the others is as large as alone
         whole = pixels(draw(name, apart), 0.6, color)
         assert pixels(draw(name, series), 0.6, color) > 0.8 * whole > 20
@@ -610,7 +615,7 @@ def test_add_takes_the_words_for_a_dataset(place):
     source = make_run(place / "runs/mine", 88.0, epochs=5, model__arch="resnet50")
     assert run(place, "add", str(source), "--name=mine", "--data=a <b>") == 0
     results = render_results(report.open_book(place / "records"))
-    assert "ResNet-50 | 5 | not reported" in results and "## a &lt;b&gt;" in results
+    assert "ResNet-50 | 5 | 0.7 | not reported" in results and "## a &lt;b&gt;" in results
 
 
 def test_a_run_without_its_settings_is_not_a_record(place, capsys):

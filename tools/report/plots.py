@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tools.report.tables import Book
 
 # below the root; their captions: tables.md.j2
-PLOTS = ACCURACY, SEEN = "docs/results_accuracy.png", "docs/results_images_seen.png"
+PLOTS = ACCURACY, PIXELS = "docs/results_accuracy.png", "docs/results_pixels.png"
 COLORS = ("#1f5fa8", "#d9641e", "#2f8f5b", "#8a4f9e", "#b58900", "#c2416b", "#2a9d9d", "#5c6770")
 MARKS = "osD^vP*X<>"
 LINES = ("-", "--", "-.", ":")  # through the gaps of one line another is seen
@@ -42,7 +42,7 @@ def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
     groups = book.groups
     curves = [_curve(group, book.title(group)) for group in groups]
-    return {ACCURACY: curves, SEEN: _points(book, groups)}
+    return {ACCURACY: curves, PIXELS: _points(book, groups)}
 
 
 def digest(series: Series) -> str:
@@ -65,7 +65,7 @@ def draw(name: str, series: Series) -> bytes:
     """The PNG of one of PLOTS, of one series at least; the same bytes for the same numbers."""
     drawing, height = {
         ACCURACY: (_draw_accuracy, 4.4 + 0.17 * len(series)),
-        SEEN: (_draw_points, 5.8),
+        PIXELS: (_draw_points, 4.6 * len({one.get("data") for one in series})),
     }[name]
     figure = Figure(figsize=(10, height), dpi=90, layout="constrained")
     drawing(figure, series)
@@ -94,17 +94,16 @@ def _curve(group: Group, title: str) -> dict[str, Any]:
 
 
 def _points(book: Book, groups: list[Group]) -> Series:
-    """Top-1 over millions of images seen: a series per title of a report, and per group."""
+    """Top-1 over pixels, in epochs of 160 px: a series per title of a report, and per group."""
     series: dict[tuple[str, str, bool], list[tuple[float, ...]]] = {}
     for report in book.reported.reports:
-        millions = report["epochs"] * book.reported.data[report["data"]]["images"] / 1e6
         key = report["data"], report["title"], False
-        series.setdefault(key, []).append((millions, report["top1"], 0.0))
-    for group in groups:
-        millions = round(group.spread("images").mean / 1000, 6)
+        series.setdefault(key, []).append((report["pixels"], report["top1"], 0.0))
+    for group in (group for group in groups if group.logged("pixels")):
         key = book.data(group), book.title(group), True
         top = group.spread("standard")
-        point = (millions, round(top.mean, 4), round(top.deviation or 0.0, 4))
+        pixels = round(group.spread("pixels").mean, 4)
+        point = (pixels, round(top.mean, 4), round(top.deviation or 0.0, 4))
         series.setdefault(key, []).append(point)
     keys = ("data", "title", "measured")
     return [dict(zip(keys, key, strict=True)) | {"points": sorted(series[key])} for key in series]
@@ -167,7 +166,7 @@ def _free_place(x: float, y: float, taken: list[Point]) -> float:
 
 def _draw_points(figure: Figure, series: Series) -> None:
     names = list(dict.fromkeys(one["data"] for one in series))
-    for ax, data in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    for ax, data in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
         shown = [one for one in series if one["data"] == data]
         places = side_by_side([[p[:2] for p in one["points"]] for one in shown], log=True)
         for k, (one, place) in enumerate(zip(shown, places, strict=True)):
@@ -182,5 +181,5 @@ def _draw_points(figure: Figure, series: Series) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.legend(**LEGEND)
-        decorate(ax, f"{data}: top-1 against images seen, %", "million images seen")
+        ax.legend(**LEGEND | dict(bbox_to_anchor=(1.02, 1)))
+        decorate(ax, f"{data}: top-1 against pixels, %", "pixels seen, in epochs of 160 px")

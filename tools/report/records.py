@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fast_imagenet.engine.json_lines import read_jsonl, read_object
-from fast_imagenet.engine.schedules import is_evaluated
+from fast_imagenet.engine.schedules import is_evaluated, resolution_at
+from fast_imagenet.engine.work import UNIT
 from fast_imagenet.environment import redact_paths
 from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_study
 
@@ -94,14 +95,17 @@ class Run:
     def numbers(self) -> dict[str, float]:
         """What a table shows of the last epoch, as far as it was logged; accuracies in percent.
 
-        images: thousands seen; images_per_second: median over the epochs; minutes: training and
-        evaluation; data_wait: percent of training time.
+        images: thousands seen; pixels: the same, in epochs of 160 px; images_per_second: median
+        over the epochs; minutes: training and evaluation; data_wait: percent of training time.
         """
         last, seconds, waits = self.log[-1], self.column("seconds"), self.column("data_wait_share")
         keys = {"standard": "plain_top1", "standard_top5": "plain_top5"}
         keys |= {"config": "top1", "config_top5": "top5"}
         found = {name: last.get(self.ema + key) for name, key in keys.items()}
         found |= {"epochs": last["epoch"], "images": last["epoch"] * self.images_per_epoch / 1000}
+        if sizes := self.settings.get("resolution"):
+            seen = [resolution_at(epoch, **sizes) for epoch in range(last["epoch"])]
+            found["pixels"] = sum((size / UNIT) ** 2 for size in seen)
         found["images_per_second"] = statistics.median(self.column("images_per_second"))
         found["memory_gb"] = max(self.column("memory_gb"), default=None)
         if "total_seconds" in last:

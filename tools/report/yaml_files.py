@@ -34,8 +34,9 @@ BLOCK_KEYS: dict[str, Any] = dict.fromkeys(
 )
 OPTIONAL = {"hardware", "note"}
 BLOCK_KEYS |= dict.fromkeys(OPTIONAL, str)
-# config: ours of the same recipe, recipe: its name where we have none; spread: of top1, in percent
-NUMBERS = ("epochs", "top1", "top5", "spread", "minutes")
+# config: ours of the same recipe, recipe: its name where we have none; pixels: in epochs of 160 px;
+# spread: of top1, in percent
+NUMBERS = ("epochs", "pixels", "top1", "top5", "spread", "minutes")
 RESULT_KEYS: dict[str, Any] = dict.fromkeys(("config", "recipe", "network"), str)
 RESULT_KEYS |= dict.fromkeys(NUMBERS, (int, float))
 
@@ -156,7 +157,7 @@ def _reports(block: dict[str, Any], data: dict[str, Any], where: str) -> list[di
     if block["eval"] not in EVALS or block["data"] not in data:
         raise RecordError(f"{where}: eval is one of {', '.join(EVALS)}, data one of {list(data)}")
     for result in block["results"]:
-        check_keys(result, RESULT_KEYS, {"epochs", "top1"}, where)
+        check_keys(result, RESULT_KEYS, {"epochs", "pixels", "top1"}, where)
         if ("config" in result) == ("recipe" in result):
             raise RecordError(f"{where}: {result} needs either config or recipe")
     # titles of numbers that can be compared are equal
