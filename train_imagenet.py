@@ -48,6 +48,7 @@ Section("model", "the network", SETTINGS).params(
         "mean and std of the images; auto = as the weights say, else ImageNet's",
         default="auto",
     ),
+    init=Param(OneOf("library", "mosaic"), "whose fresh weights it has", default="library"),
     zero_init=Param(Bool(), "start residual branches at zero (last norm)", default=True),
     drop_path=Param(Number(0, 0.9), "stochastic depth, where the network has it", default=0.0),
 )
@@ -66,6 +67,7 @@ Section("resolution", "training resolution in pixels", SETTINGS).params(
     max_res=Param(Int(16, 1024), "resolution from end_ramp on", default=160),
     start_ramp=Param(Int(0), "last epoch (from 0) at min_res", default=0),
     end_ramp=Param(Int(0), "first epoch (from 0) at max_res", default=0),
+    step=Param(Int(1, 1024), "between them, multiples of this; each one is compiled", default=32),
 )
 Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
     lr=Param(Number(0), "peak, per 256 images of the global batch", default=0.125),
@@ -89,6 +91,7 @@ Section("training", "optimization", SETTINGS).params(
     loss=Param(OneOf("ce", "bce"), "cross-entropy, or binary per class", default="ce"),
     clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
     use_blurpool=Param(Bool(), "blur before strided convolutions", default=True),
+    blur_max_pool=Param(Bool(), "BlurPool: blur after max pooling too", default=False),
     compile=Param(OneOf("auto", "on", "off"), "torch.compile; auto = on a GPU", default="auto"),
     precision=Param(OneOf("auto", "bf16", "fp16", "fp32"), "auto = by device", default="auto"),
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
@@ -119,8 +122,9 @@ Section("augment", "random changes to training images", SETTINGS).params(
     cutmix=Param(OffOr(*MIX_ALPHAS), "alpha of CutMix; 0 = off", default=0.0),
 )
 Section("ema", "exponential moving average (EMA) of the weights", SETTINGS).params(
-    decay=Param(Number(0, 0.9999999), "0 = off: the EMA is the raw weights", default=0.0),
+    decay=Param(Number(0, 0.9999999), "per step; 0 = off: the EMA is the raw weights", default=0.0),
     warmup=Param(Bool(), "let the decay grow to its target", default=True),
+    every=Param(Int(1), "steps between updates, each by decay ** every", default=1),
 )
 Section("validation", "standard eval (one center crop, no flip) and config eval", SETTINGS).params(
     every=Param(Int(1), "epochs between evaluations; the last always has one", default=1),
@@ -197,6 +201,7 @@ from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import (
     create_model,
     distribute,
+    init_mosaic,
     prepare_network,
     start_improbable,
     try_evaluation,
@@ -253,6 +258,8 @@ def build_model(cfg: Settings, num_classes: int, device: torch.device) -> nn.Mod
     """The raw network on its device, channels last, initialized, with BlurPool and checkpoint."""
     torch.manual_seed(cfg.training.seed)
     model: Any = create_model(cfg.model.arch, num_classes, cfg.model.drop_path)
+    if cfg.model.init == "mosaic":
+        init_mosaic(model)
     if cfg.model.zero_init:
         zero_init_residual(model)
     if cfg.training.loss == "bce":
@@ -263,7 +270,7 @@ def build_model(cfg: Settings, num_classes: int, device: torch.device) -> nn.Mod
         origin = origin_of(info, cfg, num_classes)
         origin.report()
     if origin.blurpool:
-        apply_blurpool(model)
+        apply_blurpool(model, origin.blur_max_pool)
     if device.type == "cpu":
         use_small_maps(model)
     if weights is not None:
@@ -305,7 +312,7 @@ def build_state(
         prepare=BatchTransforms(augment_of(cfg), *norm, num_classes, smoothing, options.seed),
         autocast=autocast_of(dtype, distributed.device),
         lr_at_epoch=lr_schedule(cfg.lr, options.epochs, options.batch_size / 256),
-        decay_at_step=partial(ema_decay_at, decay=cfg.ema.decay, warmup=cfg.ema.warmup),
+        decay_at_step=partial(ema_decay_at, **vars(cfg.ema)),
         seed_at_step=partial(step_seed, options.seed, distributed.rank),
         steps_per_epoch=steps,
         micro_batch=options.micro_batch_size or options.batch_size // distributed.world_size,

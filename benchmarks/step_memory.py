@@ -34,6 +34,7 @@ def case_of(cfg: SimpleNamespace) -> tuple:
     """What the memory depends on: configs of one case need the same."""
     options, v = cfg.training, cfg.validation
     network = (cfg.model.arch, cfg.model.drop_path > 0, options.use_blurpool, options.optimizer)
+    network += (options.blur_max_pool,)
     step = (options.batch_size, options.micro_batch_size, options.precision, options.compile)
     mixes = cfg.augment.mixup > 0 or cfg.augment.cutmix > 0
     views = (v.batch_size, v.resolution, v.plain_resolution, v.lr_tta)

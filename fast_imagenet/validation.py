@@ -100,6 +100,10 @@ def _step_problems(cfg: SimpleNamespace) -> Iterator[str]:
             f"augment.policy_magnitude={augment.policy_magnitude:g} is on a scale to 30, that of "
             f"augment.policy=rand_augment_timm ends at 10: lower it"
         )
+    if training.blur_max_pool and not training.use_blurpool:
+        yield "training.blur_max_pool is a part of training.use_blurpool: switch that on too"
+    if cfg.ema.every > 1 and not cfg.ema.decay:
+        yield f"ema.every={cfg.ema.every} needs an EMA, and ema.decay=0: set it"
     if training.nesterov and training.momentum == 0:
         yield "training.nesterov needs momentum, and training.momentum=0: raise it"
     if training.nesterov and training.optimizer != "sgd":

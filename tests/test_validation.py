@@ -36,6 +36,11 @@ CASES = [
     (["--training.eval_only=1"], "set model.checkpoint to a file"),
     (["--training.nesterov=1", "--training.momentum=0"], "training.momentum=0"),
     (["--training.nesterov=1", "--training.optimizer=lamb"], "nesterov belongs to"),
+    (
+        ["--training.blur_max_pool=1", "--training.use_blurpool=0"],
+        "training.blur_max_pool is a part of training.use_blurpool",
+    ),
+    (["--ema.every=20"], "ema.every=20 needs an EMA, and ema.decay=0"),
     (["--logging.folder=/dev/null/run"], "logging.folder=/dev/null/run cannot be made"),
     (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),
     (["--training.resume=nowhere.pt"], "training.resume=nowhere.pt is not a file"),

@@ -32,7 +32,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move the average towards the network by the fraction 1 - decay, 0 <= decay < 1."""
+        """Move the average towards the network by the fraction 1 - decay, 0 <= decay <= 1."""
+        if decay == 1:
+            return
         if decay == 0:
             torch._foreach_copy_(*self._floats)
         else:

@@ -173,6 +173,7 @@ class RunCheckpoints:
             "num_classes": self.data.get("num_classes"),
             "classes": self.data["classes"],
             "use_blurpool": self.config["training"]["use_blurpool"],
+            "blur_max_pool": self.config["training"]["blur_max_pool"],
             "mean": list(mean),
             "std": list(std),
         }

@@ -115,8 +115,10 @@ def lr_schedule(lr: SimpleNamespace, epochs: float, scale: float) -> Callable[[f
     return make_schedule(lr.lr_schedule_type, course, vars(lr))
 
 
-def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
-    """Training resolution in pixels for an epoch: min_res, a ramp in steps of 32, max_res.
+def resolution_at(
+    epoch: int, *, min_res: int, max_res: int, start_ramp: int, end_ramp: int, step: int = 32
+) -> int:
+    """Training resolution in pixels for an epoch: min_res, a ramp, max_res.
 
     Args:
         epoch: epochs finished so far, >= 0.
@@ -124,9 +126,10 @@ def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, en
         max_res: from epoch `end_ramp` on, pixels.
         start_ramp: last epoch at `min_res`.
         end_ramp: first epoch at `max_res`.
+        step: pixels that sizes between the two are a multiple of.
 
     Returns:
-        min_res, max_res, or the multiple of 32 nearest to the straight line between them.
+        min_res, max_res, or the multiple of `step` nearest to the straight line between them.
 
     Source: ffcv-imagenet, get_resolution.
     """
@@ -135,7 +138,7 @@ def resolution_at(epoch: int, *, min_res: int, max_res: int, start_ramp: int, en
     if epoch <= start_ramp:
         return min_res
     fraction = (epoch - start_ramp) / (end_ramp - start_ramp)
-    resolution = 32 * round((min_res + fraction * (max_res - min_res)) / 32)
+    resolution = step * round((min_res + fraction * (max_res - min_res)) / step)
     low, high = sorted((min_res, max_res))
     return min(max(resolution, low), high)
 
@@ -151,15 +154,20 @@ def is_evaluated(epoch: int, last: int, every: int) -> bool:
     return epoch == last or (epoch + 1) % every == 0
 
 
-def ema_decay_at(step: int, *, decay: float, warmup: bool = True) -> float:
-    """Decay of the EMA at an optimizer step.
+def ema_decay_at(step: int, *, decay: float, warmup: bool = True, every: int = 1) -> float:
+    """Decay of the EMA at an optimizer step; 1 where it stays as it is.
 
     Args:
         step: optimizer steps finished, >= 1 at the first update.
-        decay: target, 0 <= decay < 1; 0 keeps the EMA equal to the raw weights.
-        warmup: grow as (1 + step) / (10 + step) up to `decay`, so that early, bad weights are
+        decay: target per step, 0 <= decay < 1; 0 keeps the EMA equal to the raw weights.
+        warmup: update n decays by (1 + n) / (10 + n) at most, so that early, bad weights are
             forgotten and a short run is not dominated by its start.
+        every: steps between updates; each decays as the steps since the last would have.
 
-    Source: the growth is TensorFlow's ExponentialMovingAverage(num_updates=...).
+    Source: the growth is TensorFlow's ExponentialMovingAverage(num_updates=...); updates at
+        intervals: composer/algorithms/ema/ema.py of mosaicml/composer.
     """
-    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+    updates, left = divmod(step, every)
+    if left:
+        return 1.0
+    return min(decay**every, (1 + updates) / (10 + updates)) if warmup else decay**every

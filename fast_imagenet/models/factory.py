@@ -68,6 +68,22 @@ def zero_init_residual(model: nn.Module) -> int:
     return count
 
 
+def init_mosaic(model: nn.Module) -> None:
+    """MosaicML's start: Kaiming normal by inputs, scales of batch norms uniform from 0 to 1.
+
+    Draws from torch's generator.
+
+    Source: examples/benchmarks/resnet_imagenet of mosaicml/examples; Composer's initializers
+        kaiming_normal and bn_uniform.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 def classification_layer(model: nn.Module, num_classes: int) -> nn.Module:
     """The layer whose outputs are the classes: the last linear or convolution layer of that width.
 

@@ -38,7 +38,7 @@ class Origin:
     """How a network is to be built and fed for its weights.
 
     Attributes:
-        blurpool: whether it has BlurPool.
+        blurpool, blur_max_pool: whether it has BlurPool, and whether at max pooling too.
         mean, std: of its images.
         weights: which of the file's: 'EMA weights', 'raw weights', or 'weights'.
         line: what was assumed or decided, for the user; '' for nothing.
@@ -49,6 +49,7 @@ class Origin:
     std: Triple = IMAGENET[1]
     weights: str = "weights"
     line: str = ""
+    blur_max_pool: bool = False
 
     def report(self) -> None:
         """Print the line, on one rank."""
@@ -59,7 +60,8 @@ class Origin:
 def new_origin(cfg: SimpleNamespace) -> Origin:
     """Origin of a network with fresh weights: as the settings say."""
     norm = NORMALIZATIONS.get(cfg.model.normalization, IMAGENET)
-    return Origin(cfg.training.use_blurpool, *norm)
+    options = cfg.training
+    return Origin(options.use_blurpool, *norm, blur_max_pool=options.blur_max_pool)
 
 
 def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> Origin:
@@ -85,7 +87,8 @@ def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> O
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
         parts.insert(0, f"model.arch={cfg.model.arch}, although the file says {arch}")
     line = f"{cfg.model.checkpoint} does not say how it was trained: {'; '.join(parts)}"
-    return Origin(blurpool, mean, std, weights, line)
+    pools = blurpool and cfg.training.blur_max_pool and not info.get("blur_filters")
+    return Origin(blurpool, mean, std, weights, line, pools)
 
 
 def input_norm(model: nn.Module) -> Norm:
@@ -123,17 +126,17 @@ def check_classes(checkpoint: str, dataset: str, loader: Any) -> None:
 
 
 def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
-    name, blurred, line = cfg.model.checkpoint, info["use_blurpool"], ""
+    name, lines = cfg.model.checkpoint, []
+    blurred = {key: info.get(key) is True for key in ("use_blurpool", "blur_max_pool")}
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
         raise ValueError(f"{name} is a {arch}, not model.arch={cfg.model.arch}: set that to {arch}")
-    if blurred != cfg.training.use_blurpool:
+    for key, value in blurred.items():
+        if value == getattr(cfg.training, key):
+            continue
         if not cfg.training.eval_only:
-            raise ValueError(
-                f"{name} was trained with use_blurpool={blurred}; set "
-                f"training.use_blurpool={blurred}"
-            )
-        line = f"{name} was trained with use_blurpool={blurred}, and is evaluated so"
+            raise ValueError(f"{name} was trained with {key}={value}; set training.{key}={value}")
+        lines.append(f"{name} was trained with {key}={value}, and is evaluated so")
     norm = _norm_of(info, name) or IMAGENET
     asked = NORMALIZATIONS.get(cfg.model.normalization, norm)
     if asked != norm:
@@ -141,7 +144,8 @@ def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
             f"{name} was trained with mean and std {_words(norm)}, not with {_words(asked)}: leave "
             f"out model.normalization={cfg.model.normalization}"
         )
-    return Origin(blurred, *norm, weights, line)
+    blurpool, pools = blurred.values()
+    return Origin(blurpool, *norm, weights, "; ".join(lines), pools)
 
 
 def _foreign_blurpool(info: dict[str, Any], cfg: SimpleNamespace) -> tuple[bool, str]:

@@ -36,6 +36,16 @@ def test_average_with_decay_zero_is_the_raw_weights():
     assert torch.equal(average.state_dict()["weight"], model.weight)
 
 
+def test_average_stays_between_two_updates():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model)
+    before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
+    model(torch.randn(8, 2))
+    nn.init.normal_(model[0].weight)
+    average.update(1.0)
+    assert all(torch.equal(average.state_dict()[name], before[name]) for name in before)
+
+
 def test_applied_swaps_and_restores_even_after_an_error():
     model = nn.Linear(2, 2)
     average = WeightAverage(model)

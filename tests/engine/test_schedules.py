@@ -145,6 +145,27 @@ def test_resolution_between_the_ends_is_a_multiple_of_32():
     assert sides == sorted(sides) and {side % 32 for side in sides} == {0}
 
 
+def test_a_ramp_in_steps_of_four_pixels():
+    ramp = dict(min_res=88, max_res=176, start_ramp=13, end_ramp=26, step=4)
+    sides = [resolution_at(epoch, **ramp) for epoch in range(32)]
+    assert sides[14:26] == [96, 100, 108, 116, 120, 128, 136, 144, 148, 156, 164, 168]
+    assert set(sides[:14]) == {88} and set(sides[26:]) == {176}
+
+
+def test_an_ema_of_every_fourth_step_decays_as_four_steps():
+    """MosaicML's half-life of 100 steps, updated every 20: its smoothing is 2 ** -(20 / 100)."""
+    decays = [
+        ema_decay_at(step, decay=0.5 ** (1 / 100), warmup=False, every=20) for step in range(1, 61)
+    ]
+    assert {n for n, decay in enumerate(decays, 1) if decay != 1} == {20, 40, 60}
+    assert decays[19] == decays[59] == pytest.approx(2**-0.2)
+    assert ema_decay_at(40, decay=0.999, every=20) == pytest.approx(3 / 12)  # the second update
+    # torchvision's 0.99998 at batch 1024 for 600 epochs, every 32 steps
+    per_update = 1 - 2e-5 * 1024 * 32 / 600
+    found = ema_decay_at(320_000, decay=per_update ** (1 / 32), every=32)
+    assert found == pytest.approx(per_update)
+
+
 def test_ema_decay_grows_to_its_target():
     decays = [ema_decay_at(step, decay=0.999) for step in range(1, 20_000)]
     assert decays == sorted(decays) and decays[-1] == 0.999

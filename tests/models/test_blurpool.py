@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fast_imagenet.models.blurpool import BlurPoolConv2d, apply_blurpool
+from fast_imagenet.models.blurpool import BlurMaxPool2d, BlurPoolConv2d, apply_blurpool
 from tests.reference import blur_image
 
 
@@ -47,3 +47,24 @@ def test_blurpool_does_not_change_a_constant_image_inside():
     images = torch.ones(1, 16, 12, 12)
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     torch.testing.assert_close(BlurPoolConv2d(conv)(images)[inside], conv(images)[inside])
+
+
+@pytest.mark.parametrize("kernel, padding", [(3, 1), (2, 0), (3, 0)])
+@pytest.mark.parametrize("height, width", [(9, 9), (8, 11)])
+def test_blurred_max_pooling_is_pooling_at_every_pixel_then_blur(kernel, padding, height, width):
+    torch.manual_seed(height)
+    pool, images = nn.MaxPool2d(kernel, 2, padding), torch.randn(2, 3, height, width)
+    largest = nn.MaxPool2d(kernel, 1, padding)(images).numpy()
+    blurred = np.stack([[blur_image(channel) for channel in image] for image in largest])
+    found = BlurMaxPool2d(pool)(images)
+    torch.testing.assert_close(found, torch.from_numpy(blurred[:, :, ::2, ::2]).float())
+    assert found.shape == pool(images).shape
+
+
+def test_max_pooling_is_blurred_when_asked():
+    from torchvision.models import resnet18
+
+    model = resnet18()
+    assert apply_blurpool(model, max_pool=True) == 7
+    assert type(model.maxpool) is BlurMaxPool2d
+    resnet18().load_state_dict(model.state_dict())

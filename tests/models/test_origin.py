@@ -168,6 +168,19 @@ def test_our_own_file_says_what_it_is(quick_run, evaluated, tiny_beton, blurpool
         quick_run(*EVAL, *other)
 
 
+def test_our_own_file_says_that_max_pooling_is_blurred(quick_run, evaluated, tiny_beton):
+    flags = ["--data.backend=torchvision", "--model.arch=resnet18", "--training.max_steps=2"]
+    folder = quick_run(*flags, "--training.blur_max_pool=true", "--training.use_blurpool=true")
+    for name in ("weights.safetensors", "last.pt"):
+        logits, said = evaluated(f"--model.checkpoint={folder}/{name}")
+        model = network("resnet18")
+        apply_blurpool(model, max_pool=True)
+        model.load_state_dict(load_weights(folder / name)[0])
+        expected = plain_logits(model, tiny_beton, IMAGENET)
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+        assert "was trained with blur_max_pool=True, and is evaluated so" in said
+
+
 def test_training_from_weights_that_say_nothing_of_blurpool_is_refused(quick_run, tmp_path, capsys):
     torch.save(network("timm/test_resnet").state_dict(), tmp_path / "w.pth")
     flags = ["--data.backend=torchvision", "--model.arch=timm/test_resnet"]

@@ -203,7 +203,8 @@ def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
     known = [key for key in script.SETTINGS.entries if key[1] in run.settings.get(key[0], {})]
     values = {f"{section}.{key}": run.settings[section][key] for section, key in known}
     values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
-    values.pop("training.use_blurpool", None)  # of the run's training; the weights know theirs
+    for name in ("use_blurpool", "blur_max_pool"):  # of the run's training; the weights know theirs
+        values.pop(f"training.{name}", None)
     values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
     values |= {"data.backend": "torchvision"} if val.is_dir() else {}
     return read_config(script.SETTINGS, flags_of(values), prog="report page", description="")
