@@ -88,7 +88,7 @@ Section("training", "optimization", SETTINGS).params(
     weight_decay=Param(Number(0), "on weights of convolution and linear layers", default=1e-4),
     norm_weight_decay=Param(Number(0), "the same on norms and biases", default=0.0),
     label_smoothing=Param(Number(0, 1), "probability spread over all classes", default=0.1),
-    loss=Param(OneOf("ce", "bce"), "cross-entropy, or binary per class", default="ce"),
+    loss=Param(OneOf("ce", "bce", "bce_mean"), "cross-entropy; binary: sum, mean", default="ce"),
     clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
     use_blurpool=Param(Bool(), "blur before strided convolutions", default=True),
     blur_max_pool=Param(Bool(), "BlurPool: blur after max pooling too", default=False),

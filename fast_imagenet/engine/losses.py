@@ -12,7 +12,8 @@ def build_loss(kind: str, num_classes: int, smoothing: float) -> Loss:
     """(logits_bk, labels_b or soft targets_bk) -> mean loss; soft targets are smoothed already.
 
     Args:
-        kind: 'ce' (cross-entropy) or 'bce' (binary for each class, summed over the classes).
+        kind: 'ce' (cross-entropy), 'bce' (binary for each class, summed over the classes) or
+            'bce_mean' (their mean, as timm's).
         num_classes: k.
         smoothing: probability that labels give to all classes, 0 to 1.
     """
@@ -23,9 +24,8 @@ def build_loss(kind: str, num_classes: int, smoothing: float) -> Loss:
             return F.cross_entropy(logits_bk, targets, label_smoothing=smoothing if hard else 0.0)
         if targets.ndim == 1:
             targets = F.one_hot(targets, num_classes) * (1 - smoothing) + smoothing / num_classes
+        total = F.binary_cross_entropy_with_logits(logits_bk, targets.float(), reduction="sum")
         # summed over the classes: their mean would shrink the gradients with their number
-        return F.binary_cross_entropy_with_logits(
-            logits_bk, targets.float(), reduction="sum"
-        ) / len(targets)
+        return total / (targets.numel() if kind == "bce_mean" else len(targets))
 
     return loss

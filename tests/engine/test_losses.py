@@ -21,3 +21,5 @@ def test_losses_against_slow_versions():
     loose = {"rtol": 1e-6, "atol": 1e-6, "check_dtype": False}  # targets are float32
     torch.testing.assert_close(bce(logits, labels), slow_bce, **loose)
     torch.testing.assert_close(bce(logits, soft), slow_bce, **loose)
+    mean = build_loss("bce_mean", 4, smoothing)
+    torch.testing.assert_close(mean(logits, labels), slow_bce / 4, **loose)
