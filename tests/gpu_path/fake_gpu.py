@@ -52,7 +52,7 @@ class Crossings(TorchDispatchMode):
         hosts = [t for t in _tensors((args, kwargs, result)) if t.device.type == "cpu"]
         others = [t for t in _tensors((args, kwargs, result)) if t.device.type != "cpu"]
         # a number on the host that meets a tensor on the device is an argument of the kernel
-        if others and (name in COPIES and hosts or any(t.ndim for t in hosts)):
+        if others and ((hosts and name in COPIES) or any(t.ndim for t in hosts)):
             quiet = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
             pinned = all(hasattr(t, "is_pinned_here") for t in hosts)
             (self.flows if quiet and pinned else self.waits)[_place(), name] += 1
