@@ -26,6 +26,10 @@ FAMILIES = {
         ["rn50_16", "rn50_24", "rn50_32", "rn50_40", "rn50_56", "rn50_88"],
         BUDGET | {"resolution.start_ramp", "resolution.end_ramp"},
     ),
+    r"rn50_\d+_epochs_mild\.yaml": (
+        ["rn50_16", "rn50_24", "rn50_32", "rn50_40", "rn50_56"],
+        BUDGET | {"resolution.start_ramp", "resolution.end_ramp", "lr.lr_peak_epoch"},
+    ),
     r"rn18_\d+_epochs\.yaml": (
         ["rn18_16", "rn18_24", "rn18_32", "rn18_40", "rn18_56", "rn18_88"],
         BUDGET | {"resolution.start_ramp", "resolution.end_ramp"},
@@ -63,8 +67,8 @@ def header(path: Path) -> str:
 
 
 def test_all_of_them_are_here():
-    assert len(SHIPPED) == 25
-    assert len(set(NAMES)) == 25, "a bare name would be found twice"
+    assert len(SHIPPED) == 29
+    assert len(set(NAMES)) == 29, "a bare name would be found twice"
 
 
 def test_no_yaml_of_a_run_lies_elsewhere():
@@ -152,12 +156,17 @@ def test_it_fits_one_consumer_gpu(path):
     assert cfg["resolution.max_res"] <= 224
 
 
+def members(pattern: str) -> list[Path]:
+    """The configs of one of FAMILIES."""
+    family = [path for path in SHIPPED if re.fullmatch(pattern, path.name)]
+    return [path for path in family if path.name not in BY_ANOTHER_RECIPE]
+
+
 @pytest.mark.parametrize(("pattern", "expected"), FAMILIES.items(), ids=FAMILIES)
 def test_members_of_a_family_differ_only_in_their_budget(pattern, expected):
     names, budget = expected
-    family = [p for p in SHIPPED if re.fullmatch(pattern, p.name)]
-    family = [p for p in family if p.name not in BY_ANOTHER_RECIPE]
-    assert sorted(p.name for p in family) == sorted(f"{name}_epochs.yaml" for name in names)
+    family, ending = members(pattern), pattern.partition("_epochs")[2].replace("\\", "")
+    assert sorted(p.name for p in family) == sorted(f"{name}_epochs{ending}" for name in names)
     configs = [read(path) for path in family]
     differing = {key for key in configs[0] if len({str(cfg[key]) for cfg in configs}) > 1}
     assert differing <= budget
@@ -180,13 +189,19 @@ def test_the_reported_runs_stand_in_their_files():
             assert (cfg["validation.resolution"], cfg["validation.lr_tta"]) == (256, True)
 
 
-def test_the_mild_translation_is_the_arithmetic_of_its_header():
-    cfg = read(ROOT / "rn50_configs" / "rn50_32_epochs_mild.yaml")
+@pytest.mark.parametrize("epochs", [16, 24, 32, 40, 56])
+def test_mild_is_the_arithmetic_of_its_source(epochs):
+    """resnet50_mild.yaml of MosaicML, whose 90 epochs are scaled to any length."""
+    cfg = read(ROOT / "rn50_configs" / f"rn50_{epochs}_epochs_mild.yaml")
     assert cfg["lr.lr"] == pytest.approx(2.048 * 256 / 2048)
+    assert cfg["training.weight_decay"] == cfg["training.norm_weight_decay"]
     assert cfg["training.weight_decay"] == pytest.approx(5e-4 * (1 - 0.875) / 2.048, rel=1e-3)
-    assert cfg["ema.decay"] == pytest.approx(0.5 ** (1 / 800), abs=1e-5)
-    assert cfg["lr.lr_peak_epoch"] == pytest.approx(8 * 32 / 90, abs=0.01)
+    assert cfg["ema.decay"] ** cfg["ema.every"] == pytest.approx(0.5 ** (20 / 100), rel=1e-4)
+    assert cfg["lr.lr_peak_epoch"] == pytest.approx(8 * epochs / 90, abs=0.01)
     assert cfg["validation.crop_ratio"] == pytest.approx(224 / 232, abs=1e-4)
+    ramp = (epochs * 0.4, epochs * 0.8)  # the middle of an epoch is where its size is right
+    middles = (cfg["resolution.start_ramp"] + 0.5, cfg["resolution.end_ramp"] + 0.5)
+    assert middles == pytest.approx(ramp, abs=0.5)
 
 
 def test_imagenette_rules_hold_for_the_plain_protocol():
