@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
     )
 
 from fast_imagenet.config import Bool, Int, Number, OffOr, OneOf, Str, read_config, to_dict
-from fast_imagenet.data.augmentation import IMAGENET, MIX_ALPHAS, POLICIES, Augment
+from fast_imagenet.data.augmentation import IMAGENET, MIX_ALPHAS, POLICIES, RESIZES, Augment
 from fast_imagenet.engine.schedules import SCHEDULES
 from fast_imagenet.engine.signals import exit_statuses, stop_at_once
 from fast_imagenet.terminal import ignore_broken_pipe
@@ -59,6 +59,7 @@ Section("data", "where images come from", SETTINGS).params(
     in_memory=Param(Bool(), "false: quasi-random order, for files beyond RAM", default=True),
     backend=Param(OneOf("ffcv", "torchvision"), "what loads and transforms", default="ffcv"),
     transforms=Param(OneOf("cpu", "gpu"), "where torchvision's transforms run", default="cpu"),
+    resize=Param(OneOf(*RESIZES), "filter; auto: area, torchvision bilinear", default="auto"),
     check_pages=Param(Bool(), "verify each page's checksum when it is first read", default=True),
     timeout=Param(Number(1), "longest wait for a batch, seconds; then the run ends", default=300.0),
 )
@@ -73,6 +74,7 @@ Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
     lr=Param(Number(0), "peak, per 256 images of the global batch", default=0.125),
     lr_schedule_type=Param(OneOf(*SCHEDULES), "shape of the schedule", default="linear"),
     lr_peak_epoch=Param(Number(0), "end of the warm-up, epochs", default=2.0),
+    warmup_start=Param(Number(0, 1), "first rate, fraction of the peak", default=1e-4),
     step_length=Param(Number(1e-3), "step: epochs between drops", default=30.0),
     step_ratio=Param(Number(0, 1), "step: factor of each drop", default=0.1),
     flat_fraction=Param(Number(0, 1), "flat_cosine: fraction before the decay", default=0.72),
@@ -89,6 +91,7 @@ Section("training", "optimization", SETTINGS).params(
     norm_weight_decay=Param(Number(0), "the same on norms and biases", default=0.0),
     label_smoothing=Param(Number(0, 1), "probability spread over all classes", default=0.1),
     loss=Param(OneOf("ce", "bce", "bce_mean"), "cross-entropy; binary: sum, mean", default="ce"),
+    bce_threshold=Param(Number(0, 1), "targets above it are 1, others 0; 0 = off", default=0.0),
     clip_grad=Param(Number(0), "largest gradient norm; 0 = off", default=0.0),
     use_blurpool=Param(Bool(), "blur before strided convolutions", default=True),
     blur_max_pool=Param(Bool(), "BlurPool: blur after max pooling too", default=False),
@@ -231,7 +234,9 @@ def build_loaders(cfg: Settings, distributed: Distributed) -> tuple[Any, Any]:
 
         common["transforms"] = cfg.data.transforms
     train, val_size = None, cfg.validation.batch_size
-    val = backend.EvalLoader(cfg.data.val_dataset, batch_size=val_size, **common)
+    val = backend.EvalLoader(
+        cfg.data.val_dataset, batch_size=val_size, resize=cfg.data.resize, **common
+    )
     if not cfg.training.eval_only:
         train = backend.TrainLoader(
             cfg.data.train_dataset,
@@ -245,10 +250,10 @@ def build_loaders(cfg: Settings, distributed: Distributed) -> tuple[Any, Any]:
 
 
 def augment_of(cfg: Settings) -> Augment:
-    """Section `augment` of the settings, as loaders and BatchTransforms take it."""
+    """Section `augment` and `data.resize`, as loaders and BatchTransforms take them."""
     values = dict(vars(cfg.augment))
     area = (values.pop("crop_min_area"), values.pop("crop_max_area"))
-    return Augment(crop_area=area, **values)
+    return Augment(crop_area=area, resize=cfg.data.resize, **values)
 
 
 # ── Model ─────────────────────────────────────────────────────────────────────────────────────────
@@ -308,7 +313,7 @@ def build_state(
         optimizer=build_optimizer(options, networks.model),
         scaler=torch.amp.GradScaler(distributed.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(networks.model),
-        loss=build_loss(options.loss, num_classes, smoothing),
+        loss=build_loss(options.loss, num_classes, smoothing, options.bce_threshold),
         prepare=BatchTransforms(augment_of(cfg), *norm, num_classes, smoothing, options.seed),
         autocast=autocast_of(dtype, distributed.device),
         lr_at_epoch=lr_schedule(cfg.lr, options.epochs, options.batch_size / 256),

@@ -100,6 +100,12 @@ def _step_problems(cfg: SimpleNamespace) -> Iterator[str]:
             f"augment.policy_magnitude={augment.policy_magnitude:g} is on a scale to 30, that of "
             f"augment.policy=rand_augment_timm ends at 10: lower it"
         )
+    if training.bce_threshold and not training.loss.startswith("bce"):
+        what = f"training.bce_threshold={training.bce_threshold:g} is of binary losses, not of"
+        yield f"{what} training.loss={training.loss}: set that to bce or bce_mean"
+    if training.bce_threshold and training.label_smoothing:
+        what = f"training.label_smoothing={training.label_smoothing:g} has no effect under"
+        yield f"{what} training.bce_threshold, which makes targets 0 or 1: set it to 0"
     if training.blur_max_pool and not training.use_blurpool:
         yield "training.blur_max_pool is a part of training.use_blurpool: switch that on too"
     if cfg.ema.every > 1 and not cfg.ema.decay:
@@ -123,6 +129,8 @@ def _choice_problems(cfg: SimpleNamespace) -> Iterator[str]:
             "data.in_memory=false needs data.backend=ffcv: with torchvision the order is fully "
             "random; leave it out, or change the backend"
         )
+    if backend == "torchvision" and cfg.data.resize == "area":
+        yield "data.resize=area needs data.backend=ffcv: torchvision has bilinear and bicubic"
     if cfg.training.eval_only and not cfg.model.checkpoint:
         yield "training.eval_only has nothing to evaluate: set model.checkpoint to a file"
 

@@ -40,6 +40,12 @@ CASES = [
         ["--training.blur_max_pool=1", "--training.use_blurpool=0"],
         "training.blur_max_pool is a part of training.use_blurpool",
     ),
+    (
+        ["--training.bce_threshold=0.2", "--training.label_smoothing=0"],
+        "bce_threshold=0.2 is of binary losses",
+    ),
+    (["--training.bce_threshold=0.2", "--training.loss=bce"], "label_smoothing=0.1 has no effect"),
+    (["--data.resize=area", "--data.backend=torchvision"], "data.resize=area needs"),
     (["--ema.every=20"], "ema.every=20 needs an EMA, and ema.decay=0"),
     (["--logging.folder=/dev/null/run"], "logging.folder=/dev/null/run cannot be made"),
     (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),
@@ -206,5 +212,5 @@ def test_warm_up_visits_every_resolution_and_leaves_no_trace():
 
 def test_every_augmentation_is_a_setting():
     settings = {key for section, key in train_imagenet.SETTINGS.entries if section == "augment"}
-    fields = {field.name for field in dataclasses.fields(Augment)} - {"crop_area"}
+    fields = {field.name for field in dataclasses.fields(Augment)} - {"crop_area", "resize"}
     assert settings == fields | {"crop_min_area", "crop_max_area"}

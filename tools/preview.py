@@ -103,8 +103,8 @@ class Column:
 class Stored:
     """Some samples of a data file, ready for the decoders of fast_imagenet.ops."""
 
-    def __init__(self, file: BetonFile, samples_b: np.ndarray) -> None:
-        self.path, self.samples_b = file.path, samples_b
+    def __init__(self, file: BetonFile, samples_b: np.ndarray, resize: str = "auto") -> None:
+        self.path, self.samples_b, self.resize = file.path, samples_b, resize
         self.originals = [file.image(index) for index in samples_b]  # refuses damaged ones
         self.heights, self.widths = file.heights[samples_b], file.widths[samples_b]
         beyond = np.zeros(64, np.uint8)  # the kernels look a little beyond the end
@@ -135,10 +135,10 @@ class Stored:
 
     def center_crop(self, size: int, ratio: float) -> np.ndarray:
         """images_bhwc as an evaluation gets them."""
-        from fast_imagenet.data.ffcv_loader import RESIZE
+        from fast_imagenet.data.ffcv_loader import resize_method
         from fast_imagenet.ops import CenterCropDecode
 
-        return self.decode(CenterCropDecode(size, ratio, method=RESIZE))
+        return self.decode(CenterCropDecode(size, ratio, method=resize_method(self.resize)))
 
 
 class Pipeline:
@@ -390,7 +390,7 @@ def make_sheet(cfg: SimpleNamespace, script: ModuleType) -> Image.Image:
     labels = file.labels[samples_b]
     names = [known[label] if known else f"class {label}" for label in labels]
     sizes = partial(resolution_at, **vars(cfg.resolution))
-    stored = Stored(file, samples_b)
+    stored = Stored(file, samples_b, cfg.data.resize)
     norm = (script.MEAN, script.STD)
     pipeline = Pipeline(stored, script.augment_of(cfg), sizes, seed, norm)
     groups = {

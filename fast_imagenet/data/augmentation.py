@@ -13,6 +13,7 @@ IMAGENET: tuple[Triple, Triple] = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # mean and std of pixels in 0..1
+RESIZES = ("auto", "area", "bilinear", "bicubic")
 MIX_ALPHAS = (0.001, 1000.0)  # from 1e-307 down and 1e308 up numpy's Beta draws are NaN or wrong
 
 
@@ -22,6 +23,8 @@ class Augment:
 
     Attributes:
         crop_area: smallest and largest fraction of the image that a crop covers, 0 < lo <= hi <= 1.
+        resize: one of RESIZES, of crops to the resolution; auto is each backend's own: area with
+            FFCV, bilinear with torchvision, which has no area.
         flip: probability of a mirror image.
         policy: one of POLICIES; 'rand_augment_lite' composes into one look-up and one resample,
             'rand_augment' is torchvision's, 'rand_augment_timm' timm's increasing variant.
@@ -36,6 +39,7 @@ class Augment:
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
+    resize: str = "auto"
     flip: float = 0.5
     policy: str = "none"
     policy_ops: int = 2

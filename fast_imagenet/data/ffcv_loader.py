@@ -55,7 +55,7 @@ from fast_imagenet.ops.crop_decode import draw_random_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 
 CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
-RESIZE = "area"  # as FFCV's own decoders, which the recipe's numbers were reached with
+OWN_RESIZE = "area"  # FFCV's, which its recipe's numbers were reached with
 PAGES_IN_MEMORY = 128  # with 8 MiB pages: 1 GiB of the file is shuffled at a time
 
 
@@ -74,14 +74,20 @@ def thread_count(asked: int) -> int:
     return asked or usable
 
 
+def resize_method(resize: str) -> str:
+    """One of RESIZES as the decoders take it."""
+    return OWN_RESIZE if resize == "auto" else resize
+
+
 def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     """What happens to a training image between the file and its uint8 batch, in this order.
 
     The list itself is STAGES in data/augmentation.py; erasing and mixing come after normalization,
     on the device: data/device_transforms.py.
     """
+    method = resize_method(augment.resize)
     crop = ops.CropDecode(
-        resolution, augment.crop_area, flip=augment.flip, seed=seed, method=RESIZE
+        resolution, augment.crop_area, flip=augment.flip, seed=seed, method=method
     )
     return [crop, *(stage.operation(ops, augment, seed) for stage in stages_of(augment))]
 
@@ -160,6 +166,7 @@ class EvalLoader(DatasetLoader):
     Args:
         path: .beton file; beton/fields.py says which of its fields are read.
         batch_size: images per batch and rank; the last batch may be smaller.
+        resize: one of RESIZES in augmentation.py.
         rank, world_size, num_workers, device, in_memory, check_pages: as TrainLoader.
     """
 
@@ -174,10 +181,11 @@ class EvalLoader(DatasetLoader):
         device: torch.device | str = "cpu",
         in_memory: bool = True,
         check_pages: bool = True,
+        resize: str = "auto",
     ) -> None:
         file = BetonFile(path)
         super().__init__(file)
-        self._decoder = ops.CenterCropDecode(224, 1.0, method=RESIZE)
+        self._decoder = ops.CenterCropDecode(224, 1.0, method=resize_method(resize))
         self._decoder.before_batch = page_checks(file, check_pages)
         self._mine = np.arange(rank, self.num_samples, world_size)
         self._loader = Loader(

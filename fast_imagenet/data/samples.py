@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
 from fast_imagenet.beton.reader import BetonFile
@@ -29,6 +29,8 @@ from fast_imagenet.sources.decode import decode_rgb
 from fast_imagenet.terminal import readable
 
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
+INTERPOLATION = {"auto": InterpolationMode.BILINEAR, "bilinear": InterpolationMode.BILINEAR}
+INTERPOLATION["bicubic"] = InterpolationMode.BICUBIC
 Key = tuple[int, int, int | float]  # of a sample: index, resolution, epoch or crop ratio
 
 
@@ -106,10 +108,12 @@ def center_crop(height: int, width: int, index: int, crop_ratio: int | float) ->
 # ==== Cut it out: apply ===========================================================================
 
 
-def crop_and_resize(image_chw: torch.Tensor, box: CropBox, resolution: int) -> torch.Tensor:
-    """A part of uint8 image_chw, on any device, antialiased bilinear: uint8 (r, r, 3)."""
-    size = [resolution, resolution]
-    out_chw = functional.resized_crop(image_chw, *box[:4], size=size, antialias=True)
+def crop_and_resize(
+    image_chw: torch.Tensor, box: CropBox, resolution: int, resize: str = "auto"
+) -> torch.Tensor:
+    """A part of uint8 image_chw, on any device, antialiased: uint8 (r, r, 3)."""
+    size, kind = [resolution, resolution], INTERPOLATION[resize]
+    out_chw = functional.resized_crop(image_chw, *box[:4], size, kind, antialias=True)
     if box.flip:
         out_chw = functional.horizontal_flip(out_chw)
     return out_chw.permute(1, 2, 0).contiguous()
@@ -125,6 +129,9 @@ class SampleDataset(Dataset):
             box, key), for `finish_on_device`.
         augment: what happens to an image of the right size, with (epoch, index); None: nothing.
         check_pages: called with the index of a sample before it is read; None: nothing is checked.
+        resize: one of RESIZES in augmentation.py but area.
+    Raises:
+        ValueError: torchvision does not have the resize.
     """
 
     def __init__(
@@ -134,7 +141,13 @@ class SampleDataset(Dataset):
         finish: bool,
         augment: KeyedTransforms | None = None,
         check_pages: Callable[[np.ndarray], None] | None = None,
+        resize: str = "auto",
     ) -> None:
+        if resize not in INTERPOLATION:
+            raise ValueError(
+                f"data.resize={resize}, but data.backend=torchvision has {', '.join(INTERPOLATION)}"
+            )
+        self.resize = resize
         self.source, self.crop, self.finish, self.augment = source, crop, finish, augment
         self.check_pages = check_pages
 
@@ -159,7 +172,7 @@ class SampleDataset(Dataset):
     def finished(self, image_chw: torch.Tensor, box: CropBox, key: Key) -> torch.Tensor:
         """A decoded image, on any device, as the network gets it: uint8 (r, r, 3)."""
         index, resolution, argument = key
-        image_hwc = crop_and_resize(image_chw, box, resolution)
+        image_hwc = crop_and_resize(image_chw, box, resolution, self.resize)
         return self.augment(image_hwc, int(argument), index) if self.augment else image_hwc
 
     def _unfinished(

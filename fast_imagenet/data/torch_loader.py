@@ -74,6 +74,7 @@ class TorchTrainLoader(BaseTrainLoader):
             finish=transforms == "cpu",
             augment=KeyedTransforms(augment, seed, transforms),
             check_pages=page_checks(source, check_pages),
+            resize=augment.resize,
         )
         self._loader = PersistentLoader(dataset, num_workers, device)
 
@@ -100,6 +101,7 @@ class TorchEvalLoader(DatasetLoader):
         path: .beton file; or folder val/ of an image folder, or the folder that has val/ in it.
         batch_size: images per batch and rank; the last batch may be smaller.
         rank, world_size, num_workers, device, transforms, check_pages: as TorchTrainLoader.
+        resize: as SampleDataset.
 
     Raises: as TorchTrainLoader.
     """
@@ -115,6 +117,7 @@ class TorchEvalLoader(DatasetLoader):
         device: torch.device | str = "cpu",
         transforms: str = "cpu",
         check_pages: bool = True,
+        resize: str = "auto",
     ) -> None:
         device = torch.device(device)
         check_transforms(transforms, device)
@@ -122,8 +125,8 @@ class TorchEvalLoader(DatasetLoader):
         super().__init__(source)
         mine = np.arange(rank, self.num_samples, world_size)
         self._batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        check = page_checks(source, check_pages)
-        dataset = SampleDataset(source, center_crop, transforms == "cpu", check_pages=check)
+        options: dict = dict(check_pages=page_checks(source, check_pages), resize=resize)
+        dataset = SampleDataset(source, center_crop, transforms == "cpu", **options)
         self._loader = PersistentLoader(dataset, num_workers, device)
 
     def batches(self, resolution: int, crop_ratio: float) -> Iterator:

@@ -26,16 +26,18 @@ class Course:
         peak_lr: highest learning rate, already scaled by the batch.
         peak_epoch: end of the warm-up, 0 <= peak_epoch < epochs.
         final_lr: rate at the end.
+        start: rate at the start of the warm-up, as a fraction of the peak.
     """
 
     epochs: float
     peak_lr: float
     peak_epoch: float = 0.0
     final_lr: float = 0.0
+    start: float = 1e-4
 
     def warm_up(self, epoch: float) -> float:
-        """Rate before peak_epoch: a line from 1e-4 of the peak."""
-        return self.peak_lr * (1e-4 + (1 - 1e-4) * epoch / self.peak_epoch)
+        """Rate before peak_epoch, on a line."""
+        return self.peak_lr * (self.start + (1 - self.start) * epoch / self.peak_epoch)
 
     def fraction(self, epoch: float, start: float) -> float:
         """How much of the way from `start` to the end of the run is behind, 0 to 1."""
@@ -111,7 +113,7 @@ def make_schedule(kind: str, course: Course, options: dict[str, Any]) -> Callabl
 
 def lr_schedule(lr: SimpleNamespace, epochs: float, scale: float) -> Callable[[float], float]:
     """The schedule of section lr of the settings, for a batch of 256 * `scale` images."""
-    course = Course(epochs, lr.lr * scale, lr.lr_peak_epoch, lr.min_lr * scale)
+    course = Course(epochs, lr.lr * scale, lr.lr_peak_epoch, lr.min_lr * scale, lr.warmup_start)
     return make_schedule(lr.lr_schedule_type, course, vars(lr))
 
 

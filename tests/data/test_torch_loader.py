@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from fast_imagenet.data.sampler import epoch_order
 from fast_imagenet.data.samples import (
     CropBox,
     RandomCrop,
+    SampleDataset,
     SampleError,
     center_crop,
     crop_and_resize,
@@ -33,6 +35,7 @@ from fast_imagenet.data.torch_loader import TorchEvalLoader, TorchTrainLoader
 from fast_imagenet.sources import SourceError, open_source
 from tests import simulated_streams
 from tests.conftest import ROOT
+from tests.reference import crop_resize
 
 CLASSES = ["n00000001", "n00000002", "n00000003"]
 TRAIN, VAL = 24, 11
@@ -609,3 +612,27 @@ print(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("SigB
     blocked, own = (int(word, 16) for word in done.stdout.split())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         assert blocked >> (number - 1) & 1 and not own >> (number - 1) & 1, number
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_resize_is_that_of_pillow_in_training_and_evaluation(root, resize):
+    """On both backends, within two levels; at 72 px FFCV's decoder reads at full size."""
+    from fast_imagenet.data.ffcv_loader import EvalLoader
+
+    file = BetonFile(root / "val.beton")
+    side = [min(file.heights[i], file.widths[i]) for i in range(2)]
+    for make in (TorchEvalLoader, partial(EvalLoader, num_workers=1)):
+        path = str(root / "val.beton")
+        images_bhwc, _ = next(iter(make(path, batch_size=2, resize=resize).batches(72, 1.0)))
+        for index, image_hwc in enumerate(images_bhwc.numpy()):
+            top, left = ((n - side[index]) // 2 for n in (file.heights[index], file.widths[index]))
+            crop = (top, left, side[index], side[index], False)
+            expected = crop_resize(file.image(index), crop, (72, 72), resize)
+            assert np.abs(image_hwc.astype(int) - expected).max() <= 2
+    box = CropBox(3, 5, 31, 29, False)
+    dataset = SampleDataset(file, lambda *_: box, True, resize=resize)
+    found = dataset[0, 24, 0][0].numpy().astype(int)
+    expected = crop_resize(file.image(0), box, (24, 24), resize)
+    assert np.abs(found - expected).max() <= 1
+    with pytest.raises(ValueError, match="data.resize=area, but data.backend=torchvision has"):
+        TorchEvalLoader(root, batch_size=2, resize="area")

@@ -1,10 +1,20 @@
 """Optimizers by name, and what decays."""
 
+import copy
+from functools import partial
+
+import numpy as np
 import pytest
+import torch
+from timm.loss import BinaryCrossEntropy
+from timm.optim import create_optimizer_v2
+from torch import nn
 
 import train_imagenet
 from fast_imagenet.config import read_config
+from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.optimizers import build_optimizer, decay_groups
+from fast_imagenet.engine.train_state import Networks
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import create_model
 
@@ -50,3 +60,32 @@ def test_unknown_optimizer_is_named():
     cfg = train_imagenet_settings("--training.optimizer=sgdd")
     with pytest.raises(ValueError, match="training.optimizer=sgdd"):
         build_optimizer(cfg.training, create_model("resnet18", 10))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, partial(nn.BatchNorm2d, 8)])
+def test_lamb_by_micro_batches_is_that_of_timm_on_one_batch(norm):
+    """The settings of ResNet Strikes Back; batch norm sees one micro-batch at a time."""
+    flags = ["--training.optimizer=lamb", "--training.loss=bce_mean"]
+    flags += ["--training.weight_decay=0.02", "--training.label_smoothing=0", "--lr.lr=0.16"]
+    flags += ["--training.bce_threshold=0.2", "--training.batch_size=8"]
+    flags += ["--training.micro_batch_size=4", "--lr.lr_peak_epoch=0", "--lr.step_length=99"]
+    cfg = train_imagenet_settings(*flags, "--lr.lr_schedule_type=step", "--augment.mixup=0.1")
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 8, 3), norm(), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    timms = copy.deepcopy(ours)
+    optimizer = create_optimizer_v2(timms, opt="lamb", lr=0.16 * 8 / 256, weight_decay=0.02)
+    one = Distributed(0, 1, 1, torch.device("cpu"))
+    state = train_imagenet.build_state(cfg, Networks(ours, ours, ours), 5, 100, one)
+    loss = BinaryCrossEntropy(0.0, 0.2)
+    for step in range(4):
+        images, labels = torch.randint(256, (8, 8, 8, 3), dtype=torch.uint8), torch.arange(8) % 5
+        train_imagenet.train_step(state, (images, labels, np.arange(8)), step)
+        images_bchw, targets = state.prepare(images, labels, np.arange(8), 0, step)
+        parts = [images_bchw] if norm is nn.Identity else images_bchw.split(4)
+        optimizer.zero_grad()
+        loss(torch.cat([timms(part) for part in parts]), targets).backward()
+        optimizer.step()
+    for found, expected in zip(
+        ours.state_dict().values(), timms.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

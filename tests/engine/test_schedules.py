@@ -3,16 +3,19 @@
 import math
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import train_imagenet
 from fast_imagenet.engine.schedules import (
     SCHEDULES,
     Course,
     ema_decay_at,
     is_evaluated,
+    lr_schedule,
     make_schedule,
     resolution_at,
 )
@@ -117,6 +120,14 @@ def test_onecycle_equals_torch():
         optimizer.step()
         if step < steps - 1:
             scheduler.step()
+
+
+def test_warm_up_starts_where_it_is_set():
+    """timm's LinearLR from 1e-4 to 5e-3 at batch 2048 in five epochs."""
+    lr = train_imagenet.defaults()["lr"] | {"lr_schedule_type": "cosine", "lr_peak_epoch": 5.0}
+    lr |= {"lr": 5e-3 / 8, "min_lr": 1e-6 / 8, "warmup_start": 1e-4 / 5e-3}
+    rate = lr_schedule(SimpleNamespace(**lr), epochs=300, scale=8)
+    assert [rate(e) for e in (0, 2.5, 5, 300)] == pytest.approx([1e-4, 2.55e-3, 5e-3, 1e-6])
 
 
 RESOLUTION_CASES = [
