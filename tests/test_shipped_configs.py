@@ -67,8 +67,8 @@ def header(path: Path) -> str:
 
 
 def test_all_of_them_are_here():
-    assert len(SHIPPED) == 29
-    assert len(set(NAMES)) == 29, "a bare name would be found twice"
+    assert len(SHIPPED) == 30
+    assert len(set(NAMES)) == 30, "a bare name would be found twice"
 
 
 def test_no_yaml_of_a_run_lies_elsewhere():
@@ -202,6 +202,21 @@ def test_mild_is_the_arithmetic_of_its_source(epochs):
     ramp = (epochs * 0.4, epochs * 0.8)  # the middle of an epoch is where its size is right
     middles = (cfg["resolution.start_ramp"] + 0.5, cfg["resolution.end_ramp"] + 0.5)
     assert middles == pytest.approx(ramp, abs=0.5)
+
+
+PUBLISHED = {  # config: batch, rate of the batch, at the start, weight decay, repeats
+    "rn50_100_epochs_rsb_a3": (2048, 8e-3, 1e-4, 0.02, 1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_are_the_arithmetic_of_their_sources(name):
+    cfg = read(ROOT / "rn50_configs" / f"{name}.yaml")
+    batch, rate, start, decay, _repeats = PUBLISHED[name]
+    assert (cfg["training.batch_size"], cfg["training.weight_decay"]) == (batch, decay)
+    assert cfg["lr.lr"] * batch / 256 == pytest.approx(rate)
+    assert cfg["lr.warmup_start"] * rate == pytest.approx(start)
+    assert cfg["training.norm_weight_decay"] == 0 and not cfg["training.use_blurpool"]
 
 
 def test_imagenette_rules_hold_for_the_plain_protocol():
