@@ -9,7 +9,7 @@ of augmentations), fast_imagenet/engine/schedules.py (shape of a schedule) or `t
 What the recipes reach is in README.md, one row per config.
 
 Arrays: images_bhwc uint8 as loaded; images_bchw float, normalized, channels last; labels_b int64;
-samples_b int64, the indices of the samples in the file, which key all random draws.
+samples_b int64, what keys the draws of samples: their places in the file (and copies: rng.py).
 """
 
 import sys
@@ -107,6 +107,8 @@ Section("augment", "random changes to training images", SETTINGS).params(
     crop_min_area=Param(Number(0.001, 1), "smallest crop, fraction of the area", default=0.08),
     crop_max_area=Param(Number(0.001, 1), "largest crop, fraction of the area", default=1.0),
     flip=Param(Number(0, 1), "probability of a horizontal flip", default=0.5),
+    flip_mode=Param(OneOf("random", "alternating"), "or every second epoch", default="random"),
+    repeats=Param(Int(1, 100), "copies of an image in an epoch, which is as long", default=1),
     policy=Param(OneOf(*POLICIES), "random operations; lite: the fast ones", default="none"),
     policy_ops=Param(Int(1, 14), "rand_augment: operations per image", default=2),
     policy_magnitude=Param(Number(0, 30), "their strength, 0 to 30; timm: 0 to 10", default=9.0),

@@ -100,6 +100,9 @@ def _step_problems(cfg: SimpleNamespace) -> Iterator[str]:
             f"augment.policy_magnitude={augment.policy_magnitude:g} is on a scale to 30, that of "
             f"augment.policy=rand_augment_timm ends at 10: lower it"
         )
+    if augment.flip_mode == "alternating" and augment.flip != 0.5:
+        what = f"augment.flip={augment.flip:g}, but augment.flip_mode=alternating mirrors half of"
+        yield f"{what} the images: set augment.flip to 0.5"
     if training.bce_threshold and not training.loss.startswith("bce"):
         what = f"training.bce_threshold={training.bce_threshold:g} is of binary losses, not of"
         yield f"{what} training.loss={training.loss}: set that to bce or bce_mean"

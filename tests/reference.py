@@ -46,6 +46,23 @@ def top_k_hits(logits_bk, labels_b, k: int) -> list[bool]:
     ]
 
 
+# ==== Order and flips =============================================================================
+
+
+def repeated_augmentation(order, repeats, ranks, batch):
+    """DeiT's RASampler: for each step, what each rank gets."""
+    copies = [sample for sample in order for _ in range(repeats)]
+    selected, each = len(order) // 256 * 256 // ranks, batch // ranks
+    mine = [copies[rank::ranks][:selected] for rank in range(ranks)]
+    return [[rank[s * each : (s + 1) * each] for rank in mine] for s in range(selected // each)]
+
+
+def alternating_flip(seed, epoch, sample, copy=0):
+    """A coin in the first epoch, then the other side every time; copies count as epochs."""
+    coin = (hash_key(seed, 0, sample, 2, 0) >> 11) / 2**53 < 0.5
+    return coin != ((epoch + copy) % 2 == 1)
+
+
 # ==== Crop, decode, resize ========================================================================
 
 

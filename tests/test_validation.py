@@ -46,6 +46,7 @@ CASES = [
     ),
     (["--training.bce_threshold=0.2", "--training.loss=bce"], "label_smoothing=0.1 has no effect"),
     (["--data.resize=area", "--data.backend=torchvision"], "data.resize=area needs"),
+    (["--augment.flip_mode=alternating", "--augment.flip=0.3"], "augment.flip=0.3, but"),
     (["--ema.every=20"], "ema.every=20 needs an EMA, and ema.decay=0"),
     (["--logging.folder=/dev/null/run"], "logging.folder=/dev/null/run cannot be made"),
     (["--model.checkpoint=nowhere.pt"], "model.checkpoint=nowhere.pt is not a file"),

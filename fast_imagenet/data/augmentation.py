@@ -26,6 +26,8 @@ class Augment:
         resize: one of RESIZES, of crops to the resolution; auto is each backend's own: area with
             FFCV, bilinear with torchvision, which has no area.
         flip: probability of a mirror image.
+        flip_mode: 'random', or 'alternating': an image is mirrored in every second epoch.
+        repeats: how often an epoch has each image that it has (repeated augmentation), >= 1.
         policy: one of POLICIES; 'rand_augment_lite' composes into one look-up and one resample,
             'rand_augment' is torchvision's, 'rand_augment_timm' timm's increasing variant.
         policy_ops, policy_magnitude, policy_mstd: operations per image, their strength (of 30;
@@ -41,6 +43,8 @@ class Augment:
     crop_area: tuple[float, float] = (0.08, 1.0)
     resize: str = "auto"
     flip: float = 0.5
+    flip_mode: str = "random"
+    repeats: int = 1
     policy: str = "none"
     policy_ops: int = 2
     policy_magnitude: float = 9.0
@@ -110,6 +114,11 @@ POLICIES: dict[str, Policy | None] = {
         lambda ops, a, seed: ops.TrivialAugmentWide(seed=seed),
         lambda twins, a, where: twins.v2.TrivialAugmentWide(),
     ),
+    "trivial_augment_bilinear": Policy(
+        "TrivialAugmentWide, bilinear",
+        lambda ops, a, seed: ops.TrivialAugmentWide(bilinear=True, seed=seed),
+        lambda twins, a, where: twins.trivial_augment_bilinear(),
+    ),
     "auto_augment": Policy(
         "AutoAugment",
         lambda ops, a, seed: ops.AutoAugment(seed=seed),
@@ -173,7 +182,9 @@ def jitter(augment: Augment) -> dict[str, float]:
 def crop_caption(a: Augment) -> tuple[str, str]:
     """(title, detail) of the crop and flip, which every image has."""
     low, high = a.crop_area
-    return "Crop and flip", f"{low:.3g} to {high:.3g} of the area, flip {a.flip:.0%}"
+    flip = f"{a.flip:.0%}" if a.flip_mode == "random" else a.flip_mode
+    copies = f", {a.repeats} times per epoch" if a.repeats > 1 else ""
+    return "Crop and flip", f"{low:.3g} to {high:.3g} of the area, flip {flip}{copies}"
 
 
 def _policy_caption(a: Augment) -> tuple[str, str]:

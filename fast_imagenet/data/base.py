@@ -10,7 +10,7 @@ import numpy as np
 from fast_imagenet.beton.checksums import class_digest
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.verify import PageChecks
-from fast_imagenet.data.sampler import epoch_order, rank_batches
+from fast_imagenet.data.sampler import epoch_order, rank_batches, repeated_order
 from fast_imagenet.sources import Source
 
 
@@ -55,6 +55,7 @@ class BaseTrainLoader(DatasetLoader):
         global_batch: images per optimizer step over all ranks; must divide by `world_size`.
         seed: of the order, >= 0.
         rank, world_size: which slice of every global batch this process gets.
+        repeats: how often an epoch has each sample that it has, >= 1; one epoch is as long.
     Raises:
         ValueError: fewer images than one batch, or the batch does not divide.
     """
@@ -67,8 +68,10 @@ class BaseTrainLoader(DatasetLoader):
         seed: int,
         rank: int,
         world_size: int,
+        repeats: int = 1,
     ) -> None:
         super().__init__(source)
+        self._repeats = repeats
         self._seed, self._slice = seed, (global_batch, rank, world_size)
         if rank_batches(np.arange(self.num_samples), *self._slice).size == 0:
             raise ValueError(
@@ -81,7 +84,8 @@ class BaseTrainLoader(DatasetLoader):
         return self.num_samples // self._slice[0]
 
     def epoch(self, epoch: int, resolution: int, start_step: int = 0) -> Iterator:
-        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b).
+        """Batches of one epoch: (images_bhwc uint8 [b, r, r, 3], labels_b int64 [b], samples_b),
+        the keys of the samples, int64 [b] (rng.py): their places in the file unless repeated.
 
         Args:
             epoch: chooses order and draws together with the seed, >= 0.
@@ -95,8 +99,11 @@ class BaseTrainLoader(DatasetLoader):
         return epoch_order(self.num_samples, self._seed, epoch)
 
     def step_samples(self, epoch: int, start_step: int) -> np.ndarray:
-        """The samples of this rank in each step from `start_step` on, int64 [steps, b]."""
-        return rank_batches(self.order(epoch), *self._slice)[start_step:]
+        """Keys of this rank's samples in each step from `start_step` on, int64 [steps, b]."""
+        order = self.order(epoch)
+        if self._repeats > 1:
+            order = repeated_order(order, self._repeats, self._slice[0])
+        return rank_batches(order, *self._slice)[start_step:]
 
 
 def page_checks(source: BetonFile | Source, wanted: bool) -> Callable[[np.ndarray], None] | None:

@@ -15,8 +15,8 @@ What FFCV 1.0.2 does otherwise, and what is done about it here:
 - its Loader takes 3 us and 550 bytes of memory for every sample: `Loader` and pages.py take none;
 - numba's `workqueue` threads abort when two loaders run side by side: the layer is set to OpenMP.
 
-Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the places in the
-file.
+Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b int64 numpy, the keys of the
+samples (rng.py).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from fast_imagenet.data.sampler import paged_epoch_order  # noqa: E402
 from fast_imagenet.machine import worker_count  # noqa: E402
 from fast_imagenet.ops.crop_decode import draw_random_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
+from fast_imagenet.rng import index_of  # noqa: E402
 
 CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
 OWN_RESIZE = "area"  # FFCV's, which its recipe's numbers were reached with
@@ -86,9 +87,8 @@ def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     on the device: data/device_transforms.py.
     """
     method = resize_method(augment.resize)
-    crop = ops.CropDecode(
-        resolution, augment.crop_area, flip=augment.flip, seed=seed, method=method
-    )
+    flip: dict[str, Any] = dict(flip=augment.flip, flip_mode=augment.flip_mode)
+    crop = ops.CropDecode(resolution, augment.crop_area, **flip, seed=seed, method=method)
     return [crop, *(stage.operation(ops, augment, seed) for stage in stages_of(augment))]
 
 
@@ -127,7 +127,7 @@ class TrainLoader(BaseTrainLoader):
         augment: Augment = CROP_AND_FLIP,
     ) -> None:
         file = BetonFile(path)
-        super().__init__(file, path, global_batch, seed, rank, world_size)
+        super().__init__(file, path, global_batch, seed, rank, world_size, augment.repeats)
         self._pages = None
         if not in_memory:
             self._pages = (file.offsets // file.page_size).astype(np.int32)
@@ -215,7 +215,7 @@ class _LabelDecoder(IntDecoder):
     def generate_code(self) -> Callable:
         def decode(samples: np.ndarray, labels_b1: np.ndarray, labels: np.ndarray, _: Any) -> Any:
             labels_b1 = labels_b1[: len(samples)]
-            labels_b1[:, 0] = labels[samples]
+            labels_b1[:, 0] = labels[index_of(samples)]
             return labels_b1
 
         decode.precompiled = True  # type: ignore[attr-defined]

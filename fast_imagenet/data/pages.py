@@ -23,6 +23,7 @@ import numpy as np
 
 from fast_imagenet.beton.format import REMEDY
 from fast_imagenet.beton.reader import BetonError, BetonFile
+from fast_imagenet.rng import index_of
 
 READERS = 12  # threads: FFCV's number
 AHEAD = 16  # batches: the first of a window ask for nearly all of its pages, see sampler.py
@@ -92,7 +93,7 @@ class _ReadAhead(WholeFile):
 
     def start_batch(self, number: int) -> None:
         while self._asked < min(number + AHEAD + 1, len(self._batches)):
-            samples = self._batches[self._asked]
+            samples = index_of(self._batches[self._asked])
             pages = np.unique(self._file.offsets[samples] // self._file.page_size)
             new = pages[self._last[pages] < 0]
             self._last[pages] = self._asked

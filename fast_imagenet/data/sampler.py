@@ -8,6 +8,8 @@ NumPy only.
 
 import numpy as np
 
+from fast_imagenet.rng import COPY
+
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0 .. n-1 that depends on nothing but its three arguments.
@@ -44,6 +46,23 @@ def _stable_argsort(bits: np.ndarray) -> np.ndarray:
         tied = order[among]
         order[among] = tied[np.lexsort((tied, bits[tied]))]
     return order
+
+
+def repeated_order(order: np.ndarray, repeats: int, global_batch: int) -> np.ndarray:
+    """Repeated augmentation: the first samples of an order, each several times, as many in all.
+
+    A batch holds the copies of its samples one after the other, the first of all, then the second
+    of all: copies of one image meet in no pair of Mixup, nor in a forward pass of at most
+    global_batch // repeats images.
+
+    Args: order: int64 [n]. repeats: copies of each sample, >= 1. global_batch: as `rank_batches`.
+    Returns: int64 [n], keys of samples (rng.py).
+    Source: references/classification/sampler.py of pytorch/vision and RepeatAugSampler of timm; the
+        same copies in each batch, which there are spread over the ranks.
+    """
+    place = np.arange(len(order))
+    keys = order[place // repeats] + COPY * (place % repeats)
+    return keys[np.lexsort((place % repeats, place // global_batch))]
 
 
 def rank_batches(order: np.ndarray, global_batch: int, rank: int, world_size: int) -> np.ndarray:

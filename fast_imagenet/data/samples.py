@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional
 
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.data.torch_augmentation import KeyedTransforms, keyed_generator
+from fast_imagenet.rng import alternating_flips, index_of
 from fast_imagenet.sources import Source, open_source
 from fast_imagenet.sources.decode import decode_rgb
 from fast_imagenet.terminal import readable
@@ -31,7 +32,7 @@ from fast_imagenet.terminal import readable
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of the random crop, width to height, as in torchvision
 INTERPOLATION = {"auto": InterpolationMode.BILINEAR, "bilinear": InterpolationMode.BILINEAR}
 INTERPOLATION["bicubic"] = InterpolationMode.BICUBIC
-Key = tuple[int, int, int | float]  # of a sample: index, resolution, epoch or crop ratio
+Key = tuple[int, int, int | float]  # of a sample: its key (rng.py), resolution, epoch or crop ratio
 
 
 class SampleError(ValueError):
@@ -80,18 +81,22 @@ class RandomCrop:
         seed: of the run.
         crop_area: smallest and largest fraction of the image.
         flip: probability.
+        flip_mode: 'random' or 'alternating', see rng.py.
     """
 
     seed: int
     crop_area: tuple[float, float]
     flip: float
+    flip_mode: str = "random"
 
-    def __call__(self, height: int, width: int, index: int, epoch: int | float) -> CropBox:
-        """The box of sample `index` in `epoch`: nothing else changes it."""
+    def __call__(self, height: int, width: int, key: int, epoch: int | float) -> CropBox:
+        """The box of a sample, by its key, in `epoch`: nothing else changes it."""
         shape = torch.empty((3, height, width), device="meta")
-        with keyed_generator([self.seed, int(epoch), index]):
+        with keyed_generator([self.seed, int(epoch), key]):
             box = RandomResizedCrop.get_params(shape, list(self.crop_area), list(ASPECT_RATIO))
             flip = torch.rand(1).item() < self.flip
+        if self.flip_mode == "alternating":
+            flip = bool(alternating_flips(self.seed, int(epoch), np.array([key]))[0])
         top, left, box_height, box_width = box
         return CropBox(top, left, box_height, box_width, flip)
 
@@ -120,7 +125,7 @@ def crop_and_resize(
 
 
 class SampleDataset(Dataset):
-    """Samples by key (index, resolution, argument of the crop).
+    """Samples by (key of their draws, resolution, argument of the crop).
 
     Args:
         source: of encoded images or pixels.
@@ -156,35 +161,35 @@ class SampleDataset(Dataset):
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor | tuple, int]:
         """One sample and its label; whatever goes wrong is reported with the sample's name."""
-        index, _, argument = key
+        index, argument = index_of(key[0]), key[2]
         try:
             if self.check_pages:
                 self.check_pages(np.array([index]))
             stored, label = self.source.read(index), int(self.source.labels[index])
             if not self.finish:
-                return (*self._unfinished(stored, index, argument), key), label
+                return (*self._unfinished(stored, key[0], argument), key), label
             image_chw = to_chw(stored)
-            box = self.crop(image_chw.shape[1], image_chw.shape[2], index, argument)
+            box = self.crop(image_chw.shape[1], image_chw.shape[2], key[0], argument)
             return self.finished(image_chw, box, key), label
         except Exception as error:
             raise SampleError(describe(self.source, index, error)) from error
 
     def finished(self, image_chw: torch.Tensor, box: CropBox, key: Key) -> torch.Tensor:
         """A decoded image, on any device, as the network gets it: uint8 (r, r, 3)."""
-        index, resolution, argument = key
+        drawn_by, resolution, argument = key
         image_hwc = crop_and_resize(image_chw, box, resolution, self.resize)
-        return self.augment(image_hwc, int(argument), index) if self.augment else image_hwc
+        return self.augment(image_hwc, int(argument), drawn_by) if self.augment else image_hwc
 
     def _unfinished(
-        self, stored: bytes | np.ndarray, index: int, argument: int | float
+        self, stored: bytes | np.ndarray, key: int, argument: int | float
     ) -> tuple[torch.Tensor, CropBox]:
         size = plain_jpeg_size(stored)
         if size is None:  # the device decodes JPEG only: the rare rest is decoded here
             rgb_hwc = to_hwc(stored)
             height, width = rgb_hwc.shape[:2]
-            return torch.tensor(rgb_hwc), self.crop(height, width, index, argument)
+            return torch.tensor(rgb_hwc), self.crop(height, width, key, argument)
         data = torch.tensor(np.frombuffer(stored, np.uint8))
-        return data, self.crop(size[0], size[1], index, argument)
+        return data, self.crop(size[0], size[1], key, argument)
 
 
 def describe(source: BetonFile | Source, index: int, error: Exception) -> str:
@@ -236,7 +241,7 @@ def finish_on_device(
             try:
                 image_chw = to_chw(data.numpy().tobytes()).to(device)
             except Exception as error:
-                raise SampleError(describe(dataset.source, key[0], error)) from error
+                raise SampleError(describe(dataset.source, index_of(key[0]), error)) from error
         finished.append(dataset.finished(image_chw, box, key))
     return torch.stack(finished)
 

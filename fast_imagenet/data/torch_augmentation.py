@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from fast_imagenet.data.augmentation import Augment, stages_of
 
@@ -82,6 +82,11 @@ def blur() -> v2.GaussianBlur:
 def three_augment() -> v2.RandomChoice:
     """The policy three_augment."""
     return v2.RandomChoice([v2.Grayscale(3), v2.RandomSolarize(128, 1.0), blur()])
+
+
+def trivial_augment_bilinear() -> v2.TrivialAugmentWide:
+    """The policy of that name."""
+    return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
 
 
 class RandAugment(v2.RandAugment):

@@ -10,8 +10,8 @@ and after a resume.
 
 What happens to one sample is samples.py, to the workers workers.py.
 
-Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b numpy int64, index of each image
-in the file.
+Arrays: images_bhwc uint8 in 0..255, RGB; labels_b int64; samples_b numpy int64, the keys of the
+samples (rng.py).
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class TorchTrainLoader(BaseTrainLoader):
         device = torch.device(device)
         check_transforms(transforms, device)
         source = open_dataset(path, "train")
-        super().__init__(source, path, global_batch, seed, rank, world_size)
+        super().__init__(source, path, global_batch, seed, rank, world_size, augment.repeats)
         dataset = SampleDataset(
             source,
-            RandomCrop(seed, augment.crop_area, augment.flip),
+            RandomCrop(seed, augment.crop_area, augment.flip, augment.flip_mode),
             finish=transforms == "cpu",
             augment=KeyedTransforms(augment, seed, transforms),
             check_pages=page_checks(source, check_pages),

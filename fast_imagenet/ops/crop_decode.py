@@ -200,13 +200,14 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable:
         def decode(batch_indices, images_bhwc, metadata, storage_state):
+            keys = np.asarray(batch_indices, np.int64)
+            indices = rng.index_of(keys)
             if self.before_batch is not None:
-                self.before_batch(batch_indices)
-            samples = locate_samples(batch_indices, metadata, storage_state)
-            images_bhwc = images_bhwc[: len(batch_indices)]
-            indices = np.asarray(batch_indices, np.int64)
-            crops = self.draw(indices, samples[:, 3], samples[:, 4], images_bhwc.shape[1:3])
-            changes = [operation.prepare(images_bhwc, indices) for operation in self.then]
+                self.before_batch(indices)
+            samples = locate_samples(indices, metadata, storage_state)
+            images_bhwc = images_bhwc[: len(keys)]
+            crops = self.draw(keys, samples[:, 3], samples[:, 4], images_bhwc.shape[1:3])
+            changes = [operation.prepare(images_bhwc, keys) for operation in self.then]
             status = self.apply(samples, crops, images_bhwc, changes)
             if status.any():
                 self._report(indices, status, storage_state[0])
@@ -296,6 +297,8 @@ class CropDecode(_CropOperation):
         scale: (low, high) fraction of the image's area, 0 < low <= high <= 1.
         ratio: (low, high) width / height of the box.
         flip: probability of a mirror image.
+        flip_mode: 'random', or 'alternating': half of the images in the first epoch, the others in
+            the second, and so on; flip is 0.5 then.
         seed: of this run; with the epoch and the sample index it decides every draw.
         method: 'bilinear' (antialiased, Pillow's within 1 level), 'bicubic' or 'area' (FFCV's).
         reduced_decode: decode at 1/4 or 1/8 (files without markers: at 1/2 too) where the crop is
@@ -317,6 +320,7 @@ class CropDecode(_CropOperation):
         ratio: tuple[float, float] = (0.75, 4 / 3),
         *,
         flip: float = 0.5,
+        flip_mode: str = "random",
         seed: int = 0,
         method: str = "bilinear",
         reduced_decode: bool = True,
@@ -330,15 +334,22 @@ class CropDecode(_CropOperation):
             raise ValueError(f"ratio is {ratio}; give 0 < low <= high")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
         self.flip, self.seed = check_probability(flip, "flip"), whole_seed(seed)
+        self.flip_mode = flip_mode
+        if flip_mode != "random" and (flip_mode, flip) != ("alternating", 0.5):
+            what = f"flip_mode is {flip_mode!r} and flip {flip}"
+            raise ValueError(f"{what}; give 'random', or 'alternating' with 0.5")
 
     def draw(
         self, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray, size: tuple[int, int]
     ) -> np.ndarray:
         key = (np.int64(self.seed), np.int64(self._epoch))
-        return draw_random_crops(
+        crops = draw_random_crops(
             *(*key, indices, np.ascontiguousarray(heights), np.ascontiguousarray(widths)),
             *(self.scale, self.ratio, self.flip),
         )
+        if self.flip_mode == "alternating":
+            crops[:, 4] = rng.alternating_flips(self.seed, self._epoch, indices)
+        return crops
 
 
 class CenterCropDecode(_CropOperation):

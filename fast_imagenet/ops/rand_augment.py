@@ -176,21 +176,24 @@ def trivial_augment_space(bins: int) -> policy.Space:
 
 
 class TrivialAugmentWide(KeyedOperation):
-    """Change every image by one of torchvision's fourteen operations: nearest, black outside.
+    """Change every image by one of torchvision's fourteen operations, black outside.
 
-    Args: num_magnitude_bins: magnitudes to draw from, at least 2. seed: of the run.
+    Args: bilinear: as torchvision's references/classification resample; else nearest, its default.
+        num_magnitude_bins: magnitudes to draw from, at least 2. seed: of the run.
     Shape: uint8 [b, h, w, 3], changed in place.
     Raises: ValueError for fewer than 2 bins.
     Source: Mueller and Hutter, "TrivialAugment", 2021 (arXiv:2103.10158); torchvision, equal
         to it on Pillow images given the same choices.
     """
 
-    apply = staticmethod(apply_policy)
-
-    def __init__(self, *, num_magnitude_bins: int = 31, seed: int = 0) -> None:
+    def __init__(
+        self, *, bilinear: bool = False, num_magnitude_bins: int = 31, seed: int = 0
+    ) -> None:
         super().__init__(seed)
+        self.bilinear, self.apply = bilinear, apply_policy_bilinear if bilinear else apply_policy
         self.bins = check_count(num_magnitude_bins, 2, "num_magnitude_bins")
 
     def draw(self, samples: np.ndarray, size: tuple[int, int]) -> tuple:
         tables = trivial_augment_space(self.bins)
-        return draw_rand_augment(*self.key(samples), 1, *tables, 0.0, ANY_BIN)
+        choices = draw_rand_augment(*self.key(samples), 1, *tables, 0.0, ANY_BIN)
+        return (*choices, np.zeros((len(samples), 3), np.int64)) if self.bilinear else choices

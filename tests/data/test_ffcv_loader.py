@@ -17,7 +17,9 @@ import torch
 
 from fast_imagenet.beton import format as fmt
 from fast_imagenet.beton.writer import EncodeSettings, write_beton
+from fast_imagenet.data.augmentation import Augment
 from fast_imagenet.data.sampler import epoch_order, paged_epoch_order, rank_batches
+from fast_imagenet.rng import index_of
 from fast_imagenet.sources.base import Source
 from tests import simulated_streams
 from tests.conftest import ROOT
@@ -96,22 +98,41 @@ def pixels_of(batches):
     return np.concatenate([images_bhwc.numpy().copy() for images_bhwc, *_ in batches])
 
 
-def test_images_depend_on_seed_epoch_and_sample_alone(tmp_path):
+REPEATED = Augment(repeats=3, flip_mode="alternating", policy="trivial_augment_bilinear")
+
+
+@pytest.mark.parametrize("options", [{}, {"augment": REPEATED}, {"in_memory": False}])
+def test_images_depend_on_seed_epoch_and_sample_alone(tmp_path, options):
     class Noise(Numbered):  # on plain images no crop or flip would show
         def pixels(self, index):
             return np.random.default_rng(index).integers(0, 256, (40 + index % 3, 50, 3), np.uint8)
 
     path = tmp_path / "noise.beton"
     write_beton(path, Noise(), EncodeSettings(mode="proportion", quality=100))
-    one_rank = train_loader(path)
+    make = partial(train_loader, path, **options)
+    one_rank = make()
     whole = pixels_of(one_rank.epoch(5, 24))
     assert not np.array_equal(whole, pixels_of(one_rank.epoch(6, 24)))
-    np.testing.assert_array_equal(pixels_of(train_loader(path, num_workers=2).epoch(5, 24)), whole)
+    np.testing.assert_array_equal(pixels_of(make(num_workers=2).epoch(5, 24)), whole)
     np.testing.assert_array_equal(pixels_of(one_rank.epoch(5, 24, start_step=2)), whole[16:])
-    halves = [pixels_of(train_loader(path, rank=r, world_size=2).epoch(5, 24)) for r in (0, 1)]
+    halves = [pixels_of(make(rank=r, world_size=2).epoch(5, 24)) for r in (0, 1)]
     joined = [half.reshape(-1, 4, 24, 24, 3) for half in halves]
     np.testing.assert_array_equal(np.concatenate(joined, 1).reshape(whole.shape), whole)
-    assert not np.array_equal(pixels_of(train_loader(path, seed=4).epoch(5, 24)), whole)
+    assert not np.array_equal(pixels_of(make(seed=4).epoch(5, 24)), whole)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_copies_of_an_image_differ_and_keep_its_label(path, labels, in_memory):
+    repeated = train_loader(path, in_memory=in_memory, augment=Augment(repeats=4, brightness=0.9))
+    batches = [(x.numpy().copy(), y, keys) for x, y, keys in repeated.epoch(0, 32)]
+    order, different = repeated.order(0), 0
+    assert len(batches) == COUNT // 8
+    for step, (images_bhwc, labels_b, keys) in enumerate(batches):
+        first = order[2 * step : 2 * step + 2].tolist()
+        assert index_of(keys).tolist() == first * 4  # two images, four times each
+        assert labels_b.tolist() == labels[first].tolist() * 4
+        different += len({image_hwc.tobytes() for image_hwc in images_bhwc})
+    assert different > COUNT // 2  # images of one level each: some copies are equal
 
 
 def test_a_damaged_image_is_named(path, tmp_path):

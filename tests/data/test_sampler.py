@@ -1,5 +1,7 @@
 """Order of an epoch: a function of (seed, epoch) alone, and the same batches for any world size."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,10 @@ from fast_imagenet.data.sampler import (
     epoch_order,
     paged_epoch_order,
     rank_batches,
+    repeated_order,
 )
+from fast_imagenet.rng import COPY, index_of
+from tests.reference import repeated_augmentation
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
@@ -31,6 +36,23 @@ def test_values_are_pinned():
     """A change here would make resumed runs see other batches."""
     assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(8, seed=2**63, epoch=7).tolist() == [6, 0, 4, 2, 3, 7, 5, 1]
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 4])
+@pytest.mark.parametrize("batch", [128, 256])
+def test_repeated_augmentation_is_that_of_the_ranks_of_deit(repeats, batch):
+    order = epoch_order(1030, seed=2, epoch=1)
+    batches = rank_batches(repeated_order(order, repeats, batch), batch, 0, 1)
+    expected = repeated_augmentation(order.tolist(), repeats, 4, batch)
+    assert len(batches) == len(expected)
+    for keys, ranks in zip(batches, expected, strict=True):
+        assert sorted(index_of(keys).tolist()) == sorted(chain.from_iterable(ranks))
+        for part in np.split(index_of(keys), range(0, batch, batch // repeats)):
+            assert len(set(part)) == len(part)  # no forward pass of this size has an image twice
+        pairs = index_of(keys).reshape(-1, 2)
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+    seen = batches.reshape(-1)
+    assert len(np.unique(seen)) == len(seen) and set(seen // COPY) == set(range(repeats))
 
 
 @pytest.mark.parametrize("bits", [0, 3, 10, 20, 64])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from fast_imagenet.data import augmentation as augment
 from fast_imagenet.data import torch_augmentation as torch_augment
@@ -71,6 +71,10 @@ def equal(some, others):
             v2.RandAugment(4, 17),
         ),
         ({"policy": "trivial_augment"}, v2.TrivialAugmentWide()),
+        (
+            {"policy": "trivial_augment_bilinear"},
+            v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR),
+        ),
         ({"policy": "auto_augment"}, v2.AutoAugment()),
         ({"brightness": 0.4, "hue": 0.2}, v2.ColorJitter(0.4, 0, 0, 0.2)),
         ({"contrast": 0.4, "saturation": 0.3}, v2.ColorJitter(0, 0.4, 0.3)),

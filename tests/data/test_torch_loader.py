@@ -32,10 +32,11 @@ from fast_imagenet.data.samples import (
 )
 from fast_imagenet.data.torch_augmentation import KeyedTransforms
 from fast_imagenet.data.torch_loader import TorchEvalLoader, TorchTrainLoader
+from fast_imagenet.rng import COPY, index_of
 from fast_imagenet.sources import SourceError, open_source
 from tests import simulated_streams
 from tests.conftest import ROOT
-from tests.reference import crop_resize
+from tests.reference import alternating_flip, crop_resize
 
 CLASSES = ["n00000001", "n00000002", "n00000003"]
 TRAIN, VAL = 24, 11
@@ -214,6 +215,21 @@ def test_after_an_epoch_that_was_left_early(root, expected, workers):
     loader.close()
 
 
+def test_copies_of_an_image_differ_on_any_rank_and_after_a_resume(root):
+    make = partial(train_loader, root, augment=Augment(repeats=3, brightness=0.9))
+    one = make()
+    batches, order = list(one.epoch(1, 32)), one.order(1)
+    assert len(batches) == TRAIN // 8
+    for step, (images_bhwc, labels_b, keys) in enumerate(batches):
+        assert sorted(index_of(keys)) == sorted(np.repeat(order, 3)[8 * step : 8 * step + 8])
+        assert labels_b.tolist() == one._source.labels[index_of(keys)].tolist()
+        assert len({image_hwc.numpy().tobytes() for image_hwc in images_bhwc}) == 8
+    assert equal(collect(make(num_workers=2).epoch(1, 32, 1)), collect(batches[1:]))
+    ranks = [list(make(rank=rank, world_size=2).epoch(1, 32)) for rank in (0, 1)]
+    for whole, *halves in zip(batches, *ranks, strict=True):
+        assert torch.equal(whole[0], torch.cat([half[0] for half in halves]))
+
+
 def test_seed_and_epoch_change_the_pixels(root):
     boxes = [
         RandomCrop(seed, (0.08, 1.0), 0.5)(100, 100, index, epoch)
@@ -250,6 +266,28 @@ def test_crops_and_flips_follow_the_settings():
     assert all(box.left >= 0 and box.left + box.width <= 500 for box in boxes)
     assert not any(RandomCrop(0, (0.2, 0.6), 0.0)(40, 40, i, 0).flip for i in range(50))
     assert all(RandomCrop(0, (0.2, 0.6), 1.0)(40, 40, i, 0).flip for i in range(50))
+
+
+def test_alternating_flips_are_those_of_their_definition():
+    """On both backends; boxes are as without, and so is the first epoch of FFCV's."""
+    from fast_imagenet.ops import CropDecode
+
+    keys = np.concatenate([np.arange(40), np.arange(40) + 2 * COPY, np.arange(40) + 3 * COPY])
+    sides, modes = np.full(120, 50), ("random", "alternating")
+    plain, ffcv = (CropDecode(32, seed=5, flip_mode=mode) for mode in modes)
+    torchs = RandomCrop(5, (0.08, 1.0), 0.5, "alternating")
+    for epoch in range(4):
+        expected = [alternating_flip(5, epoch, key % COPY, key // COPY) for key in keys.tolist()]
+        plain.set_epoch(epoch)
+        ffcv.set_epoch(epoch)
+        crops, others = (one.draw(keys, sides, sides, (32, 32)) for one in (ffcv, plain))
+        assert crops[:, 4].tolist() == expected
+        assert np.array_equal(crops[:, :4], others[:, :4])
+        assert epoch or np.array_equal(crops[:40], others[:40])
+        assert [torchs(50, 50, key, epoch).flip for key in keys.tolist()] == expected
+        assert torchs(50, 50, 7, epoch)[:4] == RandomCrop(5, (0.08, 1.0), 0.5)(50, 50, 7, epoch)[:4]
+    with pytest.raises(ValueError, match="flip_mode is 'alternating' and flip 0.3"):
+        CropDecode(32, flip=0.3, flip_mode="alternating")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """RandAugment, TrivialAugmentWide, AutoAugment: equal to torchvision and timm on Pillow."""
 
 import math
+from functools import partial
 
 import numba
 import numpy as np
@@ -59,11 +60,11 @@ def run(apply, images, operations, arguments, *more):
     return images
 
 
-def torchvision_operation(image, name, argument):
+def torchvision_operation(image, name, argument, interpolation=InterpolationMode.NEAREST):
     """One operation by torchvision on a Pillow image; `argument` as policy.py states it."""
     if name in ENHANCERS:
         return getattr(ImageEnhance, name)(image).enhance(argument)
-    return autoaugment._apply_op(image, name, argument, InterpolationMode.NEAREST, None)
+    return autoaugment._apply_op(image, name, argument, interpolation, None)
 
 
 def in_order(image_hwc, operations, arguments, change=torchvision_operation):
@@ -237,6 +238,12 @@ def test_each_pair_of_auto_augment_equals_torchvision(pair):
 @pytest.mark.parametrize("operation", OPERATIONS[1::2], ids=IDS[1::2])
 def test_drawn_choices_in_a_row_equal_torchvision(operation):
     check_drawn(operation, policy.apply_policy, (97, 131), in_order)
+
+
+def test_bilinear_trivial_augment_equals_torchvision():
+    change = partial(torchvision_operation, interpolation=InterpolationMode.BILINEAR)
+    bilinear = TrivialAugmentWide(bilinear=True, seed=3)
+    check_drawn(bilinear, bilinear.apply, (97, 131), partial(in_order, change=change))
 
 
 def test_many_operations_in_a_row_equal_torchvision():
