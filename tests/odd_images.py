@@ -87,7 +87,7 @@ def odd_images() -> dict[str, tuple[bytes, set[str]]]:
         "odd_sides.JPEG": (as_jpeg(rgb[:37, :51]), set()),
         "trailing_bytes.JPEG": (as_jpeg(rgb) + b"left over by a camera", set()),
         "gray.JPEG": (saved(Image.fromarray(gray), "JPEG"), {"gray"}),
-        "cmyk.JPEG": (saved(image.convert("CMYK"), "JPEG"), {"cmyk"}),
+        "cmyk.JPEG": (saved(image.convert("CMYK"), "JPEG"), {"cmyk", "unchecked"}),
         "big_profile.JPEG": (as_jpeg(rgb, icc_profile=bytes(1_500_000)), set()),
         "turned.JPEG": (as_jpeg(rgb, exif=_exif(6)), {"exif_orientation"}),
         "upside_down.JPEG": (as_jpeg(rgb, exif=_exif(3)), {"exif_orientation"}),
@@ -99,7 +99,7 @@ def odd_images() -> dict[str, tuple[bytes, set[str]]]:
         "palette.png": (saved(image.convert("P"), "PNG"), {"palette"}),
         "palette_alpha.png": (transparent, {"palette", "alpha"}),
         "one_bit.png": (saved(image.convert("1"), "PNG"), {"gray"}),
-        "sixteen_bit.png": (png_16bit(deep), {"16bit", "16bit_clipped", "gray"}),
+        "sixteen_bit.png": (png_16bit(deep), {"16bit", "16bit_scaled", "gray"}),
         "sixteen_bit_colour.png": (png_16bit(np.dstack([deep] * 3)), {"16bit"}),
         "still.gif": (saved(image.convert("P"), "GIF"), {"palette"}),
         "image.bmp": (saved(image, "BMP"), set()),
@@ -127,5 +127,9 @@ def broken_images() -> dict[str, tuple[bytes, str]]:
 
 
 def pillow_rgb(data: bytes) -> np.ndarray:
-    """What torchvision's loader sees: Pillow's RGB pixels, uint8 [height, width, 3]."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    """Pillow's RGB pixels, as torchvision's loader sees them, uint8 [height, width, 3]; but 16-bit
+    gray is divided by 257."""
+    image = Image.open(io.BytesIO(data))
+    if image.mode == "I;16":
+        image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))

@@ -22,6 +22,7 @@ from fast_imagenet.beton.encode import ConversionError, EncodeSettings
 from fast_imagenet.beton.merge import merge
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.beton.writer import write_beton
+from fast_imagenet.native.decoder import GOOD, decode_whole
 from fast_imagenet.sources import open_source
 from fast_imagenet.sources.base import shuffle
 from tests import make_sources as make
@@ -142,27 +143,31 @@ def test_summary_on_screen_and_beside_the_file(folder, tmp_path, capsys):
         assert word in screen
 
 
-def test_deep_gray_that_becomes_white_is_a_warning_of_its_own(tmp_path):
-    """Also of a file that was written in parts: counted over all of them."""
-    deep, _ = odd_images()["sixteen_bit.png"]
-    for number in range(4):
-        file = tmp_path / f"in/train/a/{number}.png"
+@pytest.mark.slow
+def test_scaled_and_repaired_images_are_counted_and_named(tmp_path):
+    """Also of a file that was written in parts; what is stored is sound, and libjpeg is silent."""
+    sound = as_jpeg(scene())
+    kinds = [odd_images()["sixteen_bit.png"][0], sound[:-90] + sound[-2:], sound]
+    for number in range(6):
+        file = tmp_path / f"in/train/a/{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(deep if number != 1 else as_jpeg(scene()))
+        file.write_bytes(kinds[number % 3])
     flags = (f"--source.path={tmp_path / 'in'}", "--source.split=train", "--write.workers=1")
     done = run(*flags, f"--write.folder={tmp_path / 'out'}")
-    assert done.returncode == 0
-    words = "warning: 16-bit gray images became white wherever a value was above 255"
-    (line,) = [line for line in done.stdout.splitlines() if words in line]
-    assert re.search(r": 3, the first is .*/a/\d\.png; scale them to 8 bits first", line)
+    assert done.returncode == 0 and "Corrupt" not in done.stderr
+    for words in (r"\(value / 257\)", "repaired by libjpeg"):
+        assert len(re.findall(rf"note .*{words}.*: 2, the first is .*/a/\d\.jpg", done.stdout)) == 1
     for number in (0, 1):
         parts = ("--source.shards=2", f"--source.shard={number}")
         assert run(*flags, *parts, f"--write.folder={tmp_path / 'parts'}").returncode == 0
     merge(tmp_path / "parts/train.beton", sorted((tmp_path / "parts").glob("*.beton")))
     for folder in ("out", "parts"):
-        notes = json.loads((tmp_path / folder / "train.beton.json").read_text())["notes"]
-        assert sum(words in note and ": 3, the first" in note for note in notes) == 1
-        assert sum(words in note for note in notes) == 1
+        file = BetonFile(tmp_path / folder / "train.beton")
+        assert sum(": 2, the first is" in note for note in file.sidecar["notes"]) == 2
+        names = {Path(name).name for name in file.sidecar["odd"]["repaired"]["files"]}
+        assert names == {"1.jpg", "4.jpg"}
+        for data in map(file.read, range(len(file))):
+            assert decode_whole(data, scene().shape[:2], own=False)[1] == GOOD
 
 
 def test_bytes_do_not_depend_on_workers(folder, tmp_path):

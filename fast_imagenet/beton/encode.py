@@ -179,7 +179,10 @@ def _encode_file(
     if header and made and not header.has_exif:
         return made, kinds_of_name(name, "JPEG")  # nothing else can be unusual
     image, kinds = open_image(data, name)
-    return made or _encode_pixels(decode_opened(image, data), index, settings), kinds
+    if made:
+        return made, kinds
+    rgb_hwc, more = decode_opened(image, data)
+    return _encode_pixels(rgb_hwc, index, settings), kinds + more
 
 
 def encode_chunk(

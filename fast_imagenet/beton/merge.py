@@ -20,7 +20,7 @@ from fast_imagenet.beton.disk_space import check_exact, fill_holes
 from fast_imagenet.beton.encode import ConversionError, EncodeSettings
 from fast_imagenet.beton.output_lock import output_file
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
-from fast_imagenet.beton.summary import CLIPPED_NOTE, Totals, summarize, write_summary
+from fast_imagenet.beton.summary import NOTES, Totals, summarize, write_summary
 from fast_imagenet.beton.verify import PageChecks, verify
 from fast_imagenet.terminal import readable
 
@@ -168,7 +168,7 @@ def _source(files: list[BetonFile]) -> Any:
     """What `summarize` asks of a source, from the parts' summaries."""
     parts = [file.sidecar for file in files]
     notes = dict.fromkeys(note for part in parts for note in part["notes"])
-    kept = [note for note in notes if not note.startswith(CLIPPED_NOTE)]  # counted anew
+    kept = [note for note in notes if not note.startswith(tuple(NOTES.values()))]  # counted anew
     counts = np.sum([part["counts"] for part in parts], axis=0)
     if any(part["skipped"] for part in parts) and not counts.all():
         kept.append("warning: images were skipped, and some classes have none")

@@ -14,12 +14,16 @@ from fast_imagenet.beton.checksums import table_to_text
 from fast_imagenet.beton.encode import Chunk, EncodeSettings
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.sources.base import Source
-from fast_imagenet.sources.decode import CLIPPED
+from fast_imagenet.sources.decode import REPAIRED, SCALED
 from fast_imagenet.terminal import plural, readable
 
 MAX_LISTED = 100  # names listed for each kind of unusual file
 VERSION = 1
-CLIPPED_NOTE = "warning: 16-bit gray images became white wherever a value was above 255"
+NOTES = {  # kind of unusual file: how a sentence about it begins
+    SCALED: "16-bit gray images were scaled to 8 bits (value / 257)",
+    REPAIRED: "warning: damaged JPEGs were repaired by libjpeg and stored as it shows them, with"
+    " parts that may be gray or shifted",
+}
 
 
 class Totals:
@@ -85,7 +89,7 @@ def summarize(
         "max_height": int(file.images["height"].max()),
         "max_width": int(file.images["width"].max()),
         "odd": dict(sorted(totals.unusual.items())),
-        "notes": [*source.notes, *_clipped(totals)],
+        "notes": [*source.notes, *_changed(totals)],
         "skipped": totals.skipped,
         "labels_crc32": file.labels_crc32,
         "blocks_crc32": table_to_text(totals.blocks),
@@ -94,13 +98,13 @@ def summarize(
     }
 
 
-def _clipped(totals: Totals) -> list[str]:
-    """A warning for the notes about images that Pillow's conversion leaves almost nothing of."""
-    if not (found := totals.unusual.get(CLIPPED)):
-        return []
-    count, first = found["count"], found["files"][0]
-    advice = "scale them to 8 bits first, value / 257"
-    return [f"{CLIPPED_NOTE}, as with torchvision: {count:,}, the first is {first}; {advice}"]
+def _changed(totals: Totals) -> list[str]:
+    """Notes about images whose pixels are not as a user may think."""
+    found = {kind: totals.unusual[kind] for kind in NOTES if kind in totals.unusual}
+    return [
+        f"{NOTES[kind]}: {of['count']:,}, the first is {of['files'][0]}"
+        for kind, of in found.items()
+    ]
 
 
 def all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:

@@ -94,3 +94,20 @@ class Decoder:
     def decode(self, first: int, end: int, batch: tuple) -> None:
         """Decode, crop, resize and mirror samples `first` to `end` - 1 of a `batch_places`."""
         _LIBRARY.decode_crops(self._handle, first, end, *batch)
+
+
+def decode_whole(
+    data: bytes, size_hw: tuple[int, int], own: bool | str = True
+) -> tuple[np.ndarray, int]:
+    """Pixels of a JPEG of this size, uint8 RGB [height, width, 3], and its status; own: as above.
+
+    Raises: MemoryError: there is none for a decoder.
+    """
+    stored, status = np.frombuffer(data, np.uint8), np.zeros(1, np.int64)
+    rgb_bhwc = np.empty((1, *size_hw, 3), np.uint8)
+    samples = np.array([[stored.ctypes.data, stored.size, 0, *size_hw]], np.int64)
+    crops = np.array([[0, 0, *size_hw, 0]], np.int64)
+    options = {"method": "bilinear", "reduced": False, "own": own}
+    batch = batch_places(samples, crops, rgb_bhwc, status, **options)
+    Decoder().decode(0, 1, batch)
+    return rgb_bhwc[0], int(status[0])

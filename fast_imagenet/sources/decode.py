@@ -1,15 +1,16 @@
 """Bytes of an image -> RGB pixels, exactly as Pillow's `convert('RGB')` gives them.
 
-The kind is taken from the content, never from the name. EXIF orientation is not applied, as in
-torchvision and timm. Plain JPEGs go through OpenCV, which gives the same pixels (both carry
-libjpeg-turbo) a little sooner.
+But for 16-bit gray, which is scaled: Pillow below 13 makes white of all values above 255. The kind
+is taken from the content, never from the name. EXIF orientation is not applied, as in torchvision
+and timm. Sound baseline JPEGs are decoded by native/decode.c, to the same pixels.
 """
 
 import io
 import warnings
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -19,7 +20,8 @@ from fast_imagenet.sources.base import ImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
 ORIENTATION_TAG = 0x0112
-CLIPPED = "16bit_clipped"  # 16-bit gray of which Pillow keeps no more than what is below 256
+SCALED = "16bit_scaled"  # 16-bit gray, value / 257
+REPAIRED = "repaired"  # a damaged JPEG of which libjpeg has made an image, with a warning
 _FORMAT_OF_SUFFIX = {"jpg": "JPEG", "jpeg": "JPEG", **{name.lower(): name for name in FORMATS}}
 
 
@@ -32,13 +34,16 @@ def decode_rgb(data: bytes, name: str = "") -> tuple[np.ndarray, tuple[str, ...]
 
     Returns:
         Pixels as uint8 RGB [height, width, 3], and what is unusual about the file, out of: gray,
-        cmyk, palette, alpha, 16bit, 16bit_clipped, misnamed, exif_orientation, broken_exif.
+        cmyk, palette, alpha, 16bit, 16bit_scaled, misnamed, exif_orientation, broken_exif; repaired
+        (see REPAIRED), unchecked (a JPEG that libturbojpeg cannot read, as of CMYK, or libturbojpeg
+        is not there: whether it was repaired is not known).
 
     Raises:
         ImageError: empty, truncated or not an image, an animation, or more than MAX_PIXELS pixels.
     """
     image, kinds = open_image(data, name)
-    return decode_opened(image, data), kinds
+    rgb_hwc, more = decode_opened(image, data)
+    return rgb_hwc, kinds + more
 
 
 def open_image(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, ...]]:
@@ -53,12 +58,32 @@ def open_image(data: bytes, name: str = "") -> tuple[Image.Image, tuple[str, ...
         return image, _kinds(image, name) + exif_kinds
 
 
-def decode_opened(image: Image.Image, data: bytes) -> np.ndarray:
-    """Pixels of an image from `open_image`: see `decode_rgb`."""
+def decode_opened(image: Image.Image, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels of an image from `open_image`, and what decoding has shown: see `decode_rgb`."""
+    jpeg = _native() if image.format in ("JPEG", "MPO") else None
+    size_hw = (image.height, image.width)
+    if jpeg and image.mode in ("RGB", "L"):
+        rgb_hwc, status = jpeg.decode_whole(data, size_hw, "only")
+        if status == jpeg.GOOD:
+            return rgb_hwc, ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rgb_hwc = _decode_plain_jpeg(image, data)
-        return _convert(image) if rgb_hwc is None else rgb_hwc
+        rgb_hwc = _convert(image)
+    if image.format not in ("JPEG", "MPO"):
+        return rgb_hwc, ()
+    status = jpeg.decode_whole(data, size_hw, own=False)[1] if jpeg else None
+    if jpeg and status in (jpeg.GOOD, jpeg.WARNED):
+        return rgb_hwc, () if status == jpeg.GOOD else (REPAIRED,)
+    return rgb_hwc, ("unchecked",)
+
+
+@cache
+def _native() -> ModuleType | None:
+    """Our decoder, None without libturbojpeg, which the torchvision backend does not need."""
+    try:
+        return import_module("fast_imagenet.native.decoder")
+    except ImportError:
+        return None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -82,35 +107,11 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _decode_plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Pixels of a sound baseline JPEG with one or three components, None for everything else.
-
-    OpenCV silently fills what is missing in a damaged file with gray; Pillow refuses such a file.
-    So whatever is not plainly sound is left to Pillow.
-    """
-    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if not plain or "progressive" in image.info or not _is_sound_scan(data):
-        return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    rgb_hwc = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if rgb_hwc is None or rgb_hwc.shape != (image.height, image.width, 3):
-        return None
-    return rgb_hwc
-
-
-def _is_sound_scan(data: bytes) -> bool:
-    """Whether nothing but stuffed bytes and restart markers stands between the last SOS and EOI."""
-    stored = np.frombuffer(data, np.uint8)
-    markers = stored[np.flatnonzero(stored[:-1] == 0xFF) + 1]
-    scans = np.flatnonzero(markers == 0xDA)
-    if not len(scans) or not data.endswith(b"\xff\xd9"):
-        return False
-    inside = markers[scans[-1] + 1 : -1]
-    return bool(((inside == 0) | (inside & 0xF8 == 0xD0)).all())
-
-
 def _convert(image: Image.Image) -> np.ndarray:
     try:
+        if image.mode.startswith("I"):  # Pillow below 13 would make white of all above 255
+            gray_hw = (np.asarray(image).astype(np.uint32) + 128) // 257
+            return np.repeat(gray_hw.astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
     except MemoryError:
         raise
@@ -121,25 +122,18 @@ def _convert(image: Image.Image) -> np.ndarray:
 def _kinds(image: Image.Image, name: str) -> tuple[str, ...]:
     """What is unusual about the pixels or the name, from the header alone."""
     mode = image.mode
-    sixteen = mode.startswith("I") or any(
-        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
-    )
+    deep_gray = mode.startswith("I")
+    deep = deep_gray or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     found = {
-        "gray": mode in ("1", "L", "LA") or mode.startswith("I"),
+        "gray": mode in ("1", "L", "LA") or deep_gray,
         "cmyk": mode == "CMYK",
         "palette": mode in ("P", "PA"),
         "alpha": mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
-        "16bit": sixteen,
-        CLIPPED: mode.startswith("I") and _clips_deep_gray(),
+        "16bit": deep,
+        SCALED: deep_gray,
     }
     actual = "JPEG" if image.format == "MPO" else image.format or ""
     return tuple(kind for kind, is_so in found.items() if is_so) + kinds_of_name(name, actual)
-
-
-@cache
-def _clips_deep_gray() -> bool:
-    """Whether this Pillow turns 16-bit gray above 255 to white; from version 13 on it scales."""
-    return Image.new("I;16", (1, 1), 0x8000).convert("RGB").getpixel((0, 0)) == (255, 255, 255)
 
 
 def kinds_of_name(name: str, actual: str) -> tuple[str, ...]:

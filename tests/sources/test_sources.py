@@ -35,7 +35,7 @@ from fast_imagenet.terminal import readable
 from tests import make_sources as make
 from tests.conftest import ROOT
 from tests.make_sources import MAKERS
-from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, saved, scene
+from tests.odd_images import as_jpeg, broken_images, odd_images, pillow_rgb, png_16bit, saved, scene
 
 # ------------------------------------------------------------------------------------------------
 # Decoding
@@ -61,14 +61,30 @@ def test_broken_images_are_refused(name):
         decode_rgb(data, name)
 
 
-def test_deep_gray_is_clipped_or_scaled_as_pillow_does():
-    """Pillow 12 cuts 16-bit gray off at 255, Pillow 13 scales it; the report names such files."""
-    data, _ = odd_images()["sixteen_bit.png"]
-    rgb_hwc, kinds = decode_rgb(data)
-    deep_hw = scene()[..., 1].astype(np.uint16) * 200
-    clipped, scaled = np.minimum(deep_hw, 255), deep_hw >> 8
-    assert any(np.array_equal(rgb_hwc[..., 0], expected) for expected in (clipped, scaled))
-    assert "16bit" in kinds
+def test_deep_gray_is_scaled():
+    """Pillow 12 cuts 16-bit gray off at 255: almost all of it would be white."""
+    deep_hw = np.array([[0, 128, 129, 255, 256, 32_768, 65_406, 65_407, 65_535]], np.uint16)
+    rgb_hwc, kinds = decode_rgb(png_16bit(deep_hw))
+    assert rgb_hwc[0, :, 1].tolist() == [0, 0, 1, 1, 1, 128, 254, 255, 255]
+    assert (rgb_hwc == rgb_hwc[..., :1]).all() and {"16bit", "16bit_scaled"} <= set(kinds)
+
+
+def test_damage_that_libjpeg_repairs_is_named():
+    """Also where our decoder has nothing to say, and nothing is said of sound files."""
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}):
+        sound = as_jpeg(scene(), **options)
+        assert decode_rgb(sound)[1] == ()
+        for data in (sound[:-90] + sound[-2:], sound[:-2] + b"\x55" * 9 + sound[-2:]):
+            rgb_hwc, kinds = decode_rgb(data)
+            assert kinds == ("repaired",)
+            np.testing.assert_array_equal(rgb_hwc, pillow_rgb(data))
+
+
+def test_without_libturbojpeg_images_are_decoded_but_not_checked(monkeypatch):
+    monkeypatch.setattr(decode_module, "_native", lambda: None)
+    rgb_hwc, kinds = decode_rgb(as_jpeg(scene()))
+    assert kinds == ("unchecked",)
+    np.testing.assert_array_equal(rgb_hwc, pillow_rgb(as_jpeg(scene())))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "PCX", "SGI"])
