@@ -1,8 +1,8 @@
 """Convert ImageNet, from whatever source, to train.beton and val.beton for train_imagenet.py.
 
-    IMAGENET_DIR=/path/to/imagenet python write_dataset.py        data/train.beton, data/val.beton
+    python write_dataset.py --source.path=/path/to/imagenet       data/train.beton, data/val.beton
     python write_dataset.py --source.kind=synthetic               synthetic images: no data needed
-    python write_dataset.py --source.kind=parquet --source.path=FOLDER --source.split=val
+    python write_dataset.py --source.path=FOLDER --source.split=val --source.kind=parquet
     python write_dataset.py --help                                every setting, rule and default
 
 Images become RGB exactly as torchvision reads them, are shrunk to --write.max_side and stored as
@@ -40,10 +40,12 @@ from fast_imagenet.sources import (
     SourceError,
     hold_out,
     open_source,
+    recognize,
     use_classes,
 )
+from fast_imagenet.sources.image_folder import CLASS_ORDERS
 from fast_imagenet.sources.official import MD5_CHOICES
-from fast_imagenet.terminal import plural, readable
+from fast_imagenet.terminal import readable
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -53,11 +55,12 @@ SETTINGS = Config()
 
 # fmt: off
 Section("source", "where the images come from", SETTINGS).params(
-    kind=Param(OneOf(*KINDS), "layout of the source", default="image_folder"),
-    path=Param(Str(), "folder of the source; empty: $IMAGENET_DIR", default=""),
+    kind=Param(OneOf("auto", *KINDS), "layout; auto: recognized from the files", default="auto"),
+    path=Param(Str(), "its folder; where it is empty, $IMAGENET_DIR", default=""),
     split=Param(OneOf(*SPLITS, "all"), "which split to write", default="all"),
     on_error=Param(OneOf("fail", "skip"), "a damaged image: stop, or skip it", default="fail"),
     classes=Param(Str(), "parquet, webdataset: file of class names, one per line", default=""),
+    class_order=Param(OneOf(*CLASS_ORDERS), "folders of classes: order of names", default="text"),
     md5=Param(OneOf(*MD5_CHOICES), "ilsvrc_tar: compare md5; all reads 155 GB", default="devkit"),
     imagenette_size=Param(OneOf("full", "320px", "160px"), "which download", default="320px"),
     synthetic_train=Param(Int(1), "number of synthetic images in train", default=4000),
@@ -81,7 +84,6 @@ Section("write", "what the files hold", SETTINGS).params(
 )
 # fmt: on
 
-NUMBERED = ("parquet", "webdataset")  # kinds whose labels are numbers without names
 DEFAULT_PATHS = {"synthetic": "", "imagenette": "data/imagenette"}  # kinds that need no path
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
@@ -106,12 +108,8 @@ def find_problems(cfg: SimpleNamespace) -> list[str]:
             " folder that holds it, or use synthetic images with --source.kind=synthetic"
         )
     elif cfg.source.kind not in DEFAULT_PATHS and not path.is_dir():
-        problems.append(f"the source folder {path} does not exist: give one with --source.path")
-    if cfg.source.classes and cfg.source.kind not in NUMBERED:
-        problems.append(
-            f"--source.classes={cfg.source.classes} orders the classes of {' and '.join(NUMBERED)},"
-            f" and those of {cfg.source.kind} are sorted by name: leave it out"
-        )
+        what = "is not a folder" if path.exists() else "does not exist"
+        problems.append(f"the source folder {path} {what}: give one with --source.path")
     if cfg.source.shard >= cfg.source.shards:
         problems.append(
             f"--source.shard={cfg.source.shard} must be below --source.shards={cfg.source.shards}:"
@@ -176,6 +174,7 @@ def open_split(cfg: SimpleNamespace, split: str) -> Source:
         split,
         seed=cfg.write.seed,
         classes=cfg.source.classes,
+        class_order=cfg.source.class_order,
         download=cfg.source.imagenette_size,
         size=sizes[split],
         # of many parts the first checks for all
@@ -194,6 +193,7 @@ def convert(cfg: SimpleNamespace, split: str, source: Source, path: Path, later:
     """Write one split and print its summary; `later` images follow in the same folder."""
     from tqdm import tqdm
 
+    from fast_imagenet.beton.summary import describe
     from fast_imagenet.beton.writer import EncodeSettings, is_written, shard_slice, write_beton
 
     write, settings = cfg.write, EncodeSettings(**storage(cfg))
@@ -225,45 +225,13 @@ def convert(cfg: SimpleNamespace, split: str, source: Source, path: Path, later:
             report=bar.write,
         )
     is_all = not (write.limit or cfg.source.holdout) and shards == 1
-    print("\n".join(map(readable, describe(split, path, summary, is_all))), flush=True)
+    lines = describe(path, summary, IMAGENET_COUNTS[split] if is_all else 0)
+    print("\n".join(map(readable, lines)), flush=True)
 
 
 def images_of(cfg: SimpleNamespace, source: Source) -> int:
     """Images of a split that all its parts together will hold."""
     return min(cfg.write.limit or len(source), len(source))
-
-
-# ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
-# │ Summary                                                                                        │
-# └────────────────────────────────────────────────────────────────────────────────────────────────┘
-
-
-def describe(split: str, path: Path, summary: dict[str, Any], is_all: bool) -> list[str]:
-    """Lines for the screen from the summary of one file."""
-    classes, counts = summary["classes"], summary["counts"]
-    images = f"{plural(summary['num_samples'], 'image')} of {plural(len(classes), 'class')}"
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
-    size = f"{summary['max_width']} x {summary['max_height']} px"
-    unusual = [f"{found['count']:,} {kind}" for kind, found in summary["odd"].items()]
-    each = [f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)]
-    each_class = f": {', '.join(each)}" if len(each) <= 20 else ""  # where they fit on the screen
-    lines = [
-        f"{path}: {images}, {summary['file_bytes'] / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
-        f" ({summary['images_per_second']:,.0f} images/s)",
-        f"  stored   {modes}; at most {size}; images {summary['image_bytes'] / 1e6:,.1f} MB",
-        f"  classes  {min(counts):,} to {max(counts):,} images each{each_class}",
-        f"  unusual  {', '.join(unusual) or 'none'}",
-        f"  skipped  {len(summary['skipped']):,}",
-    ]
-    lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
-    expected = IMAGENET_COUNTS[split]
-    if len(classes) == 1000 and is_all and summary["num_samples"] != expected:
-        lines.append(f"  note     all of ImageNet-1k has {expected:,} images in {split}")
-    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        names = ", ".join(empty[:5])
-        lines.append(f"  note     classes without images here: {len(empty):,}, {names}")
-    lines += [f"  note     {note}" for note in summary["notes"]]
-    return [*lines, f"  more     {path}.json"]
 
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
@@ -277,6 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     from fast_imagenet.beton.encode import ConversionError
 
     try:
+        if cfg.source.kind == "auto":
+            cfg.source.kind, why = recognize(source_path(cfg) or Path())
+            print(readable(f"source.kind=auto: {cfg.source.kind}, for {why}"), flush=True)
         sources = open_sources(cfg)
         later = sum(images_of(cfg, source) for source in sources.values())
         for split, path in output_files(cfg).items():

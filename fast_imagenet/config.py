@@ -561,7 +561,7 @@ def _help_text(settings: Config, prog: str, description: str, search: Sequence[P
     bare = f" A bare name is looked up in {folders}." if folders else ""
     order = (
         "Order: defaults < files from left to right < flags. -C and --config-file are other names"
-        f" of --config.{bare} Settings are never read from environment variables."
+        f" of --config.{bare} An environment variable named like a setting has no effect."
     )
     usage = f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]"
     lines = [usage, "", *textwrap.wrap(description, WIDTH), "", *textwrap.wrap(order, WIDTH)]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import tarfile
 import zlib
@@ -48,9 +49,56 @@ def make_image_folder(root: Path) -> None:
         (root / split / WNIDS[0] / ".hidden.JPEG").write_bytes(b"hidden")
 
 
+def make_tiny(root: Path) -> None:
+    """Tiny ImageNet: images/ in every folder of a class, and val/images with a table."""
+    lines = []
+    for split in ("train", "val"):
+        for wnid, name, data in samples(split):
+            folder = root / split / ("" if split == "val" else wnid) / "images"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+            lines += [f"{name}\t{wnid}\t0\t32\t44\t62\n"] * (split == "val")
+    for wnid in WNIDS:
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("x 0 0 9 9\n")
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    names = [f"{wnid}\t{name}\n" for wnid, name in zip(WNIDS, NAMES, strict=True)]
+    (root / "words.txt").write_text("".join(names))
+
+
+LABELS = ("csv", "devkit", "folder", "wnids")
+
+
+def make_flat(root: Path, labels: str) -> None:
+    """Extracted train/ by class, flat val/, and the labels of val/ in one of LABELS."""
+    make_kaggle(root)
+    for split in ("train", "val"):
+        (root / KAGGLE / split).rename(root / split)
+    shutil.rmtree(root / "ILSVRC")
+    if labels == "csv":
+        return
+    (root / "LOC_val_solution.csv").unlink()
+    (root / "LOC_synset_mapping.txt").unlink()
+    truth = "ILSVRC2012_validation_ground_truth.txt"
+    if labels == "wnids":
+        rows = sorted(samples("val"), key=lambda row: row[1])
+        (root / truth).write_text("".join(f"{wnid}\n" for wnid, _, _ in rows))
+        return
+    devkit = "ILSVRC2012_devkit_t12.tar.gz"
+    make_ilsvrc_tar(root / "tars")
+    (root / "tars" / devkit).rename(root / devkit)
+    shutil.rmtree(root / "tars")
+    if labels == "folder":
+        with tarfile.open(root / devkit) as archive:
+            archive.extractall(root, filter="data")
+        (root / devkit).unlink()
+
+
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+
+
 def make_kaggle(root: Path) -> None:
     """ILSVRC/Data/CLS-LOC with a flat val, its CSV and the list of synsets."""
-    data_folder = root / "ILSVRC/Data/CLS-LOC"
+    data_folder = root / KAGGLE
     lines = ["ImageId,PredictionString"]
     for split in ("train", "val"):
         for wnid, name, data in samples(split):

@@ -85,11 +85,12 @@ def test_imagenet_dir_alone_is_enough(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", make.MAKERS)
-def test_every_kind_becomes_the_same_images(kind, tmp_path):
+def test_every_kind_is_recognized_and_becomes_the_same_images(kind, tmp_path, capsys):
     """Stored raw, so that the pixels in the file are exactly Pillow's."""
     getattr(make, f"make_{kind}")(tmp_path / "in")
-    flags = [f"--source.kind={kind}", f"--source.path={tmp_path / 'in'}", "--write.mode=raw"]
+    flags = [f"--source.path={tmp_path / 'in'}", "--write.mode=raw"]
     assert call(*flags, f"--write.folder={tmp_path / 'out'}", "--write.workers=1") == 0
+    assert f"source.kind=auto: {kind}, for " in capsys.readouterr().out
     for split in ("train", "val"):
         file = BetonFile(tmp_path / "out" / f"{split}.beton")
         held = [
@@ -287,11 +288,17 @@ def test_wrong_settings_are_reported_together(tmp_path, capsys):
 
 def test_a_class_file_that_would_be_ignored_is_refused(folder, tmp_path, capsys):
     flags = [f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}"]
-    with pytest.raises(SystemExit) as stopped:
-        call(*flags, "--source.classes=names.txt")
-    assert stopped.value.code == 2
+    assert call(*flags, "--source.classes=names.txt") == 2
     printed = capsys.readouterr().err
-    assert "--source.classes=names.txt" in printed and "those of image_folder are sorted" in printed
+    assert "--source.classes=names.txt is for parquet" in printed and "image_folder" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_layouts_in_one_folder_are_a_question(folder, tmp_path, capsys):
+    make.make_parquet(folder)
+    assert call(f"--source.path={folder}", f"--write.folder={tmp_path / 'out'}") == 2
+    printed = capsys.readouterr().err
+    assert "--source.kind=image_folder (train/) or --source.kind=parquet (data/" in printed
 
 
 def test_missing_source_folder(tmp_path, capsys):

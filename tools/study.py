@@ -98,7 +98,7 @@ def check_records(jobs: list[Job], write: list[dict[str, Any]]) -> None:
 
 def without_free(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of write_dataset that decide what a file holds."""
-    return {key: value for key, value in settings.items() if key not in FREE}
+    return {k: value for k, value in settings.items() if k not in FREE and value != "auto"}
 
 
 def write_data(study: Study, data: Path, images: str) -> None:

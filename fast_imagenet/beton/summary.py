@@ -107,6 +107,37 @@ def _changed(totals: Totals) -> list[str]:
     ]
 
 
+def describe(path: Path, summary: dict[str, Any], expected: int = 0) -> list[str]:
+    """Lines for the screen from the summary of one file.
+
+    Args:
+        expected: images that it has, if it is all of a split of ImageNet-1k; 0 = it is not.
+    """
+    classes, counts = summary["classes"], summary["counts"]
+    images = f"{plural(summary['num_samples'], 'image')} of {plural(len(classes), 'class')}"
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
+    size = f"{summary['max_width']} x {summary['max_height']} px"
+    unusual = [f"{found['count']:,} {kind}" for kind, found in summary["odd"].items()]
+    each = [f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)]
+    each_class = f": {', '.join(each)}" if len(each) <= 20 else ""  # where they fit on the screen
+    lines = [
+        f"{path}: {images}, {summary['file_bytes'] / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
+        f" ({summary['images_per_second']:,.0f} images/s)",
+        f"  stored   {modes}; at most {size}; images {summary['image_bytes'] / 1e6:,.1f} MB",
+        f"  classes  {min(counts):,} to {max(counts):,} images each{each_class}",
+        f"  unusual  {', '.join(unusual) or 'none'}",
+        f"  skipped  {len(summary['skipped']):,}",
+    ]
+    lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
+    if len(classes) == 1000 and summary["num_samples"] != (expected or summary["num_samples"]):
+        lines.append(f"  note     this split of ImageNet-1k has {expected:,} images in all")
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        names = ", ".join(empty[:5])
+        lines.append(f"  note     classes without images here: {len(empty):,}, {names}")
+    lines += [f"  note     {note}" for note in summary["notes"]]
+    return [*lines, f"  more     {path}.json"]
+
+
 def all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:
     """A warning for the notes when every image of a class was left out."""
     wanted = np.bincount(source.labels[indices], minlength=len(counts))

@@ -107,7 +107,6 @@ def decode_whole(
     rgb_bhwc = np.empty((1, *size_hw, 3), np.uint8)
     samples = np.array([[stored.ctypes.data, stored.size, 0, *size_hw]], np.int64)
     crops = np.array([[0, 0, *size_hw, 0]], np.int64)
-    options = {"method": "bilinear", "reduced": False, "own": own}
-    batch = batch_places(samples, crops, rgb_bhwc, status, **options)
-    Decoder().decode(0, 1, batch)
+    arrays = samples, crops, rgb_bhwc, status
+    Decoder().decode(0, 1, batch_places(*arrays, method="bilinear", reduced=False, own=own))
     return rgb_bhwc[0], int(status[0])

@@ -11,10 +11,11 @@ from typing import Any
 
 from fast_imagenet.sources.base import Source, SourceError, hold_out
 from fast_imagenet.sources.classes import use_classes
+from fast_imagenet.sources.recognize import SPLITS, recognize
 
-__all__ = ["KINDS", "SPLITS", "Source", "SourceError", "hold_out", "open_source", "use_classes"]
+__all__ = ["KINDS", "ONLY_FOR", "SPLITS", "Source", "SourceError", "hold_out", "open_source"]
+__all__ += ["recognize", "use_classes"]
 
-SPLITS = ("train", "val")
 # Each is a module with a function open_KIND; imported on use: parquet needs pyarrow, imagenette
 # needs torchvision.
 KINDS = (
@@ -26,6 +27,13 @@ KINDS = (
     "imagenette",
     "synthetic",
 )
+
+
+# Options that only some kinds have a use for: given to another, they are refused.
+ONLY_FOR = {
+    "classes": ("parquet", "webdataset"),
+    "class_order": ("image_folder", "kaggle", "imagenette"),
+}
 
 
 def open_source(
@@ -40,8 +48,9 @@ def open_source(
         seed: seed of the images ('synthetic' only).
         options: settings of one kind; a kind ignores those of others, so that a caller may pass
             the same ones for all. `classes`: file of class names, one per line (parquet,
-            webdataset). `download`: 'full', '320px' or '160px' (imagenette). `size`: number of
-            images (synthetic). `md5`: 'devkit', 'all' or 'none' (ilsvrc_tar).
+            webdataset). `class_order`: 'text' or 'numeric' (folders of classes). `download`:
+            'full', '320px' or '160px' (imagenette). `size`: number of images (synthetic). `md5`:
+            'devkit', 'all' or 'none' (the devkit, ilsvrc_tar).
 
     Raises:
         SourceError: the path does not hold such data; the message is one sentence that names what
@@ -51,5 +60,11 @@ def open_source(
         raise SourceError(f"source kind {kind!r} is unknown: use one of {', '.join(KINDS)}")
     if split not in SPLITS:
         raise SourceError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}")
+    for name, kinds in ONLY_FOR.items():
+        if kind not in kinds and options.get(name, "text") not in ("", "text"):
+            raise SourceError(
+                f"--source.{name}={options[name]} is for {' and '.join(kinds)}, and this is {kind},"
+                " whose classes are sorted by name: leave it out"
+            )
     module = import_module(f"fast_imagenet.sources.{kind}")
     return getattr(module, f"open_{kind}")(Path(path), split, seed=seed, **options)

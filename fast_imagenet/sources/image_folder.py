@@ -19,16 +19,19 @@ from fast_imagenet.sources.base import (
     SourceError,
 )
 from fast_imagenet.sources.classes import read_synset_names
+from fast_imagenet.sources.labels import (
+    DEVKIT,
+    SOLUTION,
+    Labels,
+    find_labels,
+    label_images,
+    near,
+)
+from fast_imagenet.sources.recognize import missing
 from fast_imagenet.terminal import plural
 
-_OTHER_KINDS = {
-    "kaggle": "ILSVRC/Data/CLS-LOC",
-    "ilsvrc_tar": "ILSVRC2012_*.tar",
-    "parquet": "**/*.parquet",
-    "webdataset": "*.tar",
-}
-_OTHER_NAMES = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}}
-_SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
+_SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
+CLASS_ORDERS = ("text", "numeric")
 
 
 class FileSource(Source):
@@ -73,29 +76,52 @@ class FileSource(Source):
             return file.read(info.st_size)
 
 
-def open_image_folder(path: Path, split: str, **_: Any) -> FileSource:
+def open_image_folder(path: Path, split: str, class_order: str = "text", **_: Any) -> FileSource:
     """One split of an image folder; classes are the sorted folder names of train/ (of val/ when
-    there is no train/).
+    there is no train/). The images of a flat val/ have the labels of a file beside it: labels.py.
+
+    Args:
+        class_order: of CLASS_ORDERS; 'numeric' sorts names that are numbers as numbers.
 
     Raises:
-        SourceError: a missing, empty or flat folder, a class without images, or a val class that
-            train/ does not have.
+        SourceError: a missing or empty folder, a flat one without labels, a class without images, a
+            val class that train/ does not have, or a name that is not a number.
     """
     folder = path / split
     if not folder.is_dir():
-        raise SourceError(f"{path} holds no folder {split!r}: {_advice(path, split)}")
+        raise missing(path, split, "image_folder", f"folder {split!r}")
     left_out, train = LeftOut(), path / "train"
     listing.refuse_same_folder(train, path / "val")
-    present = class_folders(folder, left_out)
-    classes = class_folders(train, LeftOut()) if split == "val" and train.is_dir() else present
-    _check_known(present, classes, folder)
-    names, labels = list_files(folder, present, classes, left_out)
-    source = FileSource("image_folder", folder, names, labels, classes, synset_names(path, classes))
-    source.notes = (*left_out.notes(), *_number_note(classes))
+    labels = find_labels(path) if split == "val" else None
+    present = sorted({*labels.class_of.values()}) if labels else _class_folders(folder, left_out)
+    has_train = split == "val" and train.is_dir()
+    classes = _in_order(_class_folders(train, LeftOut()) if has_train else present, class_order)
+    if labels:
+        names = listing.keep_images(folder, listing.list_below(folder, left_out), left_out)
+        ordered = label_images(names, labels, classes, folder, left_out)
+    else:
+        _check_known(present, classes, folder)
+        names, ordered = _list_files(folder, present, classes, left_out)
+    known = _synsets(path, classes, labels)
+    source = FileSource("image_folder", folder, names, ordered, classes, known)
+    note = (f"labels of {folder} are those of {labels.file}",) if labels else ()
+    source.notes = (*note, *left_out.notes(), *_number_note(classes))
     return source
 
 
-def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
+def _in_order(classes: list[str], class_order: str) -> list[str]:
+    """Sorted class names in another order."""
+    if class_order == "text":
+        return classes
+    if other := [name for name in classes if not name.isdecimal()]:
+        raise SourceError(
+            f"--source.class_order=numeric sorts numbers, and the class {other[0]!r} is not one:"
+            " leave it out"
+        )
+    return sorted(classes, key=int)
+
+
+def _class_folders(folder: Path, left_out: LeftOut) -> list[str]:
     """Sorted names of the class folders in `folder`.
 
     Raises:
@@ -125,16 +151,16 @@ def class_folders(folder: Path, left_out: LeftOut) -> list[str]:
         raise SourceError(f"{folder} is empty: it must hold one folder per class")
     if not classes:
         raise SourceError(
-            f"{folder} is flat: {plural(len(files), 'file')} and no class folders, so their"
-            " classes are unknown: move each into a folder named after its class, or see"
-            " docs/datasets.md for the labels that --source.kind=kaggle and ilsvrc_tar read"
+            f"{folder} is flat: {plural(len(files), 'file')}, the first is {files[0]}, and no class"
+            " folders, so their classes are unknown: move each into a folder named after its class;"
+            f" labels of val/ are read from {SOLUTION} or {DEVKIT} beside it (docs/datasets.md)"
         )
     for file in files:
         left_out.add("beside the class folders", file)
     return classes
 
 
-def list_files(
+def _list_files(
     folder: Path, present: list[str], classes: list[str], left_out: LeftOut
 ) -> tuple[list[str], np.ndarray]:
     """Names relative to `folder`, sorted within each class, and their labels (int64 [n]).
@@ -156,11 +182,13 @@ def list_files(
     return names, np.array(labels, np.int64)
 
 
-def synset_names(path: Path, classes: list[str]) -> list[str] | None:
-    """Readable class names, where a synset list lies in the folder or beside it."""
-    candidates = [folder / file for folder in (path, path.parent) for file in _SYNSET_FILES]
+def _synsets(path: Path, classes: list[str], labels: Labels | None) -> list[str] | None:
+    """Readable class names, where a synset list lies in the folder or near it."""
+    candidates = [folder / file for folder in near(path) for file in _SYNSET_FILES]
     found = (read_synset_names(candidate, classes) for candidate in candidates)
-    return next((names for names in found if names is not None), None)
+    of_labels = labels.names if labels else {}
+    known = [of_labels[name] for name in classes if name in of_labels]
+    return next((names for names in found if names), known if len(known) == len(classes) else None)
 
 
 def _check_known(present: list[str], classes: list[str], folder: Path) -> None:
@@ -171,7 +199,7 @@ def _check_known(present: list[str], classes: list[str], folder: Path) -> None:
     raise SourceError(
         f"{folder} has {plural(len(unknown), 'class')} that train/ does not have"
         f" ({', '.join(map(ascii, unknown[:5]))}): both splits must have the same classes, add"
-        " them to train/ or remove them (Tiny ImageNet: see docs/datasets.md)"
+        " them to train/ or remove them"
     )
 
 
@@ -182,21 +210,5 @@ def _number_note(classes: list[str]) -> tuple[str, ...]:
     place = next(place for place, name in enumerate(classes) if int(name) != place)
     return (
         f"class names are numbers and were sorted as text, as torchvision does: {classes[place]!r}"
-        f" has the label {place}; where labels must be these numbers, pad them with zeros (00, 01)",
+        f" has the label {place}; --source.class_order=numeric sorts them as numbers",
     )
-
-
-def _advice(path: Path, split: str) -> str:
-    """What to do about a folder without train/ or val/."""
-    folders = sorted(entry.name for entry in path.glob("*") if entry.is_dir())
-    similar = [name for name in folders if name.lower() in _OTHER_NAMES[split]]
-    if similar:
-        return f"it has {similar[0]!r}, rename that"
-    for kind, pattern in _OTHER_KINDS.items():
-        if next(path.glob(pattern), None) is not None:
-            return f"it looks like another layout, try --source.kind={kind}"
-    inside = next((name for name in folders if (path / name / split).is_dir()), None)
-    if inside:
-        return f"{path / inside} does, give it as --source.path"
-    advice = listing.no_val_advice(split)
-    return f"--source.path must be the folder that has train/ and val/ in it{advice}"

@@ -7,23 +7,35 @@ from typing import Any
 
 from fast_imagenet.sources.base import SourceError
 from fast_imagenet.sources.image_folder import FileSource, open_image_folder
+from fast_imagenet.sources.official import md5_of
+from fast_imagenet.sources.recognize import IMAGENETTE
 
-_FOLDERS = {"full": "imagenette2", "320px": "imagenette2-320", "160px": "imagenette2-160"}
+_MD5 = {  # of the published archives, as in torchvision.datasets.Imagenette
+    "full": "fe2fc210e6bb7c5664d602c3cd71e612",
+    "320px": "3df6f0d01a2c9592104656642f5e78a3",
+    "160px": "e793b78cc4c9e9a4ccc0c1155377a412",
+}
 
 
-def open_imagenette(path: Path, split: str, download: str = "320px", **_: Any) -> FileSource:
+def open_imagenette(path: Path, split: str, download: str = "320px", **options: Any) -> FileSource:
     """One split of Imagenette in the folder `path`, downloaded when it is not there yet.
 
     Args:
         download: 'full', '320px' or '160px' (length of the shorter side).
 
     Raises:
-        SourceError: it can neither be found nor downloaded.
+        SourceError: it can neither be found nor downloaded, or there is another archive.
     """
-    folder = path / _FOLDERS[download]
+    archive = path / next(name for name, size in IMAGENETTE.items() if size == download)
+    folder = archive.with_suffix("")
     if not (folder / "train").is_dir() or not (folder / "val").is_dir():
+        if archive.exists() and (found := md5_of(archive)) != _MD5[download]:
+            raise SourceError(
+                f"{archive} has the md5 {found}, the published archive {_MD5[download]}: remove it"
+                f" to download that, or unpack it and read it with --source.path={folder}"
+            )
         _download(path, download)
-    source = open_image_folder(folder, split)
+    source = open_image_folder(folder, split, **options)
     source.kind = "imagenette"
     return source
 

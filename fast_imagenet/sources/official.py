@@ -50,7 +50,7 @@ def check_official(path: Path, md5: str) -> str:
     if md5 == "none" or (md5 == "devkit" and known.size is not None):
         of_size = "has the official size; its" if known.size else "was accepted, its"
         return f"{path.name} {of_size} md5 was not compared (--source.md5=all does)"
-    found = _md5_of(path)
+    found = md5_of(path)
     if found == known.md5:
         return f"{path.name} is the official archive, md5 {found}"
     what = f"{path.name} has the md5 {found}, the official archive {known.md5}"
@@ -59,7 +59,7 @@ def check_official(path: Path, md5: str) -> str:
     return f"{what}: it is another one, or damaged"
 
 
-def _md5_of(path: Path) -> str:
+def md5_of(path: Path) -> str:
     """The md5 of a file as 32 hexadecimal digits; reported first when it takes minutes."""
     size = path.stat().st_size
     if size > 1e9:

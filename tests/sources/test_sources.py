@@ -30,6 +30,7 @@ from fast_imagenet.sources.base import MAX_IMAGE_BYTES, ImageError, PackedNames,
 from fast_imagenet.sources.decode import decode_rgb
 from fast_imagenet.sources.matfile import MatError, read_struct_array
 from fast_imagenet.sources.official import Official
+from fast_imagenet.sources.recognize import candidates, recognize
 from fast_imagenet.sources.synthetic import CLASSES, SIDES, draw_image
 from fast_imagenet.terminal import readable
 from tests import make_sources as make
@@ -256,6 +257,74 @@ def test_parquet_of_sorted_rows_is_noted(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------
+# Which layout it is
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_layout_is_recognized(kind, tmp_path):
+    MAKERS[kind](tmp_path / "a")
+    found, why = recognize(tmp_path / "a")
+    assert found == kind and (tmp_path / "a" / why).exists()
+    assert sorted(candidates(tmp_path / "a")) == [kind]
+
+
+@pytest.mark.parametrize("place", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
+def test_kaggle_is_recognized_from_any_of_its_folders(place, tmp_path):
+    make.make_kaggle(tmp_path)
+    kind, _ = recognize(tmp_path / place)
+    assert _holds(open_source(kind, tmp_path / place, "val"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("place", ["data/{}/0.{}", "{}/0.{}", "a/b/{}-0.{}"])
+def test_files_of_a_split_are_recognized_in_folders(kind, place, tmp_path):
+    suffix = {"parquet": "parquet", "webdataset": "tar"}[kind]
+    for split in ("train", "val"):
+        _write_any(tmp_path / place.format(split, suffix), 0)
+    assert recognize(tmp_path)[0] == kind
+
+
+def test_layouts_that_are_image_folders(tmp_path):
+    make.make_tiny(tmp_path / "tiny")
+    for labels in make.LABELS:
+        make.make_flat(tmp_path / labels, labels)
+    for folder in tmp_path.iterdir():
+        assert recognize(folder) == ("image_folder", "train/")
+
+
+def test_two_layouts_are_a_question(tmp_path):
+    make.make_image_folder(tmp_path)
+    make.make_ilsvrc_tar(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        recognize(tmp_path)
+    for words in ("2 ways", "--source.kind=image_folder (train/)", "--source.kind=ilsvrc_tar"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), ["it holds nothing", "*.parquet (parquet)", "ILSVRC/Data/CLS-LOC/ (kaggle)"]),
+        (("imagenette2-160.tgz",), ["is an archive of Imagenette", "imagenette_size=160px"]),
+        (("tiny-imagenet-200.zip", "x"), ["it holds tiny-imagenet-200.zip, x;", "unpack it first"]),
+        (("set/train/a/1.jpg",), ["set does, give it as --source.path"]),
+        (("Train/a/1.jpg",), ["it has 'Train', rename that to 'train'"]),
+        (("train/n01440764.tar",), ["unpack train/n01440764.tar"]),
+        (("cat/1.jpg", "dog/1.jpg"), ["holds cat/, dog/;", "--source.holdout"]),
+    ],
+)
+def test_what_is_no_layout_is_named(files, words, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(SourceError) as caught:
+        recognize(tmp_path)
+    for word in (str(tmp_path), *words):
+        assert word in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------
 # Wrong layouts, one sentence each
 # ------------------------------------------------------------------------------------------------
 
@@ -272,7 +341,9 @@ def _refused(kind, path, split, *words):
 def test_flat_val_is_explained(tmp_path):
     make.make_kaggle(tmp_path / "download")
     (tmp_path / "download/ILSVRC/Data/CLS-LOC").rename(tmp_path / "flat")
-    _refused("image_folder", tmp_path / "flat", "val", "flat: 7 files", "kaggle", "ilsvrc_tar")
+    _refused(
+        "image_folder", tmp_path / "flat", "val", "flat: 7 files", "LOC_val_solution", "devkit"
+    )
 
 
 def test_a_class_whose_disk_is_not_mounted_is_not_left_out(tmp_path):
@@ -312,14 +383,14 @@ def test_missing_folder_suggests_the_right_kind(tmp_path):
     make.make_ilsvrc_tar(tmp_path / "tars")
     _refused("image_folder", tmp_path / "kaggle", "train", "--source.kind=kaggle")
     _refused("image_folder", tmp_path / "tars", "train", "--source.kind=ilsvrc_tar")
-    _refused("image_folder", tmp_path / "none", "train", "has train/ and val/")
+    _refused("image_folder", tmp_path / "none", "train", "with train/ and val/")
     make.make_image_folder(tmp_path / "nested/images")
     _refused("image_folder", tmp_path / "nested", "train", f"{tmp_path}/nested/images does")
     for kind in ("parquet", "webdataset"):
         _refused(kind, tmp_path / "nested/images", "train", "--source.kind=image_folder")
     (tmp_path / "tars/train").mkdir()
     (tmp_path / "tars" / ilsvrc_tar.TRAIN_TAR).unlink()
-    _refused("ilsvrc_tar", tmp_path / "tars", "train", "put the official archive there")
+    _refused("ilsvrc_tar", tmp_path / "tars", "train", "holds no ILSVRC2012_img_train.tar")
 
 
 def test_ilsvrc_tar_missing_or_truncated(tmp_path):
@@ -329,7 +400,7 @@ def test_ilsvrc_tar_missing_or_truncated(tmp_path):
     train.write_bytes(whole[: len(whole) * 2 // 3])
     _refused("ilsvrc_tar", tmp_path, "train", "truncated")
     train.unlink()
-    _refused("ilsvrc_tar", tmp_path, "train", "does not hold ILSVRC2012_img_train.tar")
+    _refused("ilsvrc_tar", tmp_path, "train", "holds no ILSVRC2012_img_train.tar")
     devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     devkit.write_bytes(devkit.read_bytes()[:200])
     _refused("ilsvrc_tar", tmp_path, "val", "tar.gz")
@@ -440,11 +511,11 @@ def test_kaggle_faults(tmp_path):
     solution = tmp_path / "LOC_val_solution.csv"
     lines = solution.read_text().splitlines()
     solution.write_text("\n".join(lines[:-1]))
-    _refused("kaggle", tmp_path, "val", "no line for", "ILSVRC2012_val_")
+    _refused("kaggle", tmp_path, "val", "no label for", "ILSVRC2012_val_")
     solution.write_text("\n".join([*lines[:-1], "ILSVRC2012_val_00000007,tench 1 2 3 4"]))
     _refused("kaggle", tmp_path, "val", "line 8")
     solution.unlink()
-    _refused("kaggle", tmp_path, "val", "is missing")
+    _refused("kaggle", tmp_path, "val", "labels of val/ are read from LOC_val_solution.csv")
 
 
 def test_parquet_faults(tmp_path):
@@ -469,6 +540,12 @@ def test_imagenette_offline_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     _refused("imagenette", tmp_path, "train", "cannot be downloaded", "image_folder")
+
+
+def test_another_archive_of_imagenette_is_named(tmp_path):
+    (tmp_path / "imagenette2-160.tgz").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"160.tgz has the md5 9dd4e461268c8034f5c8564e155c67a6,"):
+        open_source("imagenette", tmp_path, "val", download="160px")
 
 
 def test_imagenette_that_is_there_is_not_downloaded(tmp_path):
@@ -914,7 +991,7 @@ def test_an_official_image_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(shard)
     notes = open_source("ilsvrc_tar", tmp_path, "val").notes
     assert any(
-        "(label without an image): 6, the first is ILSVRC2012_val_00000002" in x for x in notes
+        "t12.tar.gz without an image): 6, the first is ILSVRC2012_val_00000002" in x for x in notes
     )
 
 
@@ -1081,9 +1158,27 @@ def test_numbers_sorted_as_text_are_noted(tmp_path):
         (tmp_path / "train" / str(name)).mkdir(parents=True)
         (tmp_path / "train" / str(name) / "x.jpg").write_bytes(b"x")
     (note,) = open_source("image_folder", tmp_path, "train").notes
-    assert "'10' has the label 2" in note
+    assert "'10' has the label 2" in note and "--source.class_order=numeric" in note
+    source = open_source("image_folder", tmp_path, "train", class_order="numeric")
+    assert source.classes == [str(number) for number in range(12)] and source.notes == ()
+    assert [source.classes[i] for i in source.labels] == [
+        source.name(i).split("/")[-2] for i in range(12)
+    ]
     shutil.move(tmp_path / "train/10", tmp_path / "train/9a")
     assert open_source("image_folder", tmp_path, "train").notes == ()
+    with pytest.raises(SourceError, match="sorts numbers, and the class '9a' is not one"):
+        open_source("image_folder", tmp_path, "train", class_order="numeric")
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [("image_folder", {"classes": "a.txt"}), ("parquet", {"class_order": "numeric"})],
+)
+def test_an_option_of_another_kind_is_refused(kind, option, tmp_path):
+    MAKERS[kind](tmp_path)
+    ((name, value),) = option.items()
+    with pytest.raises(SourceError, match=f"--source.{name}={value} is for .*: leave it out"):
+        open_source(kind, tmp_path, "train", **option)
 
 
 def _documented(title):
@@ -1101,44 +1196,32 @@ def _holds(source, split="val"):
     return sorted(held) == make.by_wnid(split)
 
 
-def _flat(tmp_path, maker):
-    """Extracted train/ by class and flat val/, as most people have them."""
-    root = tmp_path / "a b"
-    make.make_kaggle(tmp_path / "kaggle")
-    (tmp_path / "kaggle/ILSVRC/Data/CLS-LOC").rename(root)
-    return root
+@pytest.mark.parametrize("labels", make.LABELS)
+@pytest.mark.parametrize("kind", ["image_folder", "kaggle"])
+def test_a_flat_val_is_read_with_labels_from_anywhere(kind, labels, tmp_path):
+    make.make_flat(tmp_path / "a b", labels)
+    val = open_source(kind, tmp_path / "a b", "val")
+    assert _holds(val) and _holds(open_source(kind, tmp_path / "a b", "train"), "train")
+    assert val.class_names in (None, make.NAMES)
+    assert any(f"a b/val are those of {tmp_path}/a b" in note for note in val.notes)
+    shutil.rmtree(tmp_path / "a b/train")
+    assert _holds(open_source(kind, tmp_path / "a b", "val"))
 
 
-def test_a_flat_val_with_the_devkit_is_read_as_documented(tmp_path):
-    root = _flat(tmp_path, make.make_kaggle)
-    _refused("ilsvrc_tar", root, "train", "--source.kind=image_folder")
-    make.make_ilsvrc_tar(tmp_path / "tars")
-    shutil.copy(tmp_path / "tars" / ilsvrc_tar.DEVKIT, root)
-    _run(_documented("A flat val/ with the official devkit"), root)
-    assert _holds(open_source("ilsvrc_tar", root, "val"))
-    assert _holds(open_source("image_folder", root, "train"), "train")
+def test_numbers_of_the_devkit_without_their_names_are_refused(tmp_path):
+    make.make_flat(tmp_path, "folder")
+    (tmp_path / "ILSVRC2012_devkit_t12/data/meta.mat").unlink()
+    _refused("image_folder", tmp_path, "val", "numbers the classes", "meta.mat", "is not beside it")
 
 
-def test_a_flat_val_with_the_csv_is_read_as_documented(tmp_path):
-    root = _flat(tmp_path, make.make_kaggle).rename(tmp_path / "flat")
-    shutil.copy(tmp_path / "kaggle/LOC_val_solution.csv", root)
-    _run(_documented("A flat val/ with Kaggle's LOC_val_solution.csv"), root)
-    assert _holds(open_source("kaggle", root, "val"))
-    assert _holds(open_source("kaggle", root, "train"), "train")
-
-
-def test_tiny_imagenet_is_read_as_documented(tmp_path):
-    make.make_image_folder(tmp_path)
-    (tmp_path / "val").rename(tmp_path / "old")
-    (tmp_path / "val/images").mkdir(parents=True)
-    lines = []
-    for wnid, name, data in make.samples("val"):
-        (tmp_path / "val/images" / name).write_bytes(data)
-        lines.append(f"{name}\t{wnid}\t0\t0\t9\t9\n")
-    (tmp_path / "val/val_annotations.txt").write_text("".join(lines))
-    _refused("image_folder", tmp_path, "val", "'images'", "Tiny ImageNet: see docs/datasets.md")
-    _run(_documented("Tiny ImageNet"), tmp_path)
-    assert _holds(open_source("image_folder", tmp_path, "val"))
+def test_tiny_imagenet_is_read_as_it_is(tmp_path):
+    make.make_tiny(tmp_path)
+    source = open_source("image_folder", tmp_path, "val")
+    assert _holds(source) and source.class_names == make.NAMES
+    train = open_source("image_folder", tmp_path, "train")
+    assert _holds(train, "train") and "n01440764_boxes.txt" in "".join(train.notes)
+    (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\n")
+    _refused("image_folder", tmp_path, "val", "val_annotations.txt must have lines of")
 
 
 def test_other_names_of_folders_are_read_as_documented(tmp_path):
@@ -1164,17 +1247,24 @@ def test_kaggle_with_files_of_windows_or_sorted_into_classes(tmp_path):
     (val / "ILSVRC2012_val_00000003.JPEG").rename(tmp_path / "elsewhere")
     source = open_source("kaggle", tmp_path, "val")
     assert len(source) == 6
-    first, second = source.notes
+    _, first, second = source.notes
     assert "(not named like an image): 1" in first and "Thumbs.db" in first
     assert "without an image): 1, the first is ILSVRC2012_val_00000003" in second
     (tmp_path / "elsewhere").rename(val / "ILSVRC2012_val_00000003.JPEG")
     for wnid, name, _ in make.samples("val"):
         (val / wnid).mkdir(exist_ok=True)
         (val / name).rename(val / wnid / name)
-    advice = f"--source.kind=image_folder --source.path={val.parent}"
-    _refused("kaggle", tmp_path, "val", "Kaggle's is flat", advice)
-    assert _holds(open_source("image_folder", val.parent, "val"))
-    _refused("kaggle", val.parent, "val", "--source.path must hold ILSVRC/")
+    assert _holds(open_source("kaggle", tmp_path, "val"))
+
+
+@pytest.mark.parametrize("place", ["ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
+def test_kaggle_is_read_from_any_of_its_folders(place, tmp_path, monkeypatch):
+    make.make_kaggle(tmp_path)
+    monkeypatch.chdir(tmp_path / place)
+    for path in (tmp_path / place, "."):
+        source = open_source("kaggle", path, "val")
+        assert _holds(source) and source.class_names == make.NAMES
+        assert _holds(open_source("kaggle", path, "train"), "train")
 
 
 def test_classes_that_look_alike_are_told_apart(tmp_path):
