@@ -226,7 +226,7 @@ def convert(cfg: SimpleNamespace, split: str, source: Source, path: Path, later:
         )
     is_all = not (write.limit or cfg.source.holdout) and shards == 1
     lines = describe(path, summary, IMAGENET_COUNTS[split] if is_all else 0)
-    print("\n".join(map(readable, lines)), flush=True)
+    print("\n".join(map(readable, [*lines, f"  more     {path}.json"])), flush=True)
 
 
 def images_of(cfg: SimpleNamespace, source: Source) -> int:

@@ -1,16 +1,21 @@
-"""Check and join data files.
+"""Look at, check and join data files.
 
+python -m fast_imagenet.beton info FILE...         what it holds, its settings and checksums
 python -m fast_imagenet.beton verify FILE...       structure, header and tables: under a second
 python -m fast_imagenet.beton verify FILE --full   every byte, at the speed of the disk
 python -m fast_imagenet.beton merge OUT PART...    parts of one conversion into one file
+
+With --json, info and verify print one JSON object per file.
 
 Exit status: 0 all is well, 1 a file is refused, 2 wrong arguments.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from fast_imagenet.beton.reader import BetonError, BetonFile
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.config import format_error
 from fast_imagenet.terminal import ignore_broken_pipe, readable
@@ -20,35 +25,65 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command in `argv`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fast_imagenet.beton", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True, metavar="verify|merge")
-    one = commands.add_parser("verify", help="check data files")
-    one.add_argument("files", nargs="+", metavar="FILE")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info|verify|merge")
+    for name, what in (("info", "what data files hold"), ("verify", "check data files")):
+        one = commands.add_parser(name, help=what)
+        one.add_argument("files", nargs="+", metavar="FILE")
+        one.add_argument("--json", action="store_true", help="one JSON object per file")
     one.add_argument("--full", action="store_true", help="read and check every byte")
     two = commands.add_parser("merge", help="join the parts of one conversion")
     two.add_argument("out", metavar="OUT", help="the new file; never replaced")
     two.add_argument("parts", nargs="+", metavar="PART", help="all parts, in any order")
     args = parser.parse_args(argv)
-    if args.command == "verify":
-        return max(_verify(path, args.full) for path in args.files)
-    return _merge(args.out, args.parts)
+    if args.command == "merge":
+        return _merge(args.out, args.parts)
+    if args.command == "info":
+        return max(_info(path, args.json) for path in args.files)
+    return max(_verify(path, args.full, args.json) for path in args.files)
 
 
-def _verify(path: str, full: bool) -> int:
-    findings, notes = verify(path, full)
+def _info(path: str, as_json: bool) -> int:
+    from fast_imagenet.beton.summary import describe, info
+
+    try:
+        found = info(BetonFile(path))
+    except (BetonError, OSError) as error:
+        print(readable(format_error(error)), file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    found.pop("seconds", None)  # of the conversion
+    kind = found.get("source", {}).get("kind", "not known")
+    settings = ", ".join(f"{key}={value}" for key, value in found["settings"].items())
+    lines = describe(Path(path), found)
+    lines += [f"  source   {kind}; {settings or 'settings not known'}"]
+    lines += [
+        f"  checks   checksums of {found['checksums']}; pages of {found['page_size']:,} bytes"
+    ]
+    print("\n".join(map(readable, lines)))
+    return 0
+
+
+def _verify(path: str, full: bool, as_json: bool) -> int:
+    findings, notes, checked = verify(path, full)
+    if as_json:
+        lists = {"findings": findings, "notes": notes, "checked": checked}
+        print(json.dumps({"file": path, **lists}))
+        return 1 if findings else 0
     for sentence in findings:
         print(readable(sentence), file=sys.stderr)
     for sentence in notes:
         print(readable(f"note: {sentence}"))
     if not findings:
         more = "" if full else " (--full checks the images, too)"
-        print(f"{readable(path)}: no fault found{more}")
+        print(f"{readable(path)}: no fault found in {', '.join(checked)}{more}")
     return 1 if findings else 0
 
 
 def _merge(out: str, parts: list[str]) -> int:
     from fast_imagenet.beton.encode import ConversionError
     from fast_imagenet.beton.merge import merge
-    from fast_imagenet.beton.reader import BetonError
 
     try:
         summary = merge(out, list(map(Path, parts)))

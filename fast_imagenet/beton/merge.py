@@ -56,7 +56,7 @@ def merge(path: str | Path, parts: Sequence[str | Path]) -> dict[str, Any]:
         summary = summarize(BetonFile(partial), source, settings, totals, seconds)
         summary["file"] = readable(path.name)
         write_summary(sidecar_path(partial), summary)
-        findings, _ = verify(partial, full=True)
+        findings = verify(partial, full=True).findings
         if findings:
             raise OSError(f"{findings[0]} (the disk gave back other bytes than were written)")
     return summary

@@ -70,32 +70,50 @@ def summarize(
         {count, files}}); skipped (list of {file, reason}); labels_crc32; blocks_crc32 (see
         checksums.py); seconds, images_per_second.
     """
-    modes = np.bincount(file.images["mode"], minlength=len(fmt.MODE_NAMES)).tolist()
     return {
         "sidecar_version": VERSION,
         "file": file.path.name,
         "format": f"FFCV {fmt.FORMAT_VERSION}",
-        "num_samples": len(file),
-        "num_classes": len(source.classes),
+        **facts(file),
         "classes": source.classes,
         "class_names": source.class_names,
-        "counts": np.bincount(file.labels, minlength=len(source.classes)).tolist(),
         "source": {"kind": source.kind, "read_bytes": totals.source_bytes},
         "settings": asdict(settings),
+        "odd": dict(sorted(totals.unusual.items())),
+        "notes": [*source.notes, *_changed(totals)],
+        "skipped": totals.skipped,
+        "blocks_crc32": table_to_text(totals.blocks),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(file) / max(seconds, 1e-9), 1),
+    }
+
+
+def facts(file: BetonFile) -> dict[str, Any]:
+    """What any file says of itself, summary or not: keys as in `summarize`; classes may be None."""
+    modes = np.bincount(file.images["mode"], minlength=len(fmt.MODE_NAMES)).tolist()
+    return {
+        "num_samples": len(file),
+        "num_classes": file.num_classes,
+        "classes": file.classes,
+        "counts": np.bincount(file.labels, minlength=file.num_classes).tolist(),
         "file_bytes": file.path.stat().st_size,
         "image_bytes": int(file.sizes.sum()),
         "page_size": file.page_size,
         "modes": dict(zip(fmt.MODE_NAMES, modes, strict=True)),
         "max_height": int(file.images["height"].max()),
         "max_width": int(file.images["width"].max()),
-        "odd": dict(sorted(totals.unusual.items())),
-        "notes": [*source.notes, *_changed(totals)],
-        "skipped": totals.skipped,
         "labels_crc32": file.labels_crc32,
-        "blocks_crc32": table_to_text(totals.blocks),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(file) / max(seconds, 1e-9), 1),
     }
+
+
+def info(file: BetonFile) -> dict[str, Any]:
+    """All that is known of a file: the keys of `summarize`, as far as there are, and `checksums`:
+    of pages, of tables, or none."""
+    kept = {**facts(file), **file.sidecar}
+    kept["checksums"] = "tables" if file.header_json else "none"
+    if kept.pop("blocks_crc32", None) and file.block_checksums is not None:
+        kept["checksums"] = "pages and tables"
+    return {"settings": file.header_json.get("settings", {}), **kept}
 
 
 def _changed(totals: Totals) -> list[str]:
@@ -113,29 +131,34 @@ def describe(path: Path, summary: dict[str, Any], expected: int = 0) -> list[str
     Args:
         expected: images that it has, if it is all of a split of ImageNet-1k; 0 = it is not.
     """
-    classes, counts = summary["classes"], summary["counts"]
+    counts = summary["counts"]
+    classes = summary["classes"] or list(map(str, range(len(counts))))
     images = f"{plural(summary['num_samples'], 'image')} of {plural(len(classes), 'class')}"
     modes = ", ".join(f"{count:,} {mode}" for mode, count in summary["modes"].items())
     size = f"{summary['max_width']} x {summary['max_height']} px"
-    unusual = [f"{found['count']:,} {kind}" for kind, found in summary["odd"].items()]
+    unusual = [f"{found['count']:,} {kind}" for kind, found in summary.get("odd", {}).items()]
+    skipped = summary.get("skipped", [])
     each = [f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)]
     each_class = f": {', '.join(each)}" if len(each) <= 20 else ""  # where they fit on the screen
+    on_disk, rest = path.stat().st_blocks * 512, ""
+    if on_disk < summary["file_bytes"]:  # gaps between pages take no room
+        rest = f" ({on_disk / 1e6:,.1f} MB on the disk)"
+    if "seconds" in summary:
+        rest += f" in {summary['seconds']:.1f} s ({summary['images_per_second']:,.0f} images/s)"
     lines = [
-        f"{path}: {images}, {summary['file_bytes'] / 1e6:,.1f} MB in {summary['seconds']:.1f} s"
-        f" ({summary['images_per_second']:,.0f} images/s)",
+        f"{path}: {images}, {summary['file_bytes'] / 1e6:,.1f} MB{rest}",
         f"  stored   {modes}; at most {size}; images {summary['image_bytes'] / 1e6:,.1f} MB",
         f"  classes  {min(counts):,} to {max(counts):,} images each{each_class}",
-        f"  unusual  {', '.join(unusual) or 'none'}",
-        f"  skipped  {len(summary['skipped']):,}",
     ]
-    lines += [f"    {skip['file']}: {skip['reason']}" for skip in summary["skipped"][:20]]
+    if "odd" in summary:  # else there is no summary that would know
+        lines += [f"  unusual  {', '.join(unusual) or 'none'}", f"  skipped  {len(skipped):,}"]
+    lines += [f"    {skip['file']}: {skip['reason']}" for skip in skipped[:20]]
     if len(classes) == 1000 and summary["num_samples"] != (expected or summary["num_samples"]):
         lines.append(f"  note     this split of ImageNet-1k has {expected:,} images in all")
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         names = ", ".join(empty[:5])
         lines.append(f"  note     classes without images here: {len(empty):,}, {names}")
-    lines += [f"  note     {note}" for note in summary["notes"]]
-    return [*lines, f"  more     {path}.json"]
+    return lines + [f"  note     {note}" for note in summary.get("notes", [])]
 
 
 def all_skipped(source: Source, indices: np.ndarray, counts: list[int]) -> list[str]:

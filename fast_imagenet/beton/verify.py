@@ -7,6 +7,7 @@ opened. Here are the data pages.
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,32 +17,43 @@ from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 MAX_FINDINGS = 20  # sentences for one file; a file on a broken disk may have thousands
 
 
-def verify(path: str | Path, full: bool = False) -> tuple[list[str], list[str]]:
-    """Check a file; with `full` read every byte of it.
+class Verdict(NamedTuple):
+    """Of a check: reasons to refuse the file, notes on what could not be checked, one sentence each
+    with the fix; and what was checked and found good, in words."""
 
-    Returns:
-        Findings, each a reason to refuse the file, and notes on what could not be checked: one
-        sentence each, with the fix.
-    """
+    findings: list[str]
+    notes: list[str]
+    checked: list[str]
+
+
+def verify(path: str | Path, full: bool = False) -> Verdict:
+    """Check a file; with `full` read every byte of it."""
     try:
         file = BetonFile(path)
         findings = _bad_blocks(file) if full and file.header_json else []
     except BetonError as error:
-        return [str(error)], []
+        return Verdict([str(error)], [], [])
     except OSError as error:
-        return [f"{path} cannot be read ({error.strerror or error}): {REMEDY}"], []
+        finding = f"{path} cannot be read ({error.strerror or error}): {REMEDY}"
+        return Verdict([finding], [], [])
     notes = [f"{path}: {note}"] if (note := file.fields.note()) else []
+    checked = [f"the structure of {len(file):,} samples"]
     if not file.header_json:
         notes.append(
             f"{path} has no checksums (FFCV or an early version wrote it), so only its structure"
             " was checked: write it again with write_dataset.py to have them"
         )
-    elif file.block_checksums is None:
+        return Verdict(findings, notes, checked)
+    checked.append("the checksum of header and tables")
+    if full and not findings:
+        checked.append(f"those of all pages, {file.data_end:,} bytes")
+    if file.block_checksums is None:
+        has = "has no checksums" if file.sidecar else "is missing"
         notes.append(
-            f"{sidecar_path(path)} is missing or early, so a damaged page cannot be named, nor"
-            " found during training: copy it from where the file came"
+            f"{sidecar_path(path)} {has}, so a damaged page cannot be named, nor found during"
+            " training: copy it from where the file came"
         )
-    return findings, notes
+    return Verdict(findings, notes, checked)
 
 
 def _bad_blocks(file: BetonFile) -> list[str]:

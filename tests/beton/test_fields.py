@@ -94,7 +94,7 @@ def test_both_backends_read_the_right_image_with_its_label(stock, name):
     from fast_imagenet.data.torch_loader import TorchEvalLoader
 
     path = stock / f"{name}.beton"
-    findings, notes = verify(path, full=True)
+    findings, notes, _ = verify(path, full=True)
     assert findings == []
     assert any("are read from field" in note for note in notes) == (name != "label_first")
     file = BetonFile(path)
@@ -120,7 +120,7 @@ def test_both_backends_read_the_right_image_with_its_label(stock, name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_rest_is_refused_as_what_it_is(stock, name, capsys):
     path = stock / f"{name}.beton"
-    (finding,), notes = verify(path)
+    (finding,), notes, _ = verify(path)
     assert REFUSED[name][1] in finding and str(path) in finding and notes == []
     assert "write it again with one image and one label" in finding
     assert "damaged" not in finding and "copy it" not in finding

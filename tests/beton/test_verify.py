@@ -74,7 +74,7 @@ def flip(path: Path, position: int, bit: int) -> None:
 
 def refused(path: Path, full: bool) -> bool:
     """Whether verify refuses the file, in sentences of one line that name it and a remedy."""
-    findings, _ = verify(path, full)
+    findings = verify(path, full).findings
     for sentence in findings:
         assert "\n" not in sentence
         assert str(path) in sentence
@@ -109,7 +109,7 @@ def test_sums_are_those_of_the_file(several):
     assert file.header_json["settings"] == file.sidecar["settings"]
     assert file.header_json["num_samples"] == COUNT
     assert file.header_json["shard"] == [0, 1]
-    assert verify(several, full=True) == ([], [])
+    assert verify(several, full=True)[:2] == ([], [])
 
 
 def test_sums_when_the_page_has_grown(tmp_path):
@@ -222,6 +222,40 @@ def test_without_its_summary_a_file_is_still_checked_as_a_whole(copy, capsys):
     capsys.readouterr()
     assert main(["verify", str(copy), "--full"]) == 1
     assert "the checksum of its images is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["whole", "no summary", "no checksums"])
+def test_info_and_verify_say_what_is_known_and_checked(state, copy, capsys):
+    file = BetonFile(copy)
+    if state != "whole":
+        sidecar_path(copy).unlink()
+    if state == "no checksums":
+        alter(copy, fmt.HEADER.itemsize + fmt.FIELD.fields["arguments"][1], bytes(1024))
+    assert main(["info", str(copy), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == np.bincount(file.labels).tolist()
+    assert (
+        found["modes"] == file.sidecar["modes"] and found["max_width"] == file.images["width"].max()
+    )
+    assert found["classes"] == (file.classes if state == "whole" else None)
+    assert found["settings"].get("jpeg_share") == (None if state == "no checksums" else 0.1)
+    checksums = {"whole": "pages and tables", "no summary": "tables", "no checksums": "none"}[state]
+    assert found["checksums"] == checksums
+    assert main(["info", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    for words in (f"{COUNT} images of 10 classes", f"checksums of {checksums};", "raw; at most"):
+        assert words in printed
+    assert ("unusual" in printed) == (state == "whole")
+    for flags, count in (([], 2), (["--full"], 3)):
+        assert main(["verify", str(copy), "--json", *flags]) == 0
+        verdict = json.loads(capsys.readouterr().out)
+        assert len(verdict["checked"]) == (1 if state == "no checksums" else count)
+        assert main(["verify", str(copy), *flags]) == 0
+        assert f"no fault found in {', '.join(verdict['checked'])}" in capsys.readouterr().out
+    flip(copy, fmt.METADATA_START, 0)
+    assert main(["info", str(copy)]) == 1
+    assert main(["verify", str(copy), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"]
 
 
 def test_summary_of_another_file_is_refused(copy):
@@ -353,7 +387,7 @@ def test_parts_become_the_file_of_a_single_conversion(parts, tmp_path, capsys):
     different = {"seconds", "images_per_second", "file_bytes", "blocks_crc32"}
     for key in set(once.sidecar) - different:
         assert merged.sidecar[key] == once.sidecar[key], key
-    assert verify(out, full=True) == ([], [])
+    assert verify(out, full=True)[:2] == ([], [])
     assert sorted(file.name for file in out.parent.iterdir()) == ["train.beton", "train.beton.json"]
     before = out.read_bytes()
     assert main(["merge", str(out), *map(str, parts_in(parts))]) == 1
