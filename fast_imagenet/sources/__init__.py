@@ -16,8 +16,8 @@ from fast_imagenet.sources.recognize import SPLITS, recognize
 __all__ = ["KINDS", "ONLY_FOR", "SPLITS", "Source", "SourceError", "hold_out", "open_source"]
 __all__ += ["recognize", "use_classes"]
 
-# Each is a module with a function open_KIND; imported on use: parquet needs pyarrow, imagenette
-# needs torchvision.
+# Each but kaggle is a module with a function open_KIND; imported on use: parquet needs pyarrow,
+# imagenette needs torchvision.
 KINDS = (
     "image_folder",
     "ilsvrc_tar",
@@ -50,7 +50,7 @@ def open_source(
             the same ones for all. `classes`: file of class names, one per line (parquet,
             webdataset). `class_order`: 'text' or 'numeric' (folders of classes). `download`:
             'full', '320px' or '160px' (imagenette). `size`: number of images (synthetic). `md5`:
-            'devkit', 'all' or 'none' (the devkit, ilsvrc_tar).
+            'devkit', 'all' or 'none' (ilsvrc_tar).
 
     Raises:
         SourceError: the path does not hold such data; the message is one sentence that names what
@@ -66,5 +66,8 @@ def open_source(
                 f"--source.{name}={options[name]} is for {' and '.join(kinds)}, and this is {kind},"
                 " whose classes are sorted by name: leave it out"
             )
-    module = import_module(f"fast_imagenet.sources.{kind}")
-    return getattr(module, f"open_{kind}")(Path(path), split, seed=seed, **options)
+    reader = "image_folder" if kind == "kaggle" else kind
+    module = import_module(f"fast_imagenet.sources.{reader}")
+    source = getattr(module, f"open_{reader}")(Path(path), split, seed=seed, **options)
+    source.kind = kind
+    return source

@@ -76,7 +76,7 @@ def _open_train(path: Path) -> TarSource:
     if missing or not found:
         which = classes[missing[0]] if missing else "train"
         raise SourceError(f"{path} has no images of {which}: fetch it again")
-    return TarSource("ilsvrc_tar", [path], [0] * len(found), found, labels, classes)
+    return TarSource([path], [0] * len(found), found, labels, classes)
 
 
 def _open_val(folder: Path) -> TarSource:
@@ -91,6 +91,6 @@ def _open_val(folder: Path) -> TarSource:
         raise SourceError(f"{path} holds {twice!r} twice: fetch it again")
     ordered = label_images(names, labels, classes, path, left_out)
     readable = [labels.names[wnid] for wnid in classes]
-    source = TarSource("ilsvrc_tar", [path], [0] * len(found), found, ordered, classes, readable)
+    source = TarSource([path], [0] * len(found), found, ordered, classes, readable)
     source.notes = left_out.notes()
     return source

@@ -1,4 +1,7 @@
-"""A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG."""
+"""A folder per split, in it a folder per class: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG.
+
+As Kaggle packs it, below ILSVRC/Data/CLS-LOC/, beside LOC_synset_mapping.txt; val/ may be flat.
+"""
 
 import os
 import stat
@@ -27,7 +30,7 @@ from fast_imagenet.sources.labels import (
     label_images,
     near,
 )
-from fast_imagenet.sources.recognize import missing
+from fast_imagenet.sources.recognize import KAGGLE_PLACES, missing
 from fast_imagenet.terminal import plural
 
 _SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")
@@ -39,7 +42,6 @@ class FileSource(Source):
 
     def __init__(
         self,
-        kind: str,
         root: Path,
         names: Iterable[str],
         labels: np.ndarray,
@@ -47,7 +49,6 @@ class FileSource(Source):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(labels, classes, class_names)
-        self.kind = kind
         self.root = str(root)
         self._names = PackedNames(names)
 
@@ -79,6 +80,7 @@ class FileSource(Source):
 def open_image_folder(path: Path, split: str, class_order: str = "text", **_: Any) -> FileSource:
     """One split of an image folder; classes are the sorted folder names of train/ (of val/ when
     there is no train/). The images of a flat val/ have the labels of a file beside it: labels.py.
+    Kaggle's folder CLS-LOC is looked for below `path`.
 
     Args:
         class_order: of CLASS_ORDERS; 'numeric' sorts names that are numbers as numbers.
@@ -87,12 +89,13 @@ def open_image_folder(path: Path, split: str, class_order: str = "text", **_: An
         SourceError: a missing or empty folder, a flat one without labels, a class without images, a
             val class that train/ does not have, or a name that is not a number.
     """
-    folder = path / split
-    if not folder.is_dir():
+    roots = (path / place for place in (".", *KAGGLE_PLACES))
+    root = next((root for root in roots if (root / split).is_dir()), None)
+    if root is None:
         raise missing(path, split, "image_folder", f"folder {split!r}")
-    left_out, train = LeftOut(), path / "train"
-    listing.refuse_same_folder(train, path / "val")
-    labels = find_labels(path) if split == "val" else None
+    folder, left_out, train = root / split, LeftOut(), root / "train"
+    listing.refuse_same_folder(train, root / "val")
+    labels = find_labels(root) if split == "val" else None
     present = sorted({*labels.class_of.values()}) if labels else _class_folders(folder, left_out)
     has_train = split == "val" and train.is_dir()
     classes = _in_order(_class_folders(train, LeftOut()) if has_train else present, class_order)
@@ -102,8 +105,8 @@ def open_image_folder(path: Path, split: str, class_order: str = "text", **_: An
     else:
         _check_known(present, classes, folder)
         names, ordered = _list_files(folder, present, classes, left_out)
-    known = _synsets(path, classes, labels)
-    source = FileSource("image_folder", folder, names, ordered, classes, known)
+    known = _synsets(root, classes, labels)
+    source = FileSource(folder, names, ordered, classes, known)
     note = (f"labels of {folder} are those of {labels.file}",) if labels else ()
     source.notes = (*note, *left_out.notes(), *_number_note(classes))
     return source

@@ -35,9 +35,7 @@ def open_imagenette(path: Path, split: str, download: str = "320px", **options: 
                 f" to download that, or unpack it and read it with --source.path={folder}"
             )
         _download(path, download)
-    source = open_image_folder(folder, split, **options)
-    source.kind = "imagenette"
-    return source
+    return open_image_folder(folder, split, **options)
 
 
 def _download(path: Path, size: str) -> None:

@@ -68,7 +68,8 @@ def recognize(path: Path) -> tuple[str, str]:
 
 def missing(path: Path, split: str, kind: str, what: str) -> SourceError:
     """The error about `what` of a split that a folder does not hold, with what to do."""
-    others = [other for other in candidates(path) if other != kind]
+    same = {kind, "kaggle"} if kind == "image_folder" else {kind}
+    others = [other for other in candidates(path) if other not in same]
     advice = _advice(path)
     if others:
         advice = f"it looks like another layout, try --source.kind={' or '.join(others)}"

@@ -96,12 +96,11 @@ class TarSource(Source):
         paths: the files.
         files: int64 [n], which of `paths` holds an image.
         members: the images.
-        kind, labels, classes, class_names: see Source.
+        labels, classes, class_names: see Source.
     """
 
     def __init__(
         self,
-        kind: str,
         paths: Sequence[Path],
         files: Sequence[int],
         members: Sequence[Member],
@@ -111,7 +110,6 @@ class TarSource(Source):
     ) -> None:
         self._open: dict[int, BinaryIO] = {}
         super().__init__(labels, classes, class_names)
-        self.kind = kind
         self._paths = list(paths)
         self._files = np.asarray(files, np.int64)
         self._offsets = np.array([member.offset for member in members], np.int64)

@@ -49,7 +49,7 @@ def open_webdataset(path: Path, split: str, classes: str = "", **_: Any) -> TarS
             images.append(image)
             labels.append(label)
     found = name_classes(np.array(labels, np.int64), votes, names, f"{path} ({split})")
-    source = TarSource("webdataset", shards, files, images, *found)
+    source = TarSource(shards, files, images, *found)
     copies = _copies(shards, files, images, labels)
     source.notes = (*left_out.notes(), *votes.notes(), *copies)
     return source

@@ -380,7 +380,7 @@ def test_empty_class_folder_is_refused(tmp_path):
 def test_missing_folder_suggests_the_right_kind(tmp_path):
     make.make_kaggle(tmp_path / "kaggle")
     make.make_ilsvrc_tar(tmp_path / "tars")
-    _refused("image_folder", tmp_path / "kaggle", "train", "--source.kind=kaggle")
+    _refused("parquet", tmp_path / "kaggle", "train", "holds 0 *.parquet files")
     _refused("image_folder", tmp_path / "tars", "train", "--source.kind=ilsvrc_tar")
     _refused("image_folder", tmp_path / "none", "train", "with train/ and val/")
     make.make_image_folder(tmp_path / "nested/images")
