@@ -142,13 +142,17 @@ MACHINE = report.Machine("a GPU", is_gpu=True, cores=16, workers=16, ranks=1)
 FITS = report.Memory(peak=6 * GB, capacity=16 * GB, micro_batch=256, asked=256)
 
 
-def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LARGE)):
+WAYS = {"eager": 0.052, "compiled": 0.041}
+
+
+def make_plan(*flags, memory=FITS, machine=MACHINE, data=ROOMY, times=(SMALL, LARGE), ways=WAYS):
     cfg = train_imagenet.read_config(
         train_imagenet.SETTINGS, list(flags), prog="test", description=""
     )
     predicted = predict([64, 64, 128], [100] * 3, 100, list(times), COSTS, data, 10)
     found = (predicted, list(times), COSTS, data, memory, machine)
-    return report.Plan(cfg, train_imagenet.augment_of(cfg), *found, work_of(cfg), 118.0, 256)
+    found = (*found, work_of(cfg), 118.0, 256, ways)
+    return report.Plan(cfg, train_imagenet.augment_of(cfg), *found)
 
 
 def first_advice(*flags, **parts):
@@ -176,6 +180,10 @@ def test_the_most_urgent_fault_is_named_first_with_a_value():
         assert first_advice(flag, times=starved).setting == setting
     healthy = [replace(t, together=t.step, loader=t.step / 3) for t in (SMALL, LARGE)]
     assert first_advice("--training.compile=off", times=healthy).setting == "training.compile=auto"
+    slower = {"eager": 0.041, "compiled": 0.052}
+    assert first_advice(times=healthy, ways=slower).setting == "training.compile=off"
+    assert first_advice("--training.compile=off", times=healthy, ways=slower).setting == ""
+    assert first_advice("--training.compile=off", times=healthy, ways={}).setting == ""
     assert first_advice(times=healthy).setting == ""
 
 
@@ -205,6 +213,7 @@ def test_the_page_says_everything():
         "random (data.in_memory=true)",
         "large reads 500 MB/s, images 100 MB/s",
         "256 images per forward pass: fits, 6.00 of 16.0 GB of the GPU",
+        "compile:      eager 52.0 ms, compiled 41.0 ms, at 128 px",
         "change first: ",
     ):
         assert words in page
@@ -240,6 +249,27 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does():
     session.state.micro_batch = 25  # no even divisor
     with pytest.raises(torch.OutOfMemoryError):
         session.fit_memory(act)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_eager_and_compiled_take_turns_on_a_gpu(compiled, monkeypatch):
+    session = measure.Session(None, None, SimpleNamespace(world_size=1), 1.0, lambda line: None)
+    session.distributed.device = torch.device("cuda")
+    network = torch.nn.Linear(1, 1)
+    chosen = torch.compile(network) if compiled else network
+    session.state = SimpleNamespace(train_model=chosen)
+    turns = []
+
+    def stepped(self, resolution, steps):
+        turns.append(hasattr(session.state.train_model, "_orig_mod"))
+        seconds = 0.1 if turns[2:] else 60.0  # the first compiles
+        return measure.Pass(0.0, steps * seconds * (2 - turns[-1]), steps)
+
+    monkeypatch.setattr(measure.Session, "stepped", stepped)
+    assert session.measure_ways(64) == pytest.approx({"eager": 0.2, "compiled": 0.1})
+    assert turns == [False, True] * 4 and session.state.train_model is chosen
+    session.distributed.device = torch.device("cpu")
+    assert session.measure_ways(64) == {}
 
 
 class Simulated:

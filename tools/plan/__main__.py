@@ -105,6 +105,7 @@ def make_plan(
         work=work_of(cfg, (session.loader.num_samples, session.val_loader.num_samples)),
         measuring_seconds=time.perf_counter() - begin,
         measured_batch=run.training.batch_size,
+        ways=session.ways,
     )
 
 

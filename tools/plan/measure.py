@@ -71,6 +71,7 @@ class Session:
     warm: dict[int, Pass] = field(default_factory=dict)  # by resolution: the first passes
     starts: dict[int, float] = field(default_factory=dict)  # by resolution: trying, compiling
     epochs: dict[int, int] = field(default_factory=dict)  # by resolution: one that has it
+    ways: dict[str, float] = field(default_factory=dict)  # as measure_ways
 
     @property
     def device(self) -> torch.device:
@@ -288,6 +289,28 @@ class Session:
             steps=sum(one.count for one in together),
         )
 
+    def measure_ways(self, resolution: int) -> dict[str, float]:
+        """Seconds of a step on a batch that is there, 'eager' and 'compiled'.
+
+        {} without a GPU, with several ranks, and where one of the two does not fit.
+        """
+        if self.device.type == "cpu" or self.distributed.world_size > 1:  # no second wrapper of DDP
+            return {}
+        self.report(f"{resolution} px: compiled and eager in turn")
+        chosen = self.state.train_model
+        eager = getattr(chosen, "_orig_mod", chosen)
+        compiled = torch.compile(eager, dynamic=False) if eager is chosen else chosen
+        passes: dict[str, list[Pass]] = {"eager": [], "compiled": []}
+        try:
+            for _ in range(1 + ROUNDS):  # the first is not counted
+                for name, self.state.train_model in (("eager", eager), ("compiled", compiled)):
+                    passes[name].append(self.stepped(resolution, FEWEST))
+        except torch.OutOfMemoryError:  # what the run does fits, the other does not
+            return {}
+        finally:
+            self.state.train_model = chosen
+        return {name: mean_seconds(found[1:]) for name, found in passes.items()}
+
     def measure_evaluation(self) -> tuple[float, float]:
         """Seconds of an evaluation of one set of weights, and what the first takes longer."""
         self.report("evaluation")
@@ -367,6 +390,7 @@ class Session:
         with closing(self):
             self.limit_batch(max(resolutions))
             times = self.measure_training(resolutions)
+            self.ways = self.measure_ways(max(resolutions))
             evaluation = self.measure_evaluation()
             save_best = self.measure_saves()
             opening, line, finish = self.measure_log()

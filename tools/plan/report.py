@@ -66,6 +66,7 @@ class Plan:
     work: Work
     measuring_seconds: float  # of wall time
     measured_batch: int  # images of a step as it was measured
+    ways: dict[str, float]  # seconds of a step, eager and compiled; {} = not compared
 
     @property
     def training(self) -> list[Row]:
@@ -151,8 +152,10 @@ def _loader_advice(plan: Plan) -> Iterator[Advice]:
 
 def _setting_advice(plan: Plan) -> Iterator[Advice]:
     training = plan.cfg.training
-    if plan.machine.is_gpu and training.compile == "off":
-        yield Advice("training.compile=auto", "the network is not compiled")
+    way = "eager" if training.compile == "off" else "compiled"
+    if plan.ways and min(plan.ways, key=plan.ways.__getitem__) != way:
+        setting = "auto" if way == "eager" else "off"
+        yield Advice(f"training.compile={setting}", f"a step is faster: {_ways_text(plan)}")
     if plan.machine.is_gpu and training.precision == "fp32":
         yield Advice("training.precision=auto", "fp32 takes two to four times as long on a GPU")
 
@@ -173,6 +176,7 @@ def render(plan: Plan) -> str:
     s = plan.storage
     found = [("bottleneck", _bottleneck_text(plan)), ("data", _data_text(s))]
     found += [("disk", _disk_text(s)), ("batch", _memory_text(plan))]
+    found += [("compile", _ways_text(plan))]
     advice = [f"{setting}: {why}" if setting else why for setting, why in advise(plan)]
     advice = [("then" if number else "change first", text) for number, text in enumerate(advice)]
     caution, found, advice = (
@@ -257,6 +261,15 @@ def _disk_text(s: Storage) -> str:
     if not s.sequential:
         return "not measured (a folder, too small a file, or one that is always cached)"
     return f"large reads {s.sequential / 1e6:,.0f} MB/s, images {s.scattered / 1e6:,.0f} MB/s"
+
+
+def _ways_text(plan: Plan) -> str:
+    if not plan.ways:
+        where = "it does not fit" if plan.machine.is_gpu else "there is no GPU"
+        where = where if plan.machine.ranks == 1 else "several ranks"
+        return f"eager and compiled were not compared: {where}"
+    parts = (f"{name} {1000 * seconds:,.1f} ms" for name, seconds in plan.ways.items())
+    return f"{', '.join(parts)}, at {max(t.resolution for t in plan.times)} px"
 
 
 def _memory_text(plan: Plan) -> str:
