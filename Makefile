@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench torture doctor clean
+.PHONY: help setup demo test test-fast lint bench gpu torture doctor clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | awk -F '\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ bench:  ## measure speed against the peers: make bench IMAGES=folder of photogra
 	@PYTHON=$(PYTHON) bash scripts/setup.sh
 	@PYTHON=$(PYTHON) bash scripts/setup_bench.sh
 	$(PY) benchmarks/run_all.py --images "$(IMAGES)"
+
+gpu: setup  ## on a GPU: tests, steps, memory, training; GPU_DATA=folder GPU_MINUTES=10 GPU_RECORDS=records
+	$(PY) benchmarks/gpu.py --minutes "$(or $(GPU_MINUTES),10)" --records "$(or $(GPU_RECORDS),records)" \
+		$(if $(GPU_DATA),--data "$(GPU_DATA)")
 
 torture: setup  ## kill processes, damage files, fill disks, and count what held: under 20 minutes
 	$(PY) -m tests.torture

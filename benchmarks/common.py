@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from fast_imagenet.files import write_json  # noqa: E402  (standard library only, as this module)
 
 PACKAGES = ["ffcv", "numba", "numpy", "torch", "torchvision", "timm", "pillow"]
 CLOCK = {"choices": ["wall", "cpu"], "default": "wall", "help": "cpu where other jobs run"}
@@ -220,7 +221,6 @@ def versions(names: list[str]) -> dict[str, str]:
 
 def publish(path: str | None, **result: Any) -> None:
     """Write the result file, keys in the order given; without a path, print it."""
-    text = json.dumps(result, indent=2)
     if path:
-        Path(path).write_text(f"{text}\n")
-    print(f"wrote {path}" if path else text)
+        write_json(path, result)
+    print(f"wrote {path}" if path else json.dumps(result, indent=2))

@@ -35,7 +35,6 @@ SCRIPTS = {
     "startup": "startup {clock}",
     "writer": "writer_throughput {images} {clock}",
 }
-GPU = {"train_step": "train_step {images}"}  # in a smoke run, on the processor
 
 
 def default_folder() -> Path:
@@ -65,8 +64,6 @@ def main() -> None:
     runs, cores = dict(SCRIPTS), len(os.sched_getaffinity(0))
     if arguments.smoke or cores == 1:
         del runs["loader_all_cores"]
-    if arguments.smoke:
-        runs |= GPU
     if unknown := set(arguments.only or []) - set(runs):
         sys.exit(f"--only {' '.join(sorted(unknown))}: unknown; give some of {', '.join(runs)}")
     images = Path(arguments.images).resolve()

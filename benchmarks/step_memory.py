@@ -2,24 +2,28 @@
 
     python benchmarks/step_memory.py --json out.json
 
-A process for each different case: the allocator may hold `--gb` and no more, then come three
-training steps at the largest resolution of the schedule and one batch of each view of evaluation.
-The figure is the most that the allocator held; the CUDA context, some hundred megabytes, is not in
-it.
+A process for each different case: the allocator may hold `--gb` and no more, then come training
+steps at the largest resolution of the schedule and each view of an evaluation, beside as many
+batches as the loader keeps on the device. The figure is the most that the allocator held; the CUDA
+context, some hundred megabytes, is not in it. Results are written case by case, and those that the
+file holds already, of the same commit and cap, are kept.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import common
+from fast_imagenet.engine.json_lines import read_object
+from fast_imagenet.files import write_json
 
 CLASSES = 1000
-STEPS = 3
+SLOTS = 5  # batches that FFCV's loader keeps on the device
 FOLDERS = ("rn50_configs", "rn18_configs")
 FLAGS = {
     "gb": {"default": 16.0, "help": "gigabytes, 10^9 bytes"},
@@ -50,12 +54,15 @@ def measure(name: str, device: str) -> dict:
 
     cfg = common.read_config(f"--config={name}")
     state, steps = common.build_state(cfg, CLASSES, device), StepRecorder()
-    batch = common.noise(cfg.training.batch_size, cfg.resolution.max_res, CLASSES, device)
-    recipe.train_epoch(state, [batch] * STEPS, steps)
+
+    def slots(size: int, resolution: int) -> list[tuple]:
+        return [common.noise(size, resolution, CLASSES, device) for _ in range(SLOTS)]
+
+    recipe.train_epoch(state, slots(cfg.training.batch_size, cfg.resolution.max_res), steps)
     steps.losses[-1].item()
 
     def batches(resolution: int, crop_ratio: float) -> list[tuple]:
-        return [common.noise(cfg.validation.batch_size, resolution, CLASSES, device)[:2]]
+        return [batch[:2] for batch in slots(cfg.validation.batch_size, resolution)]
 
     recipe.evaluate(state.eval_model, batches, cfg, state.autocast, torch.device(device))
     cuda = device == "cuda"
@@ -80,24 +87,44 @@ def run_case(arguments: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
-def measure_all(arguments: argparse.Namespace, names: list[str]) -> dict[str, dict]:
-    """Stem of every config -> what `run_case` printed, or the end of what went wrong."""
+def measure_all(
+    arguments: argparse.Namespace, names: list[str], known: dict[str, dict]
+) -> Iterator[tuple[list[str], dict]]:
+    """Stems of configs of one case, and what `run_case` printed or, as `failed`, its errors."""
     own = [sys.executable, __file__, f"--gb={arguments.gb}", f"--device={arguments.device}"]
 
     def measure_case(members: list[str]) -> dict:
+        if found := known.get(Path(members[0]).stem):
+            return found
         command = [*own, f"--case={members[0]}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return {"fits": False, "error": done.stderr.strip()[-500:]}
+            return {"failed": done.stderr.strip().rpartition("\n")[2][-500:]}
         return json.loads(done.stdout.splitlines()[-1])
 
     cases = {}
     for name in names:
         cases.setdefault(case_of(common.read_config(f"--config={name}")), []).append(name)
     with ThreadPoolExecutor(arguments.lanes) as pool:
-        found = list(pool.map(measure_case, cases.values()))
-    pairs = zip(cases.values(), found, strict=True)
-    return {Path(name).stem: result for members, result in pairs for name in members}
+        found = pool.map(measure_case, cases.values())
+        for members, result in zip(cases.values(), found, strict=True):
+            yield [Path(name).stem for name in members], result
+
+
+def known_results(path: str | None, data: dict, machine: dict) -> dict[str, dict]:
+    """What an earlier call of this commit has written for this GPU and cap."""
+    old = read_object(Path(path)) if path else {}
+    same = [old.get("machine", {}).get(key) == machine.get(key) for key in ("commit", "gpu")]
+    return old["configs"] if all(same) and old.get("data") == data else {}
+
+
+def line_of(name: str, result: dict) -> str:
+    """For a reader."""
+    held, verdict = result.get("held_bytes"), "fits" if result.get("fits") else "does not fit"
+    if "failed" in result:
+        return f"{name:28} failed: {result['failed']}"
+    size = f"{held / 1e9:.2f} GB" if held else result.get("error", "not measured on a CPU")
+    return f"{name:28} {verdict}, {size}"
 
 
 def main() -> None:
@@ -106,15 +133,20 @@ def main() -> None:
         run_case(arguments)
         return
     machine = common.describe_machine(list(range(arguments.lanes)))
-    machine |= common.describe_gpu(arguments.device)
+    machine |= common.describe_gpu(arguments.device) | {"smoke": arguments.smoke}
     paths = [path for folder in FOLDERS for path in sorted((common.ROOT / folder).glob("*.yaml"))]
-    results = measure_all(arguments, arguments.config or [path.name for path in paths])
-    for name, result in sorted(results.items()):
-        held = result.get("held_bytes")
-        size = f"{held / 1e9:.2f} GB" if held else result.get("error", "not measured on a CPU")
-        print(f"{name:28} {'fits' if result['fits'] else 'does not fit'}, {size}")
-    data = {"cap_bytes": arguments.gb * 1e9, "device": arguments.device, "steps": STEPS}
-    common.publish(arguments.json, configs=results, data=data, machine=machine)
+    names = arguments.config or [path.name for path in paths]
+    data = {"cap_bytes": arguments.gb * 1e9, "device": arguments.device, "slots": SLOTS}
+    known, failed = known_results(arguments.json, data, machine), 0
+    results = dict(known)
+    for members, result in measure_all(arguments, names, known):
+        failed += "failed" in result
+        for name in members:
+            print(line_of(name, result), "(measured before)" * (name in known), flush=True)
+            results |= {} if "failed" in result else {name: result}
+        if arguments.json:
+            write_json(arguments.json, dict(configs=results, data=data, machine=machine))
+    sys.exit(f"{failed} of the different cases failed" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from contestants import PLAIN, RATIOS, RAW, STRONG, TABLE  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, GPU = ROOT / "benchmarks" / "results", ROOT / "records" / "gpu"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
 CHART = PAGE.with_suffix(".png")
 BEGIN, END = "<!-- performance: written by benchmarks/table.py -->", "<!-- end of performance -->"
 WHO = {"ours": "ours", "ffcv": "FFCV", "pillow": "Pillow", "torchvision": "torchvision"}
+STEP_COLUMNS = ("ffcv_imagenet_fixed", "ours_fp16_eager", "ours_bf16_eager", "ours_fixed")
+STEP_RATIOS = ("ours_fixed_vs_ffcv_imagenet", "loader_fed_vs_fixed")
 CLOCKS = {"wall": "wall time", "cpu": "processor time"}
 Lines = list[str]
 
@@ -36,11 +38,11 @@ class Target(NamedTuple):
     unit: str = "images/s"  # of the rates
 
 
-LOADER = "loader_1_core"
+LOADER, STEP = "loader_1_core", "train_step_resnet50_160"
 PLAIN_160, PLAIN_224 = PLAIN
 PAIRS = RATIOS | {
     "writer_vs_ffcv": ("ours", "ffcv"),
-    "step_vs_ffcv_imagenet": ("ours_fixed", "ffcv_imagenet_fixed"),
+    "ours_fixed_vs_ffcv_imagenet": ("ours_fixed", "ffcv_imagenet_fixed"),
     "loader_fed_vs_fixed": ("ours_loader", "ours_fixed"),
 }
 TARGETS = [
@@ -66,22 +68,24 @@ TARGETS = [
            "scratch_vs_ffcv", 0.05, at_least=False),
     Target("seconds to the first batch, not the first process", "startup", "ours_compile_seconds",
            0.8, at_least=False, unit="s"),
-    Target("one training step, against ffcv-imagenet's", "train_step", "step_vs_ffcv_imagenet",
-           1.25),
-    Target("training from the loader, against a fixed batch", "train_step", "loader_fed_vs_fixed",
-           0.97),
+    Target("one training step of ResNet-50, 160 px, against ffcv-imagenet's", STEP,
+           "ours_fixed_vs_ffcv_imagenet", 1.25),
+    Target("ResNet-50 from the loader, 160 px, against a fixed batch", STEP,
+           "loader_fed_vs_fixed", 0.97),
 ]  # fmt: skip
 
 
-def read_results(folder: Path = RESULTS) -> tuple[Path, dict]:
-    """(newest folder of CPU results, file stem -> result); a GPU result may come from another.
+def read_results(folder: Path = RESULTS, gpu: Path = GPU) -> tuple[Path, dict]:
+    """(newest folder of CPU results, file stem -> result); those of a GPU are benchmarks/gpu.py's.
 
     Raises: SystemExit without results, ValueError for those of a smoke run.
     """
     folders = sorted(path.parent for path in folder.glob("*/loader_1_core.json"))
     if not folders:
         raise SystemExit(f"{folder}: no results; run make bench IMAGES=folder")
-    files = [*sorted(folder.glob("*/train_step.json"))[-1:], *sorted(folders[-1].glob("*.json"))]
+    on_gpu = sorted(path.parent for path in gpu.glob("*/parts.json"))[-1:]
+    files = [path for place in (*on_gpu, folders[-1]) for path in sorted(place.glob("*.json"))
+             if path.name != "parts.json"]  # fmt: skip
     results = {path.stem: json.loads(path.read_text()) for path in files}
     for name, result in results.items():
         if result["machine"].get("smoke"):
@@ -166,7 +170,8 @@ def machine_line(result: dict) -> str:
 
 def elsewhere_line(results: dict) -> str:
     """What was measured at another commit than the loader, with it and its date; '' for nothing."""
-    machines = {name: result["machine"] for name, result in sorted(results.items())}
+    shown = sorted({target.file for target in TARGETS} & set(results))
+    machines = {name: results[name]["machine"] for name in shown}
     others = [
         f"{name}.json at commit {machine['commit']}, {machine['date']}"
         for name, machine in machines.items()
@@ -323,10 +328,48 @@ def writer_section(result: dict) -> Lines:
     return [*table, "", machine_line(result)]
 
 
-def step_section(result: dict) -> Lines:
-    """Images per second of whole training steps."""
-    rows = ([name.replace("_", " "), *rate_cells(rate)] for name, rate in result["rates"].items())
-    return [*markdown(["", "images/s", "spread"], rows), "", machine_line(result)]
+def gpu_section(results: dict) -> Lines:
+    """Training steps, memory and tests on a GPU, as far as there are records."""
+    tables = [step_table(results), memory_table(results.get("step_memory"))]
+    found = [line for table in tables for line in table]
+    if not found:
+        return ["Not measured here: `make gpu` measures a machine that has one."]
+    if tests := results.get("tests"):
+        counts = (f"{tests[one]} {one}" for one in ("passed", "failed", "skipped"))
+        found += ["", f"Tests marked gpu: {', '.join(counts)}."]
+    return found
+
+
+def step_table(results: dict) -> Lines:
+    """A row for each network and resolution."""
+    steps = [result for name, result in results.items() if name.startswith("train_step_")]
+    if not steps:
+        return []
+    steps.sort(key=lambda step: (step["data"]["arch"], step["data"]["side"]))
+    heads = ["network", "px", *(name.replace("_", " ") for name in STEP_COLUMNS), "ratio", "fed"]
+    rows = []
+    for step in steps:
+        data, rates = step["data"], step["rates"]
+        cells = [number(rates[name]["median"]) for name in STEP_COLUMNS]
+        ratios = [f"{step[key]:.2f}x" if key in step else "" for key in STEP_RATIOS]
+        rows.append([data["arch"], str(data["side"]), *cells, *ratios])
+    text = "Images per second of a step, batch 256, medians; the peer is ffcv-imagenet's "
+    text += "step. *Ratio*: ours fixed (bf16, compiled) / the peer's; *fed*: ours from the "
+    text += "loader / on a fixed batch."
+    return [text, "", *markdown(heads, rows), "", machine_line(steps[0])]
+
+
+def memory_table(result: dict | None) -> Lines:
+    """A row for each config."""
+    if not result:
+        return []
+    rows = []
+    for name, found in sorted(result["configs"].items()):
+        held = found.get("held_bytes") or 0
+        rows.append([name, "yes" if found["fits"] else "**no**", f"{held / 1e9:.2f}"])
+    cap = f"{result['data']['cap_bytes'] / 1e9:g} GB"
+    text = f"Largest step and evaluation of a config, with the process limited to {cap}:"
+    return ["", text, "", *markdown(["config", "fits", "GB held"], rows)]
 
 
 SECTIONS = {
@@ -334,7 +377,6 @@ SECTIONS = {
     "Start-up": ("startup", startup_section),
     "Memory": ("decoder_memory", memory_section),
     "Writing": ("writer", writer_section),
-    "Training step": ("train_step", step_section),
 }
 
 
@@ -348,6 +390,7 @@ def render_page(folder: Path, results: dict) -> str:
     lines += loader_section(results[LOADER], results.get("loader_all_cores"))
     for title, (name, section) in SECTIONS.items():
         lines += ["", f"## {title}", "", *section(results[name])] if name in results else []
+    lines += ["", "## Training on a GPU", "", *gpu_section(results)]
     return "\n".join(lines) + "\n"
 
 
