@@ -67,8 +67,8 @@ def header(path: Path) -> str:
 
 
 def test_all_of_them_are_here():
-    assert len(SHIPPED) == 30
-    assert len(set(NAMES)) == 30, "a bare name would be found twice"
+    assert len(SHIPPED) == 33
+    assert len(set(NAMES)) == 33, "a bare name would be found twice"
 
 
 def test_no_yaml_of_a_run_lies_elsewhere():
@@ -206,17 +206,24 @@ def test_mild_is_the_arithmetic_of_its_source(epochs):
 
 PUBLISHED = {  # config: batch, rate of the batch, at the start, weight decay, repeats
     "rn50_100_epochs_rsb_a3": (2048, 8e-3, 1e-4, 0.02, 1),
+    "rn50_300_epochs_rsb_a2": (2048, 5e-3, 1e-4, 0.02, 3),
+    "rn50_600_epochs_rsb_a1": (2048, 5e-3, 1e-4, 0.01, 3),
+    "rn50_600_epochs_torchvision_v2": (1024, 0.5, 0.5 * 0.01, 2e-5, 4),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recipes_are_the_arithmetic_of_their_sources(name):
     cfg = read(ROOT / "rn50_configs" / f"{name}.yaml")
-    batch, rate, start, decay, _repeats = PUBLISHED[name]
-    assert (cfg["training.batch_size"], cfg["training.weight_decay"]) == (batch, decay)
+    batch, rate, start, decay, repeats = PUBLISHED[name]
+    keys = ("training.batch_size", "training.weight_decay", "augment.repeats")
+    assert tuple(cfg[key] for key in keys) == (batch, decay, repeats)
     assert cfg["lr.lr"] * batch / 256 == pytest.approx(rate)
     assert cfg["lr.warmup_start"] * rate == pytest.approx(start)
     assert cfg["training.norm_weight_decay"] == 0 and not cfg["training.use_blurpool"]
+    if cfg["ema.decay"]:  # torchvision's own arithmetic, from its 0.99998
+        per_update = 1 - 2e-5 * batch * cfg["ema.every"] / cfg["training.epochs"]
+        assert cfg["ema.decay"] ** cfg["ema.every"] == pytest.approx(per_update, rel=1e-6)
 
 
 def test_imagenette_rules_hold_for_the_plain_protocol():
