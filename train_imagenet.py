@@ -125,6 +125,7 @@ Section("augment", "random changes to training images", SETTINGS).params(
     erasing_count=Param(Int(1, 100), "largest number of boxes per image", default=1),
     mixup=Param(OffOr(*MIX_ALPHAS), "alpha of Mixup; 0 = off", default=0.0),
     cutmix=Param(OffOr(*MIX_ALPHAS), "alpha of CutMix; 0 = off", default=0.0),
+    mix_by=Param(OneOf("step", "pass"), "both draw once for each", default="step"),
 )
 Section("ema", "exponential moving average (EMA) of the weights", SETTINGS).params(
     decay=Param(Number(0, 0.9999999), "per step; 0 = off: the EMA is the raw weights", default=0.0),
@@ -179,7 +180,7 @@ import torch
 from torch import nn
 
 from fast_imagenet.data.class_lists import check_loaders
-from fast_imagenet.data.device_transforms import BatchTransforms, normalize
+from fast_imagenet.data.device_transforms import BatchTransforms, mix_keys, normalize
 from fast_imagenet.engine.distributed import (
     Distributed,
     autocast_of,
@@ -321,6 +322,7 @@ def build_state(
         lr_at_epoch=lr_schedule(cfg.lr, options.epochs, options.batch_size / 256),
         decay_at_step=partial(ema_decay_at, **vars(cfg.ema)),
         seed_at_step=partial(step_seed, options.seed, distributed.rank),
+        draw_at=mix_keys(cfg.augment.mix_by, distributed.rank, distributed.world_size),
         steps_per_epoch=steps,
         micro_batch=options.micro_batch_size or options.batch_size // distributed.world_size,
         clip_grad=options.clip_grad,
@@ -356,7 +358,8 @@ def forward_backward(state: TrainState, batch: Batch, step: int) -> torch.Tensor
     parts = list(zip(images_bhwc.split(micro), labels_b.split(micro), samples, strict=True))
     for number, (images, labels, keys) in enumerate(parts, 1):
         epoch = step // state.steps_per_epoch
-        images_bchw, targets = state.prepare(images, labels, keys, epoch, step)
+        draw = state.draw_at(step, number - 1, len(parts))
+        images_bchw, targets = state.prepare(images, labels, keys, epoch, draw)
         # gradients cross the ranks once per step, with the last part
         quiet = number < len(parts) and hasattr(model, "no_sync")
         with model.no_sync() if quiet else nullcontext():

@@ -24,6 +24,7 @@ from torch import nn
 import train_imagenet
 from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
+from fast_imagenet.data.device_transforms import mix_keys
 from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import choose_precision
 from fast_imagenet.engine.ema import WeightAverage
@@ -142,6 +143,15 @@ def test_the_step_follows_the_schedule_and_accumulates_exactly():
         assert recorder.images == 24
         results.append((torch.stack(recorder.losses), model[1].weight.detach().clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_each_forward_pass_has_its_key_of_the_mixing():
+    state, keys = state_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), 2), []
+    state.draw_at, prepare = mix_keys("pass", 1, 2), state.prepare
+    state.prepare = lambda *batch: (keys.append(batch[4]), prepare(*batch))[1]
+    batch = (torch.zeros(4, 4, 4, 3), torch.zeros(4, dtype=torch.int64), np.arange(4))
+    train_imagenet.forward_backward(state, batch, 7)
+    assert keys == [7 * 4 + 2, 7 * 4 + 3]  # of the second of two ranks, two passes each
 
 
 def state_of(model, micro):

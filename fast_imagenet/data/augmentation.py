@@ -38,6 +38,8 @@ class Augment:
         erasing_mode: 'const' (the mean color), 'rand' (one normal number per channel) or 'pixel'.
         erasing_count: largest number of boxes per image.
         mixup, cutmix: alpha of each, within MIX_ALPHAS; 0 = off.
+        mix_by: 'step': the whole batch is mixed alike; 'pass': each forward pass has draws of its
+            own, as each GPU has in timm and torchvision.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
@@ -61,6 +63,7 @@ class Augment:
     erasing_count: int = 1
     mixup: float = 0.0
     cutmix: float = 0.0
+    mix_by: str = "step"
 
 
 CROP_AND_FLIP = Augment()

@@ -2,8 +2,9 @@
 
 Plain torch, no FFCV: any loader that gives uint8 batches can use it, on a CPU or a GPU. The host
 draws every choice from keyed numbers, the device carries it out and nobody waits for it: boxes of
-erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step). Images are mixed with their
-neighbors in the batch, so that one rank, two ranks and micro-batches of even size mix the same.
+erasing go by (seed, epoch, sample), Mixup and CutMix by (seed, step or forward pass). Images are
+mixed with their neighbors in the batch, so that one rank, two ranks and micro-batches of even size
+mix the same.
 
     transforms = BatchTransforms(augment, MEAN, STD, num_classes=1000, label_smoothing=0.1, seed=0)
     images_bchw, targets = transforms(images_bhwc, labels_b, samples_b, epoch, step)
@@ -12,7 +13,7 @@ Arrays: images_bhwc uint8 in 0..255; images_bchw float, normalized, channels las
 labels_b int64; samples_b numpy int64, index of each image in the dataset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ class BatchTransforms:
                 image then meets itself and stays as it is.
             labels_b: int64 [b], on the same device.
             samples_b: numpy int64 [b]; None is enough when nothing is erased.
-            epoch, step: of the run, >= 0.
+            epoch, step: of the run, >= 0; or for step another key of the mixing, see `mix_keys`.
         Returns: (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
             [b, num_classes], smoothed.
         Raises: ValueError: images are to be erased and samples_b is None.
@@ -242,6 +243,17 @@ class Mixing(NamedTuple):
 
     lam: float
     box: tuple[int, int, int, int] | None
+
+
+def mix_keys(by: str, rank: int, world_size: int) -> Callable[[int, int, int], int]:
+    """(step, forward pass of this rank in it, their number) -> what keys the mixing besides seed.
+
+    Args: by: 'step', or 'pass': the number of the forward pass among those of all ranks and steps,
+        the same for any number of ranks with one size of the passes.
+    """
+    if by == "step":
+        return lambda step, part, parts: step
+    return lambda step, part, parts: (step * world_size + rank) * parts + part
 
 
 def draw_mix(seed: int, step: int, size: tuple[int, int], mixup: float, cutmix: float) -> Mixing:

@@ -18,7 +18,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, np.ndarray]  # images_bhwc, labels_b, 
 EvalBatches = Callable[[int, float], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 Autocast = Callable[[], AbstractContextManager[Any]]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits_bk, targets -> mean
-# images_bhwc, labels_b, samples_b, epoch, step -> images_bchw, targets
+# images_bhwc, labels_b, samples_b, epoch, key of the mixing -> images_bchw, targets
 Prepare = Callable[
     [torch.Tensor, torch.Tensor, np.ndarray, int, int], tuple[torch.Tensor, torch.Tensor]
 ]
@@ -51,3 +51,5 @@ class TrainState:
     steps_per_epoch: int
     micro_batch: int  # images per forward pass
     clip_grad: float  # largest gradient norm, 0 = off
+    # step, forward pass of the rank in it, their number -> key of the mixing
+    draw_at: Callable[[int, int, int], int] = lambda step, part, parts: step

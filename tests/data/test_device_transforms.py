@@ -14,6 +14,7 @@ from fast_imagenet.data.device_transforms import (
     draw_mix,
     erase,
     mix,
+    mix_keys,
     mix_targets,
     neighbors,
     normal_noise,
@@ -476,3 +477,12 @@ def test_boxes_of_mixing_differ_from_timms_as_documented():
         lams.append((ours.lam, 1 - np.prod(high - low) / size**2))
     means = [f"{mean:.3f}" for mean in np.mean(lams, 0)]
     assert f"the mean lam is {means[0]}, timm's {means[1]}" in draw_mix.__doc__
+
+
+def test_mixing_by_forward_pass_is_that_of_any_number_of_ranks():
+    one = mix_keys("pass", 0, 1)
+    whole = [one(step, part, 8) for step in range(3) for part in range(8)]
+    ranks = [mix_keys("pass", rank, 4) for rank in range(4)]
+    assert whole == [rank(s, part, 2) for s in range(3) for rank in ranks for part in (0, 1)]
+    assert len(set(whole)) == 24
+    assert {mix_keys("step", rank, 4)(5, part, 2) for rank in range(4) for part in (0, 1)} == {5}
