@@ -97,6 +97,7 @@ Section("training", "optimization", SETTINGS).params(
     blur_max_pool=Param(Bool(), "BlurPool: blur after max pooling too", default=False),
     compile=Param(OneOf("auto", "on", "off"), "torch.compile; auto = on a GPU", default="auto"),
     precision=Param(OneOf("auto", "bf16", "fp16", "fp32"), "auto = by device", default="auto"),
+    gradients=Param(OneOf("fp32", "bf16"), "how they cross the ranks (DDP)", default="fp32"),
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
     resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
     eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
@@ -180,7 +181,7 @@ import torch
 from torch import nn
 
 from fast_imagenet.data.class_lists import check_loaders
-from fast_imagenet.data.device_transforms import BatchTransforms, mix_keys, normalize
+from fast_imagenet.data.device_transforms import BatchTransforms, mix_keys
 from fast_imagenet.engine.distributed import (
     Distributed,
     autocast_of,
@@ -206,13 +207,12 @@ from fast_imagenet.engine.weights import load_into, load_weights
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import (
     create_model,
-    distribute,
     init_mosaic,
-    prepare_network,
     start_improbable,
     try_evaluation,
     zero_init_residual,
 )
+from fast_imagenet.models.networks import ImageNetwork, build_networks
 from fast_imagenet.models.origin import check_classes, input_norm, new_origin, origin_of
 from fast_imagenet.models.small_maps import use_small_maps
 from fast_imagenet.rng import step_seed
@@ -289,16 +289,7 @@ def build_model(cfg: Settings, num_classes: int, device: torch.device) -> nn.Mod
 
 def wrap_model(model: nn.Module, cfg: Settings, distributed: Distributed) -> Networks:
     """The network, and as called in training and evaluation: distributed, compiled when asked."""
-    train_model = model
-    if distributed.world_size > 1:
-        train_model = distribute(model, distributed.device)
-    choice = cfg.training.compile
-    if choice == "off" or (choice == "auto" and distributed.device.type != "cuda"):
-        return Networks(model, train_model, model)
-    torch._dynamo.config.recompile_limit = 64  # one graph per resolution and mode; default 8
-    compiled: Any = torch.compile(train_model, dynamic=False)
-    alone: Any = compiled if train_model is model else torch.compile(model, dynamic=False)
-    return Networks(model, compiled, alone)
+    return build_networks(model, distributed, cfg.training.compile, cfg.training.gradients)
 
 
 # ── State ─────────────────────────────────────────────────────────────────────────────────────────
@@ -311,13 +302,16 @@ def build_state(
     options, norm = cfg.training, input_norm(networks.model)
     dtype = choose_precision(options.precision, distributed.device)
     smoothing = options.label_smoothing
+    transforms = BatchTransforms(augment_of(cfg), *norm, num_classes, smoothing, options.seed)
+    compiled = hasattr(networks.train_model, "_orig_mod")
+    transforms.as_tensor = compiled or distributed.device.type == "cuda"
     return TrainState(
         *networks,
         optimizer=build_optimizer(options, networks.model),
         scaler=torch.amp.GradScaler(distributed.device.type, enabled=dtype == torch.float16),
-        ema=WeightAverage(networks.model),
+        ema=WeightAverage(networks.model, enabled=cfg.ema.decay > 0),
         loss=build_loss(options.loss, num_classes, smoothing, options.bce_threshold),
-        prepare=BatchTransforms(augment_of(cfg), *norm, num_classes, smoothing, options.seed),
+        prepare=transforms.inputs,
         autocast=autocast_of(dtype, distributed.device),
         lr_at_epoch=lr_schedule(cfg.lr, options.epochs, options.batch_size / 256),
         decay_at_step=partial(ema_decay_at, **vars(cfg.ema)),
@@ -334,7 +328,8 @@ def build_state(
 
 def train_step(state: TrainState, batch: Batch, step: int) -> tuple[torch.Tensor, float]:
     """One step of the optimizer, not waiting for the device; (mean loss, learning rate)."""
-    torch.manual_seed(state.seed_at_step(step))  # for stochastic depth
+    if state.draws:  # stochastic depth, dropout
+        torch.manual_seed(state.seed_at_step(step))
     loss = forward_backward(state, batch, step)
     if state.clip_grad:
         state.scaler.unscale_(state.optimizer)
@@ -359,12 +354,12 @@ def forward_backward(state: TrainState, batch: Batch, step: int) -> torch.Tensor
     for number, (images, labels, keys) in enumerate(parts, 1):
         epoch = step // state.steps_per_epoch
         draw = state.draw_at(step, number - 1, len(parts))
-        images_bchw, targets = state.prepare(images, labels, keys, epoch, draw)
+        inputs, targets = state.prepare(images, labels, keys, epoch, draw)
         # gradients cross the ranks once per step, with the last part
         quiet = number < len(parts) and hasattr(model, "no_sync")
         with model.no_sync() if quiet else nullcontext():
             with state.autocast():
-                loss = state.loss(model(images_bchw).float(), targets)
+                loss = state.loss(model(*inputs).float(), targets)
             fraction = len(labels) / len(labels_b)
             state.scaler.scale(loss * fraction).backward()
         total += loss.detach() * fraction
@@ -393,11 +388,10 @@ def evaluate(
     scores = {"standard": Score(device), "config": Score(device)}
     for view in dict.fromkeys((standard, config)):
         for images_bhwc, labels_b in batches(*view):
-            images_bchw = normalize(images_bhwc, *input_norm(model))
             with autocast():
-                logits_bk = model(images_bchw).float()
+                logits_bk = model(images_bhwc).float()
                 mirrored = view == config and v.lr_tta
-                flipped = model(images_bchw.flip(3)).float() if mirrored else logits_bk
+                flipped = model(images_bhwc.flip(2)).float() if mirrored else logits_bk
             if view == standard:
                 scores["standard"].add(logits_bk, labels_b)
             if view == config:
@@ -409,11 +403,10 @@ def evaluate_both(
     state: TrainState, batches: EvalBatches, cfg: Settings, distributed: Distributed
 ) -> dict[str, float]:
     """The log's evaluation keys, for the raw weights and for their EMA."""
-    distributed.all_reduce_mean(dict(state.model.named_buffers()))  # of each rank's batch norm
+    distributed.average_statistics(state)
     common = (state.eval_model, batches, cfg, state.autocast, distributed.device)
     raw = ema = evaluate(*common)  # with decay 0 the EMA is the raw weights: the same numbers
     if cfg.ema.decay:
-        distributed.all_reduce_mean(state.ema.state_dict())
         with state.ema.applied():
             ema = evaluate(*common)
     return evaluation_record(raw, ema)
@@ -430,8 +423,7 @@ def train(cfg: Settings, distributed: Distributed) -> None:
     networks = wrap_model(model, cfg, distributed)
     state = build_state(cfg, networks, loader.num_classes, len(loader), distributed)
     with Run(cfg, distributed, state, loader, val_loader, defaults()) as run:
-        resolutions = {resolution_at(epoch, **vars(cfg.resolution)) for epoch in run.remaining}
-        prepare_network(state, resolutions, forward_backward)
+        run.prepare(forward_backward)
         for epoch in run.epochs():
             resolution = resolution_at(epoch, **vars(cfg.resolution))
             train_epoch(state, run.batches(resolution), run)
@@ -455,7 +447,8 @@ def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
     autocast = autocast_of(choose_precision(cfg.training.precision, device), device)
     try_evaluation(model, cfg.validation, loader.num_samples // distributed.world_size, autocast)
     with closing(loader), SignalWatch(record=False), Watchdog(cfg.data.timeout) as watchdog:
-        scores = evaluate(model, watchdog.watched(loader.batches), cfg, autocast, device)
+        batches = watchdog.watched(loader.batches)
+        scores = evaluate(ImageNetwork(model), batches, cfg, autocast, device)
     cfg.ema.decay = 0.0  # a file holds one set of weights
     if distributed.is_main:
         line = summary_line(cfg, evaluation_record(scores, scores))

@@ -5,8 +5,8 @@
 
 Ours is train_imagenet.py's own step: eager in fp16 and in bf16, and in bf16 compiled, as it
 trains. The peer is ffcv-imagenet's step: fp16 under autocast, eager, GradScaler, SGD, its BlurPool,
-cudnn.benchmark. All see one batch that lies on the device, and take turns; with --data, a .beton file,
-our compiled step also trains on the loader's batches.
+cudnn.benchmark. All see one batch that lies on the device, and take turns; with --data, a .beton
+file, our compiled step also trains on the loader's batches.
 """
 
 import argparse

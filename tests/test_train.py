@@ -37,6 +37,7 @@ from fast_imagenet.models.factory import (
     try_network,
     zero_init_residual,
 )
+from fast_imagenet.models.networks import ImageNetwork
 from tests.conftest import ROOT, SMOKE, write_tiny
 from tests.data.test_class_lists import HEADER_JSON_START
 from tests.engine.test_optimizers import train_imagenet_settings
@@ -103,7 +104,8 @@ def test_networks_that_cannot_be_trained_are_refused_in_a_sentence():
         try_network(Two(1, 5), [32], 2)
     model = create_model("resnet18", 5).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try_network(model, [32, 64], 2)
+    assert not try_network(model, [32, 64], 2)
+    assert try_network(create_model("timm/resnet18", 5, drop_path=0.1).train(), [32], 2)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -161,7 +163,7 @@ def state_of(model, micro):
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         ema=WeightAverage(model),
         loss=F.cross_entropy,
-        prepare=lambda images, labels, samples, epoch, step: (images / 255, labels),
+        prepare=lambda images, labels, samples, epoch, step: ((images / 255,), labels),
         autocast=lambda: torch.autocast("cpu", enabled=False),
         lr_at_epoch=lambda epoch: epoch,
         decay_at_step=lambda step: 0.0,
@@ -194,7 +196,7 @@ def test_both_evaluations_are_scored():
 
     v = dict(resolution=6, crop_ratio=1.0, plain_resolution=6, plain_crop_ratio=1.0, lr_tta=True)
     cfg = SimpleNamespace(validation=SimpleNamespace(**v))
-    args = (LeftOrRight(), batches, cfg)
+    args = (ImageNetwork(LeftOrRight()), batches, cfg)
     autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
     scores = train_imagenet.evaluate(*args, autocast, torch.device("cpu"))
     assert views == [(6, 1.0)]  # one pass serves both

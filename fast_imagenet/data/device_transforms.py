@@ -14,7 +14,7 @@ labels_b int64; samples_b numpy int64, index of each image in the dataset.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class BatchTransforms:
         mean, std: three numbers each, of pixels in 0..1.
         num_classes, label_smoothing: of soft targets; the fraction given to all classes, 0 to 1.
         seed: of the run. dtype: of the images that come out.
+        as_tensor: whether `inputs` has the mixing as a tensor, as a compiled network needs it.
     Raises: ValueError: a setting is out of range.
     """
 
@@ -46,6 +47,7 @@ class BatchTransforms:
         label_smoothing: float,
         seed: int,
         dtype: torch.dtype = torch.float32,
+        as_tensor: bool = False,
     ) -> None:
         check_erasing(augment.erasing, augment.erasing_mode, augment.erasing_count)
         low, high = MIX_ALPHAS
@@ -56,7 +58,7 @@ class BatchTransforms:
             )
         self.augment, self.mean, self.std = augment, mean, std
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
-        self.seed, self.dtype = seed, dtype
+        self.seed, self.dtype, self.as_tensor = seed, dtype, as_tensor
         self.mixes = augment.mixup > 0 or augment.cutmix > 0
 
     def __call__(
@@ -69,31 +71,50 @@ class BatchTransforms:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One batch, or a part of it: a part of even size is mixed as it is within the whole.
 
+        As `inputs`, with all of it done.
+        Returns: (images_bchw [b, 3, h, w], targets).
+        """
+        (images, mixing), targets = self.inputs(images_bhwc, labels_b, samples_b, epoch, step)
+        if images.dtype == torch.uint8:
+            images = normalize_and_mix(images, self.mean, self.std, mixing)
+        return images.to(self.dtype), targets
+
+    def inputs(
+        self,
+        images_bhwc: torch.Tensor,
+        labels_b: torch.Tensor,
+        samples_b: np.ndarray | None,
+        epoch: int,
+        step: int,
+    ) -> tuple[tuple[torch.Tensor, Any], torch.Tensor]:
+        """What an ImageNetwork (models/networks.py) is called with for a batch, and its targets.
+
         Args:
             images_bhwc: uint8 [b, h, w, 3] on any device; not changed. b may be odd: the last
                 image then meets itself and stays as it is.
             labels_b: int64 [b], on the same device.
             samples_b: numpy int64 [b]; None is enough when nothing is erased.
             epoch, step: of the run, >= 0; or for step another key of the mixing, see `mix_keys`.
-        Returns: (images_bchw [b, 3, h, w], targets): labels_b, or, where the settings mix, float32
+        Returns: ((images, mixing), targets): images_bhwc and what is left to do with them, or
+            images_bchw that are ready, and None; labels_b, or, where the settings mix, float32
             [b, num_classes], smoothed.
         Raises: ValueError: images are to be erased and samples_b is None.
         """
         a, size = self.augment, (images_bhwc.shape[1], images_bhwc.shape[2])
-        mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix) if self.mixes else None
+        mixing, targets = None, labels_b
+        if self.mixes:
+            mixing = draw_mix(self.seed, step, size, a.mixup, a.cutmix)
+            targets = mix_targets(labels_b, mixing, self.num_classes, self.label_smoothing)
         if a.erasing:
             if samples_b is None:
                 raise ValueError("random erasing needs samples_b, the index of each image")
             images_bchw = normalize(images_bhwc, self.mean, self.std)
             key = (self.seed, epoch, samples_b)
             boxes = draw_erasing(*key, size, a.erasing, a.erasing_count)
-            images_bchw = mix(erase(images_bchw, boxes, a.erasing_mode, *key), mixing)
-        else:
-            images_bchw = normalize_and_mix(images_bhwc, self.mean, self.std, mixing)
-        targets = labels_b
-        if mixing is not None:
-            targets = mix_targets(labels_b, mixing, self.num_classes, self.label_smoothing)
-        return images_bchw.to(self.dtype), targets
+            return (mix(erase(images_bchw, boxes, a.erasing_mode, *key), mixing), None), targets
+        if mixing is not None and self.as_tensor:
+            return (images_bhwc, mixing.tensor(size, images_bhwc.device)), targets
+        return (images_bhwc, mixing), targets
 
 
 # ==== Normalize ===================================================================================
@@ -133,6 +154,27 @@ def normalize_and_mix(
     torch.addcmul(shift, images, scale, out=images)
     images_bchw = images.view(b, height, width, 3).permute(0, 3, 1, 2)
     return images_bchw if blends else mix(images_bchw, mixing)
+
+
+def normalize_in_graph(
+    images_bhwc: torch.Tensor,
+    scale_c: torch.Tensor,
+    shift_c: torch.Tensor,
+    mixing: torch.Tensor | None,
+) -> torch.Tensor:
+    """`normalize_and_mix` for torch.compile, which makes one kernel of it, for any mixing.
+
+    Args: scale_c, shift_c: float32 [3]: level * scale + shift is the normalized value. mixing: of
+        `Mixing.tensor`.
+    """
+    images = images_bhwc.float()
+    if mixing is not None:
+        weight, top, bottom, left, right = mixing.unbind()
+        rows, columns = (torch.arange(n, device=images.device) for n in images.shape[1:3])
+        inside_hw1 = ((rows >= top) & (rows < bottom))[:, None, None]
+        inside_hw1 = inside_hw1 & ((columns >= left) & (columns < right))[:, None]
+        images = images.lerp(neighbors(images), torch.where(inside_hw1, weight, 0.0))
+    return (images * scale_c + shift_c).permute(0, 3, 1, 2)
 
 
 _CONSTANTS: dict[
@@ -243,6 +285,15 @@ class Mixing(NamedTuple):
 
     lam: float
     box: tuple[int, int, int, int] | None
+
+    def tensor(self, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """float32 [5] on the device: weight of the other image in a box, and the box.
+
+        A graph that has been compiled for numbers would be compiled again for others.
+        """
+        whole = (0, size[0], 0, size[1])
+        values = (1 - self.lam, *whole) if self.box is None else (1.0, *self.box)
+        return _send(np.array(values, np.float32), device)
 
 
 def mix_keys(by: str, rank: int, world_size: int) -> Callable[[int, int, int], int]:

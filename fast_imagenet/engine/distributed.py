@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from fast_imagenet.engine.train_state import Autocast
+from fast_imagenet.engine.train_state import Autocast, TrainState
 from fast_imagenet.machine import worker_count
 
 ASK_STEPS = 10  # several ranks ask each other after so many steps at most ...
@@ -36,14 +37,23 @@ class Distributed:
         return worker_count(requested, self.ranks_on_node)
 
     @torch.no_grad()
-    def all_reduce_mean(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Replace every floating-point tensor by its mean over the ranks, in place."""
-        if self.world_size == 1:
+    def all_reduce_mean(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace every floating-point tensor by its mean over the ranks, in place, in one call.
+
+        In float64, so that the mean of equal numbers is that number for any number of ranks.
+        """
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if self.world_size == 1 or not floats:
             return
-        for tensor in tensors.values():
-            if tensor.is_floating_point():
-                dist.all_reduce(tensor)
-                tensor /= self.world_size
+        flat = torch.cat([tensor.double().flatten() for tensor in floats])
+        dist.all_reduce(flat)
+        means = (flat / self.world_size).split([tensor.numel() for tensor in floats])
+        for tensor, mean in zip(floats, means, strict=True):
+            tensor.copy_(mean.view(tensor.shape))
+
+    def average_statistics(self, state: TrainState) -> None:
+        """Batch norm's running statistics, and their EMA, become their means over the ranks."""
+        self.all_reduce_mean([*state.model.buffers(), *state.ema.statistics])
 
     def all_reduce_max(self, value: int) -> int:
         """The largest of the ranks' numbers, the same on all; waits for them."""

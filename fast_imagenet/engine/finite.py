@@ -27,7 +27,7 @@ def mean_losses(
     if not losses:
         return []
     stacked = torch.stack(list(losses))
-    distributed.all_reduce_mean({"losses": stacked})
+    distributed.all_reduce_mean([stacked])
     means = stacked.tolist()
     wrong = [step for step, loss in enumerate(means, first_step) if not math.isfinite(loss)]
     if wrong:

@@ -110,7 +110,7 @@ class Score:
             ValueError: nothing was added, on any rank.
         """
         sums = torch.stack([metric.sum for metric in self._metrics])
-        sums = torch.cat([sums, sums.new_tensor([self._images])])
+        sums = F.pad(sums, (0, 1), value=self._images)
         if dist.is_initialized():
             dist.all_reduce(sums)
         *totals, count = sums.tolist()

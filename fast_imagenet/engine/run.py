@@ -1,6 +1,7 @@
 """What surrounds a training loop: lock, restore, log, progress bar, checkpoints, signals, summary.
 
 with Run(cfg, distributed, state, loader, val_loader, defaults) as run:
+    run.prepare(forward_backward)
     for epoch in run.epochs():
         train_epoch(state, run.batches(resolution), run)
         run.end_training()
@@ -39,13 +40,13 @@ from fast_imagenet.engine.run_state import (
     last_checkpoint,
     refuse_finished_elsewhere,
 )
-from fast_imagenet.engine.schedules import is_evaluated
+from fast_imagenet.engine.schedules import is_evaluated, resolution_at
 from fast_imagenet.engine.signals import SignalWatch
 from fast_imagenet.engine.train_state import Batch, EvalBatches, TrainState
 from fast_imagenet.engine.watchdog import Watchdog
 from fast_imagenet.engine.weights import save_weights
 from fast_imagenet.environment import redact_paths
-from fast_imagenet.models.factory import try_evaluation
+from fast_imagenet.models.factory import prepare_network, try_evaluation
 
 FINITE_STEPS = 50  # reading the losses waits for the device
 SHORT = 20  # steps of a run that says nothing about the loader: it starts up meanwhile
@@ -195,6 +196,18 @@ class Run(StepRecorder):
         refuse_finished_elsewhere(cfg.resume, self.folder, at)
         print(f"{self.folder} is finished, {at}: nothing to do")
         return range(0)
+
+    def prepare(self, forward_backward: Callable[[TrainState, Batch, int], torch.Tensor]) -> None:
+        """Try and compile the network for all sizes to come, before the clock starts.
+
+        Raises: ValueError: as prepare_network.
+        """
+        if self.remaining:
+            v, samples = self.cfg.validation, self.val_loader.num_samples
+            sizes = {resolution_at(e, **vars(self.cfg.resolution)) for e in self.remaining}
+            mine = len(range(self.distributed.rank, samples, self.distributed.world_size))
+            evaluated = (v.plain_resolution, v.resolution), max(1, min(v.batch_size, mine))
+            prepare_network(self.state, sizes, forward_backward, *evaluated)
 
     def epochs(self) -> Iterator[int]:
         """The remaining epochs; opens the log before the first."""

@@ -145,9 +145,7 @@ class RunCheckpoints:
             FileNotFoundError: the folder has been removed.
             NotFinite: a weight is not finite; nothing is written.
         """
-        buffers, average = dict(self.state.model.named_buffers()), self.state.ema.state_dict()
-        self.distributed.all_reduce_mean(buffers)
-        self.distributed.all_reduce_mean({k: average[k] for k in buffers if k in average})
+        self.distributed.average_statistics(self.state)
         self.refuse_not_finite(position)
         if not self.distributed.is_main:
             return

@@ -18,14 +18,15 @@ Batch = tuple[torch.Tensor, torch.Tensor, np.ndarray]  # images_bhwc, labels_b, 
 EvalBatches = Callable[[int, float], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 Autocast = Callable[[], AbstractContextManager[Any]]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits_bk, targets -> mean
-# images_bhwc, labels_b, samples_b, epoch, key of the mixing -> images_bchw, targets
+# images_bhwc, labels_b, samples_b, epoch, key of the mixing -> arguments of train_model, targets
 Prepare = Callable[
-    [torch.Tensor, torch.Tensor, np.ndarray, int, int], tuple[torch.Tensor, torch.Tensor]
+    [torch.Tensor, torch.Tensor, np.ndarray, int, int], tuple[tuple[Any, ...], torch.Tensor]
 ]
 
 
 class Networks(NamedTuple):
-    """One network: raw, as called in training (distributed, compiled), and in evaluation."""
+    """One network: raw, which takes images_bchw; as called in training and in evaluation, where it
+    takes images_bhwc uint8 and may be distributed and compiled."""
 
     model: nn.Module
     train_model: Any  # an nn.Module
@@ -43,7 +44,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: WeightAverage
     loss: Loss
-    prepare: Prepare  # normalize, erase, mix
+    prepare: Prepare  # erase, draw how to mix
     autocast: Autocast
     lr_at_epoch: Callable[[float], float]  # epochs as a real number -> learning rate
     decay_at_step: Callable[[int], float]  # steps finished -> decay of the EMA
@@ -53,3 +54,4 @@ class TrainState:
     clip_grad: float  # largest gradient norm, 0 = off
     # step, forward pass of the rank in it, their number -> key of the mixing
     draw_at: Callable[[int, int, int], int] = lambda step, part, parts: step
+    draws: bool = True  # whether the network draws from torch's generator

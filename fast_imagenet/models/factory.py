@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -14,6 +14,9 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch._subclasses import fake_tensor
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_imagenet.engine.train_state import Autocast, Batch, TrainState
 
@@ -112,16 +115,36 @@ def start_improbable(model: nn.Module, num_classes: int) -> None:
         nn.init.constant_(bias, -math.log(num_classes))
 
 
+DATA_DECIDES = fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException
+
+
+class _Draws(TorchDispatchMode):
+    """Notes whether an operation draws from torch's generator."""
+
+    found = False
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.found |= torch.Tag.nondeterministic_seeded in operation.tags
+        return operation(*args, **(kwargs or {}))
+
+
 def try_network(
     model: nn.Module, resolutions: Iterable[int], images: int, autocast: Autocast = nullcontext
-) -> None:
+) -> bool:
     """Refuse a network that cannot take images of these sizes, before anything is written.
 
+    Only the shapes are computed: no memory is taken, and the network is left as it was.
+
     Args:
-        model: the raw network, in the mode that it is tried in; it is left as it was.
+        model: the raw network, in the mode that it is tried in.
         resolutions: in pixels.
         images: per forward pass.
         autocast: () -> context of a forward pass.
+
+    Returns:
+        Whether a forward pass draws from torch's generator, as stochastic depth and dropout do.
 
     Raises:
         ValueError: a forward pass fails, or gives more than one tensor of logits.
@@ -134,12 +157,11 @@ def try_network(
     def step(size: int) -> None:
         try:
             with autocast():
-                logits = model(torch.zeros(images, 3, size, size, device=device))
-        except (torch.OutOfMemoryError, MemoryError):
-            raise  # not the network's fault: the caller reports what to lower
+                batch = torch.zeros(images, 3, size, size, device=device)
+                logits = functional_call(model, fake, (batch,))
+        except DATA_DECIDES:
+            return  # the values of the images decide: its first step will show it
         except Exception as error:  # each network has its own way to refuse a size
-            if "DefaultCPUAllocator" in str(error):
-                raise
             raise ValueError(
                 f"{type(model).__name__} cannot be {use} on {images} images of {size} px "
                 f"({error}); change {lower} or model.arch"
@@ -150,8 +172,18 @@ def try_network(
                 f"choose a model.arch without auxiliary outputs"
             )
 
-    with torch.no_grad():
-        warm_up(step, model, resolutions)
+    errors = logging.getLogger(fake_tensor.__name__)  # of shapes: a traceback beside ours
+    silent, errors.disabled = errors.disabled, True
+    shapes_only = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with torch.no_grad(), shapes_only as mode, _Draws() as draws:
+            fake: dict[str, torch.Tensor] = {}
+            fake |= {name: mode.from_tensor(value) for name, value in model.state_dict().items()}
+            for resolution in resolutions:
+                step(resolution)
+    finally:
+        errors.disabled = silent
+    return draws.found
 
 
 def try_evaluation(
@@ -179,19 +211,6 @@ def try_evaluation(
         model.train(was_training)
 
 
-def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network for several ranks: gradients are averaged, batch-norm statistics are not.
-
-    Args:
-        model: the raw network on `device`.
-    """
-    wrapper = nn.parallel.DistributedDataParallel
-    known = inspect.signature(wrapper.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}
-    return wrapper(model, device_ids=[device] if device.type == "cuda" else None, **options)
-
-
 def warm_up(step: Callable[[int], None], model: nn.Module, resolutions: Iterable[int]) -> None:
     """Run `step(resolution)` once for every resolution and leave the network as it was.
 
@@ -214,21 +233,30 @@ def prepare_network(
     state: TrainState,
     resolutions: Iterable[int],
     forward_backward: Callable[[TrainState, Batch, int], torch.Tensor],
+    evaluated: Iterable[int] = (),
+    images: int = 0,
 ) -> None:
     """Try the network at every resolution of a run, and compile it for them where asked.
 
     Args:
-        state: its networks, and images per forward pass.
+        state: its networks, and images per forward pass; `draws` is set.
         resolutions: in pixels.
         forward_backward: of a step, with its number.
+        evaluated: resolutions of evaluations, in pixels.
+        images: of an evaluation's batch.
 
     Raises:
         ValueError: as try_network.
     """
     sizes = sorted(resolutions)
-    try_network(state.model.train(), sizes, state.micro_batch)
-    if hasattr(state.train_model, "_orig_mod"):  # compiled
-        warm_up(lambda size: blank_step(state, size, forward_backward), state.model, sizes)
+    state.draws = try_network(state.model.train(), sizes, state.micro_batch)
+    if not hasattr(state.train_model, "_orig_mod"):  # not compiled
+        return
+    warm_up(lambda size: blank_step(state, size, forward_backward), state.model, sizes)
+    state.eval_model.eval()
+    with torch.no_grad(), state.autocast():
+        for size in sorted(set(evaluated)):
+            state.eval_model(_noise(state, images, size))
 
 
 def blank_step(
@@ -237,8 +265,11 @@ def blank_step(
     forward_backward: Callable[[TrainState, Batch, int], torch.Tensor],
 ) -> None:
     """A forward and backward pass on noise."""
-    device = next(state.model.parameters()).device
-    shape = (state.micro_batch, resolution, resolution, 3)
-    noise = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    labels = torch.zeros(len(noise), dtype=torch.int64, device=device)
+    noise = _noise(state, state.micro_batch, resolution)
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=noise.device)
     forward_backward(state, (noise, labels, np.arange(len(noise))), 0)
+
+
+def _noise(state: TrainState, images: int, size: int) -> torch.Tensor:
+    device = next(state.model.parameters()).device
+    return torch.randint(256, (images, size, size, 3), dtype=torch.uint8, device=device)

@@ -2,7 +2,11 @@
 
 from types import SimpleNamespace
 
-from fast_imagenet.engine.distributed import Consensus
+import pytest
+import torch
+import torch.distributed as dist
+
+from fast_imagenet.engine.distributed import Consensus, Distributed
 
 
 def ranks_that_take(*milliseconds):
@@ -22,3 +26,15 @@ def test_ranks_with_slow_steps_ask_each_other_after_each_of_them():
     assert all(slow.ask(0) is not None for _ in range(20))
     between = Consensus(ranks_that_take(9000, *[1300] * 30))
     assert [step for step in range(11) if between.ask(0) is not None] == [0, 1, 4, 7, 10]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_the_mean_of_equal_numbers_is_that_number(monkeypatch, ranks):
+    torch.manual_seed(0)
+    tensors = [torch.randn(64, 3, 2, 2).to(memory_format=torch.channels_last), torch.tensor(5)]
+    tensors += [torch.randn(()), torch.randn(9, dtype=torch.float64)]
+    before = [tensor.clone() for tensor in tensors]
+    monkeypatch.setattr(dist, "all_reduce", lambda flat: flat.mul_(ranks))
+    Distributed(0, ranks, ranks, torch.device("cpu")).all_reduce_mean(tensors)
+    assert all(map(torch.equal, tensors[:3], before[:3]))
+    torch.testing.assert_close(tensors[3], before[3])

@@ -43,7 +43,21 @@ def test_average_stays_between_two_updates():
     model(torch.randn(8, 2))
     nn.init.normal_(model[0].weight)
     average.update(1.0)
-    assert all(torch.equal(average.state_dict()[name], before[name]) for name in before)
+    floats = [name for name, tensor in before.items() if tensor.is_floating_point()]
+    assert all(torch.equal(average.state_dict()[name], before[name]) for name in floats)
+
+
+def test_no_average_takes_no_memory_and_is_the_raw_weights():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(model, enabled=False)
+    assert average.statistics == []
+    nn.init.normal_(model[0].weight)
+    average.update(0.5)
+    average.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+    for name, value in average.state_dict().items():
+        assert value.data_ptr() == model.state_dict()[name].data_ptr()
+    with average.applied():
+        assert torch.equal(average.state_dict()["0.weight"], model[0].weight)
 
 
 def test_applied_swaps_and_restores_even_after_an_error():

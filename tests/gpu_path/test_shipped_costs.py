@@ -50,9 +50,9 @@ def saved_bytes(cfg) -> int:
         state = build_state(cfg, classes=1000)
         images = batch(state.micro_batch, cfg.resolution.max_res)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            images_bchw, targets = state.prepare(*images, epoch=0, step=0)
+            inputs, targets = state.prepare(*images, epoch=0, step=0)
             with state.autocast():
-                state.loss(state.train_model(images_bchw).float(), targets)
+                state.loss(state.train_model(*inputs).float(), targets)
         for parameter in state.model.parameters():
             kept.pop(parameter.untyped_storage()._cdata, None)
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -25,6 +25,7 @@ from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, REPOSITORY
 from fast_imagenet.files import write_atomically
+from fast_imagenet.models.networks import ImageNetwork
 from tools.report.records import Run, read_run
 from tools.report.tables import NETWORKS, templates
 from tools.report.yaml_files import RecordError, flags_of
@@ -186,11 +187,10 @@ def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
 @torch.no_grad()
 def _evaluate(cfg: SimpleNamespace, model: torch.nn.Module, loader: Any) -> list[np.ndarray]:
     """True classes, guesses, and the probabilities of both, of every image."""
-    model.eval()
-    parts = []
+    network, parts = ImageNetwork(model).eval(), []
     view = cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio
     for images_bhwc, labels_b in loader.batches(*view):
-        logits_bk = model(script.normalize(images_bhwc, *script.input_norm(model))).float()
+        logits_bk = network(images_bhwc).float()
         probabilities_bk, guesses_b = logits_bk.softmax(1), logits_bk.argmax(1)
         pair_b2 = probabilities_bk.gather(1, torch.stack([labels_b, guesses_b], 1))
         # a copy: the loader fills the same memory again
