@@ -63,8 +63,8 @@ def open_source(
     for name, kinds in ONLY_FOR.items():
         if kind not in kinds and options.get(name, "text") not in ("", "text"):
             raise SourceError(
-                f"--source.{name}={options[name]} is for {' and '.join(kinds)}, and this is {kind},"
-                " whose classes are sorted by name: leave it out"
+                f"--source.{name}={options[name]} is for {', '.join(kinds)}, and this is {kind}:"
+                " leave it out"
             )
     reader = "image_folder" if kind == "kaggle" else kind
     module = import_module(f"fast_imagenet.sources.{reader}")

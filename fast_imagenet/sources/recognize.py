@@ -60,10 +60,9 @@ def recognize(path: Path) -> tuple[str, str]:
     if found:
         layouts = [f"--source.kind={kind} ({name})" for kind, name in found.items()]
         raise SourceError(f"{path} can be read in {len(found)} ways: give {' or '.join(layouts)}")
-    looked = ", ".join(f"{what} ({kind})" for kind, what in _LOOKED_FOR.items())
-    raise SourceError(
-        f"{path} has no known layout ({looked}): it holds {_contents(path)}; {_advice(path)}"
-    )
+    looked = "; ".join(f"{kind}: {what}" for kind, what in _LOOKED_FOR.items())
+    holds = f"{path} has no known layout, it holds {_contents(path)}"
+    raise SourceError(f"{holds}: {_advice(path)} (looked for {looked})")
 
 
 def missing(path: Path, split: str, kind: str, what: str) -> SourceError:
@@ -94,9 +93,7 @@ def _advice(path: Path) -> str:
         if name.endswith((".tar.gz", ".tgz", ".zip")):
             return f"{name} is an archive, unpack it first"
     if any(_is_image(name) for folder in folders for name, _ in _inside(path / folder)):
-        return (
-            "classes without a split are train/: make it a link to them, and use --source.holdout"
-        )
+        return "if these are classes, link this as train/ of a new folder, and use --source.holdout"
     return "--source.path must be a folder as in docs/datasets.md, with train/ and val/ in it"
 
 

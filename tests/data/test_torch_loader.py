@@ -101,6 +101,16 @@ def equal(one, other):
 # ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["val", "val.beton"])
+def test_16_bit_gray_is_scaled(name, tmp_path):
+    file = tmp_path / "val/a/x.png"
+    file.parent.mkdir(parents=True)
+    Image.fromarray(np.full((40, 50), 32_768, np.uint16)).save(file)
+    write_beton(tmp_path / "val.beton", open_source("image_folder", tmp_path, "val"))
+    images_bhwc, _ = next(TorchEvalLoader(tmp_path / name, batch_size=1).batches(32, 1.0))
+    assert (images_bhwc == 128).all()
+
+
 @pytest.mark.parametrize("name", ["", "train", "train.beton"])
 def test_batches_of_an_epoch(root, name):
     loader = train_loader(root, name)

@@ -304,13 +304,13 @@ def test_two_layouts_are_a_question(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ((), ["it holds nothing", "*.parquet (parquet)", "ILSVRC/Data/CLS-LOC/ (kaggle)"]),
+        ((), ["it holds nothing", "parquet: *.parquet", "kaggle: ILSVRC/Data/CLS-LOC/"]),
         (("imagenette2-160.tgz",), ["is an archive of Imagenette", "imagenette_size=160px"]),
-        (("tiny-imagenet-200.zip", "x"), ["it holds tiny-imagenet-200.zip, x;", "unpack it first"]),
+        (("tiny-imagenet-200.zip", "x"), ["it holds tiny-imagenet-200.zip, x:", "unpack it first"]),
         (("set/train/a/1.jpg",), ["set does, give it as --source.path"]),
         (("Train/a/1.jpg",), ["it has 'Train', rename that to 'train'"]),
         (("train/n01440764.tar",), ["unpack train/n01440764.tar"]),
-        (("cat/1.jpg", "dog/1.jpg"), ["holds cat/, dog/;", "--source.holdout"]),
+        (("cat/1.jpg", "dog/1.jpg"), ["holds cat/, dog/:", "--source.holdout"]),
     ],
 )
 def test_what_is_no_layout_is_named(files, words, tmp_path):
