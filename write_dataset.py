@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if cfg.source.kind == "auto":
             cfg.source.kind, why = recognize(source_path(cfg) or Path())
-            print(readable(f"source.kind=auto: {cfg.source.kind}, for {why}"), flush=True)
+            print(readable(f"source.kind=auto: {cfg.source.kind}, as it holds {why}"), flush=True)
         sources = open_sources(cfg)
         later = sum(images_of(cfg, source) for source in sources.values())
         for split, path in output_files(cfg).items():

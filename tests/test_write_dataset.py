@@ -90,7 +90,7 @@ def test_every_kind_is_recognized_and_becomes_the_same_images(kind, tmp_path, ca
     getattr(make, f"make_{kind}")(tmp_path / "in")
     flags = [f"--source.path={tmp_path / 'in'}", "--write.mode=raw"]
     assert call(*flags, f"--write.folder={tmp_path / 'out'}", "--write.workers=1") == 0
-    assert f"source.kind=auto: {kind}, for " in capsys.readouterr().out
+    assert f"source.kind=auto: {kind}, as it holds " in capsys.readouterr().out
     for split in ("train", "val"):
         file = BetonFile(tmp_path / "out" / f"{split}.beton")
         held = [
