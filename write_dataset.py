@@ -56,7 +56,7 @@ SETTINGS = Config()
 # fmt: off
 Section("source", "where the images come from", SETTINGS).params(
     kind=Param(OneOf("auto", *KINDS), "layout; auto: recognized from the files", default="auto"),
-    path=Param(Str(), "its folder; where it is empty, $IMAGENET_DIR", default=""),
+    path=Param(Str(), "its folder; empty: $IMAGENET_DIR, the only variable read", default=""),
     split=Param(OneOf(*SPLITS, "all"), "which split to write", default="all"),
     on_error=Param(OneOf("fail", "skip"), "a damaged image: stop, or skip it", default="fail"),
     classes=Param(Str(), "parquet, webdataset: file of class names, one per line", default=""),
