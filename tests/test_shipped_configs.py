@@ -221,6 +221,7 @@ def test_published_recipes_are_the_arithmetic_of_their_sources(name):
     assert cfg["lr.lr"] * batch / 256 == pytest.approx(rate)
     assert cfg["lr.warmup_start"] * rate == pytest.approx(start)
     assert cfg["training.norm_weight_decay"] == 0 and not cfg["training.use_blurpool"]
+    assert cfg["augment.mix_by"] == "pass"
     if cfg["ema.decay"]:  # torchvision's own arithmetic, from its 0.99998
         per_update = 1 - 2e-5 * batch * cfg["ema.every"] / cfg["training.epochs"]
         assert cfg["ema.decay"] ** cfg["ema.every"] == pytest.approx(per_update, rel=1e-6)
