@@ -25,7 +25,6 @@ from fast_imagenet.sources.classes import read_synset_names
 from fast_imagenet.sources.labels import (
     DEVKIT,
     SOLUTION,
-    Labels,
     find_labels,
     label_images,
     near,
@@ -105,8 +104,7 @@ def open_image_folder(path: Path, split: str, class_order: str = "text", **_: An
     else:
         _check_known(present, classes, folder)
         names, ordered = _list_files(folder, present, classes, left_out)
-    known = _synsets(root, classes, labels)
-    source = FileSource(folder, names, ordered, classes, known)
+    source = FileSource(folder, names, ordered, classes, _synsets(root, classes))
     note = (f"labels of {folder} are those of {labels.file}",) if labels else ()
     source.notes = (*note, *left_out.notes(), *_number_note(classes))
     return source
@@ -185,13 +183,11 @@ def _list_files(
     return names, np.array(labels, np.int64)
 
 
-def _synsets(path: Path, classes: list[str], labels: Labels | None) -> list[str] | None:
+def _synsets(path: Path, classes: list[str]) -> list[str] | None:
     """Readable class names, where a synset list lies in the folder or near it."""
     candidates = [folder / file for folder in near(path) for file in _SYNSET_FILES]
     found = (read_synset_names(candidate, classes) for candidate in candidates)
-    of_labels = labels.names if labels else {}
-    known = [of_labels[name] for name in classes if name in of_labels]
-    return next((names for names in found if names), known if len(known) == len(classes) else None)
+    return next((names for names in found if names), None)
 
 
 def _check_known(present: list[str], classes: list[str], folder: Path) -> None:

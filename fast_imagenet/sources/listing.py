@@ -33,6 +33,8 @@ IMAGE_ENDINGS = {
     *("", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tif", ".tiff", ".webp", ".avif", ".heic", ".jp2", ".svg"),
 }
+# The end of a sentence about a missing split.
+ADVICE = {"train": "", "val": "; without a val split, --source.holdout=0.02 takes one from train"}
 SECOND_TIME = "reached a second time, through a link"
 
 
@@ -113,13 +115,6 @@ def keep_images(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
     return kept
 
 
-def no_val_advice(split: str) -> str:
-    """The end of a sentence about a missing split: what to do without val."""
-    if split != "val":
-        return ""
-    return "; without a val split, --source.holdout=0.02 takes one from train"
-
-
 def refuse_same_folder(train: Path, val: Path) -> None:
     """Refuse a val folder, or a folder in it, that is one of train by another name."""
     if not (train.is_dir() and val.is_dir()):
@@ -158,7 +153,7 @@ def split_files(
             advice = f"its folder {split}/ may be for --source.kind=image_folder"
         raise SourceError(
             f"{path} holds {plural(len(found), f'*{suffix} file')}, none of them named after the"
-            f" split {split!r}: {advice}{no_val_advice(split)}"
+            f" split {split!r}: {advice}{ADVICE[split]}"
         )
     folders = (file for file in path.rglob(f"*{suffix}") if file.is_dir())
     for file in [*folders, *chosen]:

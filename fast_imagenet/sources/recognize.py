@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fast_imagenet.sources.base import LeftOut, SourceError
-from fast_imagenet.sources.listing import IMAGE_ENDINGS, no_val_advice, visible
+from fast_imagenet.sources.listing import ADVICE, IMAGE_ENDINGS, visible
 
 SPLITS = ("train", "val")
 KAGGLE_PLACES = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
@@ -72,7 +72,7 @@ def missing(path: Path, split: str, kind: str, what: str) -> SourceError:
     advice = _advice(path)
     if others:
         advice = f"it looks like another layout, try --source.kind={' or '.join(others)}"
-    return SourceError(f"{path} holds no {what}: {advice}{no_val_advice(split)}")
+    return SourceError(f"{path} holds no {what}: {advice}{ADVICE[split]}")
 
 
 def _advice(path: Path) -> str:
