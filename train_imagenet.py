@@ -1,6 +1,6 @@
 """Train a classifier on ImageNet, fast: the whole recipe in one file, read from top to bottom.
 
-    python train_imagenet.py --config rn50_88_epochs.yaml          one GPU
+    python train_imagenet.py --config rn50_32_epochs_mild.yaml     one GPU
     torchrun --nproc_per_node=8 train_imagenet.py --config ...     eight: same global batch
     python train_imagenet.py --config ... --training.eval_only=1 --model.checkpoint=FILE
 
