@@ -29,6 +29,8 @@ EVERYTHING = [
     "--resolution.max_res=64", "--resolution.end_ramp=1", "--augment.mixup=0.2",
     "--augment.cutmix=1", "--augment.erasing=0.5", "--augment.erasing_mode=pixel",
     "--augment.policy=rand_augment_lite", "--augment.brightness=0.4", "--augment.saturation=0.4",
+    "--augment.repeats=2", "--augment.flip_mode=alternating", "--augment.mix_by=pass",
+    "--ema.every=3",
     "--model.arch=timm/test_resnet", "--model.drop_path=0.2", "--training.seed=5",
 ]  # fmt: skip
 SMALL = "--model.arch=timm/test_resnet"  # a checkpoint of 134 MB takes longer than ten steps
