@@ -12,11 +12,13 @@ from torch import nn
 
 import train_imagenet
 from fast_imagenet.config import read_config
+from fast_imagenet.data.augmentation import IMAGENET
+from fast_imagenet.data.device_transforms import BatchTransforms
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.optimizers import build_optimizer, decay_groups
-from fast_imagenet.engine.train_state import Networks
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import create_model
+from fast_imagenet.models.networks import build_networks
 
 
 def train_imagenet_settings(*flags):
@@ -75,12 +77,13 @@ def test_lamb_by_micro_batches_is_that_of_timm_on_one_batch(norm):
     timms = copy.deepcopy(ours)
     optimizer = create_optimizer_v2(timms, opt="lamb", lr=0.16 * 8 / 256, weight_decay=0.02)
     one = Distributed(0, 1, 1, torch.device("cpu"))
-    state = train_imagenet.build_state(cfg, Networks(ours, ours, ours), 5, 100, one)
+    state = train_imagenet.build_state(cfg, build_networks(ours, one, "off"), 5, 100, one)
+    prepare = BatchTransforms(train_imagenet.augment_of(cfg), *IMAGENET, 5, 0.0, seed=0)
     loss = BinaryCrossEntropy(0.0, 0.2)
     for step in range(4):
         images, labels = torch.randint(256, (8, 8, 8, 3), dtype=torch.uint8), torch.arange(8) % 5
         train_imagenet.train_step(state, (images, labels, np.arange(8)), step)
-        images_bchw, targets = state.prepare(images, labels, np.arange(8), 0, step)
+        images_bchw, targets = prepare(images, labels, None, 0, step)
         parts = [images_bchw] if norm is nn.Identity else images_bchw.split(4)
         optimizer.zero_grad()
         loss(torch.cat([timms(part) for part in parts]), targets).backward()
