@@ -186,6 +186,7 @@ from fast_imagenet.engine.distributed import (
     Distributed,
     autocast_of,
     choose_precision,
+    full_precision,
     init_distributed,
 )
 from fast_imagenet.engine.ema import WeightAverage
@@ -400,16 +401,18 @@ def evaluate(
 
 
 def evaluate_both(
-    state: TrainState, batches: EvalBatches, cfg: Settings, distributed: Distributed
+    state: TrainState, batches: EvalBatches, cfg: Settings, distributed: Distributed, last: bool
 ) -> dict[str, float]:
-    """The log's evaluation keys, for the raw weights and for their EMA."""
+    """The log's evaluation keys: of the EMA where there is one; in the last one, which is in fp32,
+    of the raw weights too."""
     distributed.average_statistics(state)
-    common = (state.eval_model, batches, cfg, state.autocast, distributed.device)
-    raw = ema = evaluate(*common)  # with decay 0 the EMA is the raw weights: the same numbers
-    if cfg.ema.decay:
-        with state.ema.applied():
-            ema = evaluate(*common)
-    return evaluation_record(raw, ema)
+    autocast = full_precision if last else state.autocast
+    common = (state.eval_model, batches, cfg, autocast, distributed.device)
+    raw = evaluate(*common) if last or not cfg.ema.decay else None
+    if raw and not cfg.ema.decay:
+        return evaluation_record(raw, raw)
+    with state.ema.applied():
+        return evaluation_record(raw, evaluate(*common))
 
 
 # ── Train ─────────────────────────────────────────────────────────────────────────────────────────
@@ -430,7 +433,8 @@ def train(cfg: Settings, distributed: Distributed) -> None:
             run.end_training()  # losses and weights are finite, and saved before an evaluation
             scores = {}
             if run.evaluates(epoch):
-                scores = evaluate_both(state, run.val_batches, cfg, distributed)
+                last = epoch == run.remaining[-1]
+                scores = evaluate_both(state, run.val_batches, cfg, distributed, last)
             run.end_epoch(scores)
         run.finish()
 

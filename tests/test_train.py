@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,8 +27,10 @@ from fast_imagenet.beton.reader import sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.data.device_transforms import mix_keys
 from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
-from fast_imagenet.engine.distributed import choose_precision
+from fast_imagenet.engine.distributed import Distributed, choose_precision
 from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.logger import LOG_KEYS
+from fast_imagenet.engine.metrics import metric_keys, raw_keys
 from fast_imagenet.engine.run import StepRecorder, data_wait_line
 from fast_imagenet.engine.train_state import TrainState
 from fast_imagenet.engine.weights import load_weights
@@ -207,6 +210,37 @@ def test_both_evaluations_are_scored():
     assert views[1:] == [(6, 0.875), (6, 1.0)]
 
 
+def test_the_last_evaluation_is_in_fp32_and_of_both_weights(monkeypatch):
+    seen = []
+
+    class Network(nn.Linear):
+        def forward(self, images):
+            seen.append((super().forward(images).dtype, torch.backends.cudnn.allow_tf32))
+            return images
+
+    def evaluate(model, batches, cfg, autocast, device):
+        with autocast():
+            model(torch.zeros(1, 2))
+        return {view: {"loss": 1.0, "top1": 2.0, "top5": 3.0} for view in ("standard", "config")}
+
+    monkeypatch.setattr(train_imagenet, "evaluate", evaluate)
+    bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    compiled = torch.compile(Network(2, 2), backend=lambda *_: pytest.fail("compiled"))
+    alone = Distributed(0, 1, 1, torch.device("cpu"))
+    for decay, weights in ((0.0, 1), (0.9, 2)):
+        ema = WeightAverage(nn.Linear(2, 2), enabled=decay > 0)
+        cfg = SimpleNamespace(ema=SimpleNamespace(decay=decay))
+        kept = dict(model=Network(2, 2), ema=ema, autocast=bf16)
+        state = SimpleNamespace(**kept, eval_model=Network(2, 2))
+        keys = train_imagenet.evaluate_both(state, None, cfg, alone, False).keys()
+        assert keys >= {"ema_top1", "val_loss_ema"} and ("top1" in keys) == (weights == 1)
+        assert seen == [(torch.bfloat16, True)]
+        state = SimpleNamespace(**kept, eval_model=compiled)
+        keys = train_imagenet.evaluate_both(state, None, cfg, alone, True).keys()
+        assert keys == set(metric_keys()) and seen[1:] == [(torch.float32, False)] * weights
+        seen.clear()
+
+
 # ── whole runs ──
 
 
@@ -224,7 +258,9 @@ def test_a_run_leaves_everything_it_promises(quick_run, backend, capsys):
     log = read_log(folder)
     assert [line["epoch"] for line in log] == [1, 2, 3]
     assert [line["resolution"] for line in log] == [32, 32, 64]
-    assert len({tuple(line) for line in log}) == 1
+    raw = set(raw_keys())  # evaluated at the end only, beside the EMA
+    assert [raw & line.keys() for line in log] == [set(), set(), raw]
+    assert {key for line in log for key in line} == set(LOG_KEYS)
     assert all(value is not None for line in log for value in line.values())
     assert len(read_losses(folder)) == 3 * (80 // 16)
     assert np.isfinite(read_losses(folder)).all()
@@ -679,7 +715,7 @@ def test_an_evaluation_that_fails_loses_no_epoch(quick_run, tmp_path, monkeypatc
 
     def failing(*arguments):
         calls.append(1)
-        if len(calls) == 3:  # the raw weights of the second epoch
+        if len(calls) == 2:  # of the second epoch
             raise RuntimeError("evaluation failed")
         return evaluate(*arguments)
 

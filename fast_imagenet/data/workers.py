@@ -58,8 +58,7 @@ class PersistentLoader:
     def __init__(self, dataset: SampleDataset, num_workers: int, device: torch.device) -> None:
         self._dataset, self._device, self._finish = dataset, device, dataset.finish
         self._batches = _Batches()
-        on_gpu = device.type == "cuda" and not self._finish
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         workers: dict[str, Any] = {}
         if num_workers:
             workers = {
@@ -103,12 +102,16 @@ class PersistentLoader:
             # deaf to SIGTERM on purpose, which torch and multiprocessing send at the end
             worker._popen.terminate = worker._popen.kill
         for images, labels_b in prepared:
-            if not self._finish:
-                images = self._finish_batch(images)
-            yield (
-                images.to(self._device, non_blocking=True),
-                labels_b.to(self._device, non_blocking=True),
-            )
+            if self._stream is None:
+                yield self._on_device(images, labels_b)
+                continue
+            with torch.cuda.stream(self._stream):
+                batch = self._on_device(images, labels_b)
+            step = torch.cuda.current_stream(self._device)
+            step.wait_stream(self._stream)
+            for tensor in batch:
+                tensor.record_stream(step)  # not free before the step has used it
+            yield batch
 
     def _failure(self, error: Exception, batch_bytes: int) -> str | None:
         """A sentence on an error of the workers, not of a sample; None: it is another one."""
@@ -129,21 +132,18 @@ class PersistentLoader:
             )
         return f"a data worker is gone ({str(error) or 'no answer'}); {RESUME}" if gone else None
 
-    def _finish_batch(self, samples: list[tuple]) -> torch.Tensor:
-        """`finish_on_device`, on a GPU on a stream of its own.
+    def _on_device(self, images: Any, labels_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch on the device; on a GPU beside the training step, on the stream of this loader.
 
         torchvision's decoder waits for no work before it writes into memory that is free as torch
         sees it: freed on the stream of the training step, it may still be read by a step to come.
         """
-        if self._stream is None:
-            return finish_on_device(samples, self._device, self._dataset)
-        with torch.cuda.stream(self._stream):
-            self._stream.synchronize()  # the batch before, not the training step
-            images = finish_on_device(samples, self._device, self._dataset)
-        step = torch.cuda.current_stream(self._device)
-        step.wait_stream(self._stream)
-        images.record_stream(step)  # not free before the step has used it
-        return images
+        if not self._finish:
+            if self._stream is not None:
+                self._stream.synchronize()  # the batch before, not the training step
+            images = finish_on_device(images, self._device, self._dataset)
+        device = self._device
+        return images.to(device, non_blocking=True), labels_b.to(device, non_blocking=True)
 
     def close(self) -> None:
         iterator, self._loader._iterator = self._loader._iterator, None

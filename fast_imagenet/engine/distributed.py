@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -128,6 +129,15 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """A forward pass in fp32, without TF32, not compiled: a graph would serve it once."""
+    cudnn = torch.backends.cudnn
+    options = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "allow_tf32": False}
+    with torch.compiler.set_stance("force_eager"), cudnn.flags(**options):
+        yield
 
 
 def autocast_of(dtype: torch.dtype, device: torch.device) -> Autocast:

@@ -1,11 +1,11 @@
 """The record of a run: what was asked, where it ran, one line per evaluated epoch, and its curves.
 
 Files in the run's folder: config.json, environment.json, log.jsonl (one line per evaluated epoch,
-the same keys every time, none null), steps.jsonl (the loss of every step), at the end summary.json
-and curves.png; TensorBoard's event files where it is installed. The JSON files name no machine,
-user or folder outside the repository: a record can be published. Two are for the machine alone and
-become part of no record: paths.json, where the run found its files, and TensorBoard's, whose names
-hold the host.
+the same keys every time, none null; where there is an EMA, those of raw weights in the last line
+only), steps.jsonl (the loss of every step), at the end summary.json and curves.png; TensorBoard's
+event files where it is installed. The JSON files name no machine, user or folder outside the
+repository: a record can be published. Two are for the machine alone and become part of no record:
+paths.json, where the run found its files, and TensorBoard's, whose names hold the host.
 
 To add a logger, write a Sink, put it into SINKS and declare its setting in section `logging`.
 """
@@ -29,7 +29,7 @@ from fast_imagenet.engine.json_lines import (
     read_object,
     rewrite_lines,
 )
-from fast_imagenet.engine.metrics import RECORD_VERSION, metric_keys
+from fast_imagenet.engine.metrics import RECORD_VERSION, metric_keys, raw_keys
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, environment, real_paths, redact_paths
 from fast_imagenet.files import write_atomically, write_json
@@ -94,12 +94,15 @@ class JsonLines(Sink):
     def __init__(self, folder: Path, config: dict[str, Any], version: int) -> None:
         super().__init__(folder, config, version)
         self._path, self._keys = folder / "log.jsonl", record_keys(version)
+        # with an EMA, of the last line only
+        self._optional = raw_keys() if config.get("ema", {}).get("decay") else []
         drop_torn_line(self._path)
-        check_lines(self._path, dict.fromkeys(self._keys, (int, float)))
+        needed = [key for key in self._keys if key not in self._optional]
+        check_lines(self._path, dict.fromkeys(needed, (int, float)))
 
     def write(self, record: dict[str, Any]) -> None:
         lines = read_jsonl(self._path)
-        _check_keys(record, lines[0] if lines else self._keys, exact=bool(lines))
+        _check_keys(record, lines[0] if lines else self._keys, self._optional, exact=bool(lines))
         append_line(self._path, record)
 
 
@@ -205,7 +208,7 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_torn_line(self._steps)
         config, before = config or {}, read_object(self.folder / "environment.json")
-        version = record_version(before) if self._log.exists() else RECORD_VERSION
+        version = max(2, record_version(before)) if self._log.exists() else RECORD_VERSION
         self._newer = set(record_keys()) - set(record_keys(version))
         check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]
@@ -309,9 +312,11 @@ def _plain_value(key: str, value: Any) -> Any:
     raise RunLogError(f"log key {key} is {value!r}; a log holds finite numbers and text only")
 
 
-def _check_keys(record: dict[str, Any], expected: Iterable[str], exact: bool) -> None:
-    missing = [key for key in expected if key not in record]
-    extra = [key for key in record if key not in expected] if exact else []
+def _check_keys(
+    record: dict[str, Any], expected: Iterable[str], optional: list[str], exact: bool
+) -> None:
+    missing = [key for key in expected if key not in record and key not in optional]
+    extra = [key for key in record if key not in expected and key not in optional] * exact
     if missing or extra:
         problems = [f"{', '.join(missing)} is missing"] * bool(missing)
         problems += [f"{', '.join(extra)} is new"] * bool(extra)

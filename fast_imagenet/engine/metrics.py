@@ -77,13 +77,20 @@ class Top5(Top1):
 
 
 METRICS: list[type[Metric]] = [CrossEntropy, Top1, Top5]
-RECORD_VERSION = max(metric.since for metric in METRICS)
+# 2: where there is an EMA, raw weights are evaluated at the end only
+RECORD_VERSION = max(2, *(metric.since for metric in METRICS))
 
 
 def metric_keys(version: int | None = None) -> list[str]:
     """Keys of the log that metrics fill, in a record of a version; None: of the newest."""
     metrics = [metric for metric in METRICS if version is None or metric.since <= version]
     return [key for metric in metrics for key in metric.log_keys()]
+
+
+def raw_keys() -> list[str]:
+    """Those of `metric_keys` that are of the raw weights."""
+    pairs = [pair for metric in METRICS for pair in metric.log_keys().items()]
+    return [key for key, (_, of_ema) in pairs if not of_ema]
 
 
 class Score:
@@ -121,11 +128,12 @@ class Score:
 
 
 def evaluation_record(
-    raw: dict[str, dict[str, float]], ema: dict[str, dict[str, float]]
+    raw: dict[str, dict[str, float]] | None, ema: dict[str, dict[str, float]]
 ) -> dict[str, float]:
-    """The log's evaluation keys, from the scores of raw and EMA weights in both evaluations."""
+    """The log's evaluation keys, from the scores in both evaluations; None: not evaluated."""
     return {
-        key: (ema if of_ema else raw)[view][metric.name]
+        key: scores[view][metric.name]
         for metric in METRICS
         for key, (view, of_ema) in metric.log_keys().items()
+        if (scores := ema if of_ema else raw) is not None
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def plot_curves(log_jsonl: str | Path, png: str | Path, note: str = "") -> None:
     lines = read_jsonl(log_jsonl)
     if not lines:
         raise RunLogError(f"{log_jsonl} is empty: there is nothing to draw before the first epoch")
-    log = {key: [line[key] for line in lines] for key in lines[0]}
+    # before the last line, raw weights may not have been evaluated
+    log = {key: [line.get(key, math.nan) for line in lines] for key in lines[-1]}
     unit, seconds = ("hours", 3600) if log["total_seconds"][-1] >= 3600 else ("minutes", 60)
     times = [value / seconds for value in log["total_seconds"]]
     figure = Figure(figsize=(11.5, 10.4), dpi=130, layout="constrained")
@@ -69,7 +72,7 @@ def _draw_accuracy(axes: Any, log: dict[str, list[Any]], x: list[float], unit: s
     for values, (color, labels) in curves.items():
         style = "--" if labels[0].endswith("raw") else "-"
         text = f"{' and '.join(labels)}: {values[-1]:.2f} %"
-        axes.plot(x, values, style, color=color, label=text, **_dots(x))
+        axes.plot(x, values, style, color=color, label=text, **_dots(values))
     axes.legend(loc="lower right", frameon=False, title="top-1, at the end")
     _decorate(axes, f"top-1 accuracy against {unit}, %", unit)
 
@@ -80,7 +83,7 @@ def _draw_losses(axes: Any, log: dict[str, list[Any]]) -> None:
         curves[1] = ("val_loss", BLUE, "--", "validation, raw")
         curves.append(("val_loss_ema", BLUE, "-", "validation, EMA"))
     for key, color, style, label in curves:
-        axes.plot(log["epoch"], log[key], style, color=color, label=label, **_dots(log["epoch"]))
+        axes.plot(log["epoch"], log[key], style, color=color, label=label, **_dots(log[key]))
     axes.legend(frameon=False)
     _decorate(axes, "loss, nats", "epoch")
 
@@ -106,9 +109,10 @@ def _draw_schedule(
     _decorate(axes, title, "epoch")
 
 
-def _dots(x: list[float]) -> dict[str, Any]:
+def _dots(values: Sequence[float]) -> dict[str, Any]:
     """A short run is drawn with its points: one epoch alone would be invisible as a line."""
-    return {"linewidth": 1.6, "marker": "o" if len(x) <= 30 else "", "markersize": 3.5}
+    known = sum(not math.isnan(value) for value in values)
+    return {"linewidth": 1.6, "marker": "o" if known <= 30 else "", "markersize": 3.5}
 
 
 def decorate(axes: Any, title: str, xlabel: str) -> None:

@@ -55,7 +55,7 @@ class Progress:
 
         In a file, a pipe or a batch job, where no bar shows that it is alive, one for every epoch.
         """
-        has_bar, evaluated = not (self._wanted and self._bar.disable), "plain_top1" in record
+        has_bar, evaluated = not (self._wanted and self._bar.disable), "ema_plain_top1" in record
         if not self._is_main or (has_bar and not evaluated):
             return
         accuracy = f"top-1 {accuracy_text(record)}, " if evaluated else ""
@@ -78,16 +78,20 @@ def accuracy_text(
     config: str = "config eval",
     ema: bool | None = None,
 ) -> str:
-    """Top-1 of both evaluations, under these names.
+    """Top-1 of both evaluations, under these names, of the weights that were evaluated.
 
     Args:
         ema: whether to show that of the EMA, too; None: where it differs.
     """
     texts = []
     for key, name in (("plain_top1", standard), ("top1", config)):
-        raw, average = record[key], record[f"ema_{key}"]
+        average = record[f"ema_{key}"]
+        raw = record.get(key)
         shown = average != raw if ema is None else ema
-        texts.append(f"{raw:.2f} %{f' (EMA {average:.2f} %)' if shown else ''} {name}")
+        text = f"EMA {average:.2f} %"
+        if raw is not None:
+            text = f"{raw:.2f} %{f' ({text})' if shown else ''}"
+        texts.append(f"{text} {name}")
     return ", ".join(texts)
 
 

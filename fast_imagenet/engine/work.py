@@ -46,7 +46,7 @@ class Work:
 
 
 def evaluated_sets(epochs: int, every: int, averaged: bool) -> int:
-    """How often a run evaluates a set of weights: raw ones, and their EMA where there is one.
+    """How often a run evaluates a set of weights; with an EMA the raw ones at the end only.
 
     Args:
         epochs: of the run.
@@ -54,7 +54,7 @@ def evaluated_sets(epochs: int, every: int, averaged: bool) -> int:
         averaged: whether there is an EMA.
     """
     evaluated = sum(is_evaluated(epoch, epochs - 1, every) for epoch in range(epochs))
-    return evaluated * (2 if averaged else 1)
+    return evaluated + averaged
 
 
 def work_of(

@@ -452,7 +452,7 @@ def test_only_plain_jpegs_are_left_to_the_device():
 def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
     """On a stream of its own, idle before it; the step waits for the batch, and it for the step."""
     own, step, order = simulated_streams.Stream(), simulated_streams.Stream(), []
-    slow, batch = threading.Event(), SimpleNamespace(record_stream=order.append)
+    slow, batch, labels = threading.Event(), Sent(order, "batch"), Sent(order, "labels")
     own.launch(lambda: order.append("batch before" if slow.wait(0.2) else "batch before, late"))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
     monkeypatch.setattr(torch.cuda, "stream", simulated_streams.current)
@@ -465,10 +465,44 @@ def test_the_device_decodes_beside_the_training_step(root, monkeypatch):
 
     monkeypatch.setattr(workers, "finish_on_device", decode)
     pipeline = workers.PersistentLoader(SimpleNamespace(finish=False), 0, torch.device("cuda"))
-    assert pipeline._finish_batch([]) is batch
+    pipeline._loader = [([], labels)]
+    assert next(pipeline._deliver([])) == (batch, labels)
     step.launch(lambda: order.append("step"))
     step.synchronize()
-    assert order == ["batch before, late", "decode", step, "transforms", "step"]
+    begin = ["batch before, late", "decode", step, step]
+    assert order == [*begin, "transforms", "batch", "labels", "step"]
+
+
+class Sent:
+    """A tensor whose copy to the device runs on the current stream."""
+
+    def __init__(self, order, name):
+        self.order, self.name, self.record_stream = order, name, order.append
+
+    def to(self, device, non_blocking):
+        assert non_blocking
+        simulated_streams.launch(lambda: self.order.append(self.name))
+        return self
+
+
+def test_batches_are_copied_beside_the_training_step(monkeypatch):
+    """The copy runs while the step before is busy, and the step that uses it waits for it."""
+    own, step, order = simulated_streams.Stream(), simulated_streams.Stream(), []
+    busy, copied = threading.Event(), threading.Event()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
+    monkeypatch.setattr(torch.cuda, "stream", simulated_streams.current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: step)
+    pipeline = workers.PersistentLoader(SimpleNamespace(finish=True), 0, torch.device("cuda"))
+    pipeline._loader = [(Sent(order, "images"), Sent(order, "labels"))]
+    step.launch(lambda: (busy.wait(simulated_streams.LIMIT), order.append("step before")))
+    next(pipeline._deliver([]))
+    own.launch(copied.set)
+    assert copied.wait(simulated_streams.LIMIT)
+    assert set(order) == {step, "images", "labels"}
+    step.launch(lambda: order.append("step"))
+    busy.set()
+    step.synchronize()
+    assert order[-2:] == ["step before", "step"]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from fast_imagenet.engine import metrics, plots
 from fast_imagenet.engine.json_lines import RunLogError, read_jsonl
 from fast_imagenet.engine.logger import LOG_KEYS, RunLog
 from fast_imagenet.engine.plots import plot_curves
+from fast_imagenet.engine.progress import accuracy_text
 from fast_imagenet.environment import REPOSITORY, redact_paths
 from tools.report.records import read_run
 
@@ -96,6 +97,28 @@ def test_every_line_has_the_same_keys(tmp_path):
         again.write(**record(2))
     again.write(**record(2, extra=2))
     assert [list(line) for line in lines_of(tmp_path)] == [list(record(1, extra=1))] * 2
+
+
+def test_with_an_ema_raw_weights_come_with_the_last_line(tmp_path):
+    raw = set(metrics.raw_keys())
+    part = {key: value for key, value in record(1).items() if key not in raw}
+    with pytest.raises(RunLogError, match="plain_top1, top1.* is missing"):
+        open_log(tmp_path / "none").write(**part)
+    config = {"training": {"epochs": 3}, "ema": {"decay": 0.9}}
+    open_log(tmp_path, config=config).write(**part)
+    log = open_log(tmp_path, config=config, resume=True)
+    with pytest.raises(RunLogError, match="ema_top1 is missing"):
+        log.write(**{key: value for key, value in part.items() if key != "ema_top1"})
+    for line in (part | {"epoch": 2}, record(3)):
+        log.write(**line)
+    log.finish({})
+    standard, config = (f"EMA {part[f'ema_{view}top1']:.2f} %" for view in ("plain_", ""))
+    assert accuracy_text(part) == f"{standard} standard eval, {config} config eval"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = read_run(tmp_path)
+    assert run.column("ema_top1") and run.numbers["config"] == record(3)["ema_top1"]
+    assert (tmp_path / "curves.png").exists()
+    assert json.loads((tmp_path / "environment.json").read_text())["record_version"] == 2
 
 
 # ------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def test_pixels_are_counted_in_epochs_of_160():
         (dict(resolution=320), 3 * (1 + 4)),
         (dict(resolution=320, lr_tta=True), 3 * (1 + 4 + 4)),
         (dict(lr_tta=True), 3 * 2),  # the mirrored images of the one view
-        (dict(decay=0.9), 2 * 3),
+        (dict(decay=0.9), 3 + 1),  # of the raw weights at the end
     ],
 )
 def test_a_pass_over_the_validation_set_is_a_third_of_a_step(changes, passes):
@@ -55,4 +55,4 @@ def test_any_cost_of_an_image_can_be_given():
 
 def test_each_set_of_weights_is_evaluated():
     assert [evaluated_sets(7, every, averaged=False) for every in (1, 3, 7, 50)] == [7, 3, 1, 1]
-    assert evaluated_sets(7, 3, averaged=True) == 6
+    assert evaluated_sets(7, 3, averaged=True) == 4

@@ -45,7 +45,7 @@ class Costs:
     start: float  # imports, files, network, the log's first line
     evaluation: float  # of one set of weights, standard and config eval
     evaluation_start: float  # what the first evaluation takes longer
-    weights: int  # sets per evaluation: 2 with an EMA
+    weights: int  # sets in the last evaluation: 2 with an EMA
     save: float  # last.pt
     save_best: float  # last.pt and best.pt
     log: float  # a line, and the losses of an epoch

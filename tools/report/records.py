@@ -23,7 +23,7 @@ GROUP_KEYS |= {"timed": bool, "unfinished": bool, "write": list}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: on an idle machine only
 
 # A log may have more keys, and all others may be missing: records of every version stay readable.
-REQUIRED = ("epoch", "plain_top1", "top1", "seconds", "images_per_second")
+REQUIRED = ("epoch", "seconds", "images_per_second")  # and top-1 of the final weights
 
 # What may differ inside a group besides section `logging`: it does not change what is learned.
 FREE = {
