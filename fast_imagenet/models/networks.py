@@ -35,7 +35,7 @@ class ImageNetwork(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self._norm = model, input_norm(model)
-        self._counters = _take_counters(model)
+        self._norms = _uncounted_norms(model)
         device = next(model.parameters(), torch.empty(0)).device
         mean, std = torch.tensor(self._norm, dtype=torch.float64)
         for name, value in (("scale_c", 1 / (255 * std)), ("shift_c", -mean / std)):
@@ -48,8 +48,8 @@ class ImageNetwork(nn.Module):
             images: images_bhwc uint8 [b, h, w, 3], or images_bchw float, which are ready.
             mixing: of uint8 images: `Mixing.tensor`, where this is not compiled a Mixing too.
         """
-        if self.training and self._counters:
-            torch._foreach_add_(self._counters, 1)
+        if self.training and self._norms:
+            torch._foreach_add_([norm.num_batches_tracked for norm in self._norms], 1)
         if images.dtype != torch.uint8:
             return self.model(images)
         if torch.compiler.is_compiling() or isinstance(mixing, torch.Tensor):
@@ -68,8 +68,8 @@ class _UncountedBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(images_bchw, mean, var, weight, bias, training, momentum, eps)
 
 
-def _take_counters(model: nn.Module) -> list[torch.Tensor]:
-    """The counters of all ordinary batch norms, which leave counting to the caller from now on.
+def _uncounted_norms(model: nn.Module) -> list[Any]:
+    """All ordinary batch norms, which leave counting to the caller from now on.
 
     Nothing but a file of weights ever shows them, and they were 53 of the 290 kernels of a compiled
     ResNet-50's forward pass.
@@ -79,7 +79,7 @@ def _take_counters(model: nn.Module) -> list[torch.Tensor]:
     norms = [m for m in norms if m.track_running_stats and m.momentum is not None]
     for norm in norms:
         norm.__class__ = _UncountedBatchNorm2d
-    return [norm.num_batches_tracked for norm in norms]
+    return norms
 
 
 class FixedBatch(nn.Module):
