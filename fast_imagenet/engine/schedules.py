@@ -64,6 +64,13 @@ def cosine(epoch: float, course: Course) -> float:
     return flat_cosine(epoch, course, flat_fraction=0.0)
 
 
+def timm_cosine(epoch: float, course: Course) -> float:
+    """Half a cosine over the run, whose start the warm-up replaces: timm's CosineLRScheduler."""
+    if epoch < course.peak_epoch:
+        return course.warm_up(epoch)
+    return _half_cosine(course.peak_lr, course.final_lr, course.fraction(epoch, 0.0))
+
+
 def flat_cosine(epoch: float, course: Course, flat_fraction: float = 0.72) -> float:
     """At the peak for that fraction of the run, then half a cosine: fit_flat_cos of fastai."""
     if epoch < course.peak_epoch:
@@ -89,6 +96,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "linear": linear,
     "step": step,
     "cosine": cosine,
+    "timm_cosine": timm_cosine,
     "onecycle": onecycle,
     "flat_cosine": flat_cosine,
 }

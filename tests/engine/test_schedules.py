@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 import train_imagenet
 from fast_imagenet.engine.schedules import (
@@ -46,6 +47,11 @@ LR_CASES = [
         "cosine with five warm-up epochs",
         dict(kind="cosine", epochs=105, peak_lr=2.0, peak_epoch=5, final_lr=0.5),
         {0: 2e-4, 5: 2.0, 55: 1.25, 105: 0.5},
+    ),
+    (
+        "cosine of the whole run, below its peak after the warm-up",
+        dict(kind="timm_cosine", epochs=90, peak_lr=0.4, peak_epoch=15),
+        {0: 4e-5, 15: 0.2 + 0.1 * 3**0.5, 30: 0.3, 45: 0.2, 90: 0.0},
     ),
     (
         "cosine without warm-up",
@@ -96,7 +102,8 @@ def test_lr_stays_between_zero_and_the_peak_and_reaches_it(kind):
         lr_at(e, kind=kind, epochs=30, peak_lr=0.7, peak_epoch=3, step_length=7)
         for e in np.linspace(0, 30, 301)
     ]
-    assert min(rates) >= 0 and max(rates) == pytest.approx(0.7)
+    reached = 0.7 if kind != "timm_cosine" else 0.35 * (1 + math.cos(math.pi / 10))
+    assert min(rates) >= 0 and max(rates) == pytest.approx(reached)
     after_peak = rates[30:]
     assert all(a >= b - 1e-12 for a, b in pairwise(after_peak))
 
@@ -120,6 +127,19 @@ def test_onecycle_equals_torch():
         optimizer.step()
         if step < steps - 1:
             scheduler.step()
+
+
+@pytest.mark.parametrize("epochs", [100, 300])
+def test_timm_cosine_equals_timm(epochs):
+    """At the start of every epoch, where timm changes the rate: ResNet Strikes Back's settings."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-3)
+    warm = dict(warmup_t=5, warmup_lr_init=1e-4)
+    scheduler = CosineLRScheduler(optimizer, t_initial=epochs, lr_min=1e-6, **warm)
+    course = Course(epochs, 5e-3, 5, 1e-6, start=1e-4 / 5e-3)
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        ours = make_schedule("timm_cosine", course, {})(epoch)
+        assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6), epoch
 
 
 def test_warm_up_starts_where_it_is_set():
