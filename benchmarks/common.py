@@ -190,7 +190,9 @@ def build_state(cfg: SimpleNamespace, classes: int, device: str) -> Any:
     model = recipe.build_model(cfg, classes, alone.device)
     networks = recipe.wrap_model(model, cfg, alone)
     many = 10**6  # steps of an epoch: the learning rate stays that of the beginning
-    return recipe.build_state(cfg, networks, classes, many, alone)
+    state = recipe.build_state(cfg, networks, classes, many, alone)
+    state.draws = cfg.model.drop_path > 0  # as a run finds out
+    return state
 
 
 def noise(count: int, resolution: int, classes: int, device: str) -> tuple[Any, Any, Any]:

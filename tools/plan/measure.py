@@ -29,6 +29,7 @@ from fast_imagenet.engine.logger import LOG_KEYS
 from fast_imagenet.engine.run import StepRecorder, open_log, write_final_files
 from fast_imagenet.engine.run_state import Position, RunCheckpoints
 from fast_imagenet.models.factory import blank_step, prepare_network, try_evaluation, try_network
+from fast_imagenet.models.networks import compile_network
 from tools.plan.forecast import Costs, Times, choose_resolutions
 
 MOST_RESOLUTIONS = 4  # measured; others are interpolated
@@ -299,7 +300,7 @@ class Session:
         self.report(f"{resolution} px: compiled and eager in turn")
         chosen = self.state.train_model
         eager = getattr(chosen, "_orig_mod", chosen)
-        compiled = torch.compile(eager, dynamic=False) if eager is chosen else chosen
+        compiled = compile_network(eager) if eager is chosen else chosen
         passes: dict[str, list[Pass]] = {"eager": [], "compiled": []}
         try:
             for _ in range(1 + ROUNDS):  # the first is not counted
