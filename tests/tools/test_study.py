@@ -120,6 +120,12 @@ def test_wrong_calls(tmp_path, capsys):
         assert script.main([str(tmp_path / name)]) == 2 and message in capsys.readouterr().err
 
 
+# of make_run, as the smoke config plans
+SIZES = ("resolution__min_res", "resolution__max_res")
+SIZES += ("validation__resolution", "validation__plain_resolution")
+SAME = dict.fromkeys(SIZES, 32) | {"resolution__end_ramp": 0}
+
+
 def one_group(folder, **changes):
     return write_plan(folder, seeds=[0], groups=PLAN["groups"][:1], **changes)
 
@@ -134,11 +140,10 @@ def one_group(folder, **changes):
 )
 def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, message):
     folder = one_group(tmp_path / "parts")
-    same = {"validation__resolution": 32, "validation__plain_resolution": 32}
-    make_run(folder / "recipe" / "seed0", **same)
+    make_run(folder / "recipe" / "seed0", **SAME)
     assert script.main([str(folder), "--list"]) == 0
     assert capsys.readouterr().out.startswith("done ")
-    make_run(folder / "recipe" / "seed0", **same | theirs)
+    make_run(folder / "recipe" / "seed0", **SAME | theirs)
     assert script.main([str(folder), "--list"]) == 2
     printed = capsys.readouterr().err
     assert (
@@ -150,8 +155,7 @@ def test_a_record_of_other_settings_is_refused(tmp_path, capsys, theirs, message
 
 def test_a_record_of_other_data_is_refused(tmp_path, capsys):
     folder = one_group(tmp_path / "parts")
-    same = {"validation__resolution": 32, "validation__plain_resolution": 32}
-    make_run(folder / "recipe" / "seed0", **same)
+    make_run(folder / "recipe" / "seed0", **SAME)
     for limit, status in ((80, 0), (40, 2)):
         about = {"write": [PLAN["write"][0] | {"write.limit": limit, "write.workers": 1}]}
         (folder / "recipe" / "group.json").write_text(json.dumps(about))
