@@ -79,7 +79,7 @@ def fake_gpu():
     """Within the block, tensors are fake, and a network can be moved to GPU and trained there."""
     with ExitStack() as stack:
         for target, stand_in in {
-            "torch.nn.Module.to": _to,
+            "torch.nn.Module.to": move,
             "torch.Tensor.pin_memory": _pin_memory,
             "torch._subclasses.fake_tensor.FakeTensor.tolist": _tolist,
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
@@ -91,7 +91,7 @@ def fake_gpu():
         yield
 
 
-def _to(model, device, memory_format):
+def move(model, device, memory_format):
     """As nn.Module.to, which cannot exchange fake parameters in place."""
     for module in model.modules():
         for store in (module._parameters, module._buffers):
