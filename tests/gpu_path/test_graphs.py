@@ -8,6 +8,7 @@ import train_imagenet as recipe
 
 # A run at 32 and 48 px; of 30 images to evaluate the last batch has 14, which are filled up.
 RUN = ("--training.epochs=3", "--training.max_steps=0", "--training.compile=on")
+RUN += ("--training.precision=bf16",)
 RUN += ("--resolution.max_res=48", "--resolution.end_ramp=1", "--ema.decay=0.9")
 RUN += ("--validation.resolution=48", "--validation.lr_tta=1")
 RUN += ("--augment.mixup=0.2", "--augment.cutmix=1")  # other numbers at every step

@@ -1,111 +1,40 @@
-"""Ranks that train together, over gloo: how gradients cross changes no loss, and averages stay."""
+"""Ranks that train together: how gradients cross changes no loss, and averages stay."""
 
-import multiprocessing
-import os
-from functools import partial
-from unittest import mock
+import subprocess
+import sys
 
-import numpy as np
+import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
-import train_imagenet as recipe
-from fast_imagenet.engine.distributed import Distributed
-from fast_imagenet.engine.run import StepRecorder
-from fast_imagenet.models import networks
-from tests.gpu_path.fake_gpu import settings
+from tests.conftest import ROOT
+from tests.gpu_path.ranks import RUNS
 
-CPU = torch.device("cpu")
-STEPS, IMAGES, CLASSES = 4, 4, 10
-FLAGS = ("--training.precision=fp32", "--lr.lr=1", "--lr.lr_peak_epoch=0", "--ema.decay=0.9")
-# two forward passes a step: only the last one's gradients cross
-SMALL = ("--training.micro_batch_size=2", "--validation.resolution=32")
-SMALL += ("--validation.plain_resolution=32",)
+pytestmark = pytest.mark.slow
 
 
-def on_ranks(count, function, folder):
-    """What function(distributed) gives on each of `count` ranks, in processes forked from here."""
-    folder.mkdir(exist_ok=True)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=_rank, args=(r, count, function, folder)) for r in range(count)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0] * count
-    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What every rank of each of RUNS gave."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "tests.gpu_path.ranks", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: torch.load(folder / f"{name}.pt") for name in RUNS}
 
 
-def _rank(rank, count, function, folder):
-    torch.set_num_threads(1)  # threads of the parent do not exist here
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
-    torch.save(function(Distributed(rank, count, count, CPU)), folder / f"{rank}.pt")
-    os._exit(0)
-
-
-def batch(rank, step, side=32):
-    """Noise, other on every rank and at every step."""
-    draw = torch.Generator().manual_seed(100 * step + rank)
-    images_bhwc = torch.randint(256, (IMAGES, side, side, 3), generator=draw, dtype=torch.uint8)
-    return images_bhwc, torch.randint(CLASSES, (IMAGES,), generator=draw), np.arange(IMAGES)
-
-
-def trained(distributed, *flags):
-    """(settings, TrainState, losses) after some steps of the trainer on this rank."""
-    cfg, steps = settings(*FLAGS, *SMALL, *flags), StepRecorder()
-    model = recipe.build_model(cfg, CLASSES, CPU)
-    wrapped = recipe.wrap_model(model, cfg, distributed)
-    state = recipe.build_state(cfg, wrapped, CLASSES, STEPS, distributed)
-    recipe.train_epoch(state, [batch(distributed.rank, step) for step in range(STEPS)], steps)
-    return cfg, state, torch.stack(steps.losses)
-
-
-def losses(distributed, *flags, plain=False):
-    """Of the trainer's steps; `plain`: by DistributedDataParallel as torch has it."""
-
-    def wrapped(network, *_):
-        return nn.parallel.DistributedDataParallel(network)
-
-    with mock.patch.object(networks, "distribute", wrapped if plain else networks.distribute):
-        return trained(distributed, *flags)[2]
-
-
-def test_the_options_change_no_loss(tmp_path):
-    runs = {
-        "plain": partial(losses, plain=True),
-        "ours": losses,
-        "bf16": lambda distributed: losses(distributed, "--training.gradients=bf16"),
-    }
-    found = {name: torch.stack(on_ranks(2, run, tmp_path / name)) for name, run in runs.items()}
-    assert torch.equal(found["ours"], found["plain"])
-    assert not torch.equal(found["ours"][0], found["ours"][1])  # of each rank's own images
-    assert torch.equal(found["bf16"][:, 0], found["plain"][:, 0])  # before the first gradient
-    assert not torch.equal(found["bf16"], found["plain"])
+def test_the_options_change_no_loss(found):
+    plain, ours, bf16 = (torch.stack(found[name]) for name in ("plain", "ours", "bf16"))
+    assert torch.equal(ours, plain)
+    assert not torch.equal(ours[0], ours[1])  # of each rank's own images
+    assert torch.equal(bf16[:, 0], plain[:, 0])  # before the first gradient
+    assert not torch.equal(bf16, plain)
     # one rounded gradient later; batch norms of two images make more of it soon
-    torch.testing.assert_close(found["bf16"][:, 1], found["plain"][:, 1], rtol=0.02, atol=0)
+    torch.testing.assert_close(bf16[:, 1], plain[:, 1], rtol=0.02, atol=0)
 
 
-def evaluated(distributed):
-    """The EMA before and after an evaluation on this rank."""
-    cfg, state, _ = trained(distributed)
-    before = {name: tensor.clone() for name, tensor in state.ema.state_dict().items()}
-
-    def batches(resolution, crop_ratio):
-        return [batch(distributed.rank, 0, resolution)[:2]]
-
-    recipe.evaluate_both(state, batches, cfg, distributed)
-    return (
-        before,
-        dict(state.ema.state_dict()),
-        [name for name, _ in state.model.named_parameters()],
-    )
-
-
-def test_an_evaluation_leaves_averaged_weights_as_they_are(tmp_path):
+def test_an_evaluation_leaves_averaged_weights_as_they_are(found):
     """The sum of three equal numbers, divided by three, is another number in float32."""
-    ranks = on_ranks(3, evaluated, tmp_path)
+    ranks = found["average"]
     first, weights = ranks[0][1], ranks[0][2]
     for before, after, _ in ranks:
         assert all(torch.equal(before[name], after[name]) for name in weights)
