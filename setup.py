@@ -38,8 +38,8 @@ class BuildNative(build_ext):
         try:
             super().build_extension(ext)
         except CompileError as error:
-            fix = "FAST_IMAGENET_PATHS=plain leaves vector instructions out; any C11 compiler"
-            raise CompileError(f"{ext.name}: {error}; {fix} then does (gcc, clang)") from error
+            fix = "FAST_IMAGENET_PATHS=plain leaves vector instructions out; GCC then"
+            raise CompileError(f"{ext.name}: {error}; {fix} does") from error
 
 
 def wanted_paths() -> list[str]:

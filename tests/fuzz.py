@@ -1,5 +1,6 @@
 """The native library under sanitizers: tests/fuzz_native.c, compiled for a path, fed with files."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fast_imagenet import native
-from fast_imagenet.native.turbojpeg import load_turbojpeg
+from fast_imagenet.native import decoder
 from tests.conftest import ROOT
 
 SANITIZERS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -42,12 +43,18 @@ def compile_fuzzer(folder: Path, flags: list[str], sources: Path = native.FOLDER
     return program
 
 
+def turbojpeg_file() -> str:
+    """Path of the libturbojpeg that the decoder has opened."""
+    assert decoder.REASONS
+    return re.findall(r"/.*/libturbojpeg\.so.*", Path("/proc/self/maps").read_text())[0]
+
+
 def fuzz(program: Path, files: Iterable[bytes], kept: Path) -> dict[str, int]:
     """Feed files to a compiled fuzzer. Returns its counts; files that break a promise go to `kept`.
 
     Raises: RuntimeError: a sanitizer has ended it.
     """
-    command = [program, load_turbojpeg()._name, kept]
+    command = [program, turbojpeg_file(), kept]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with (
         open(kept / "errors", "w+") as errors,

@@ -57,17 +57,16 @@ static void note(int64_t *count, const char *name, const File *file) {
 
 static int recode(const Header *header, const File *file, int width, int height) {
     uint8_t steps[128];
-    int64_t room = 1 << 20, need = memory_bytes(header, width, height, file->size);
+    int64_t need = room_bytes(header, width, height, file->size);
     memset(steps, 3, sizeof steps);
-    Memory *memory = calloc(need, 1);
-    uint8_t *out = malloc(room);
-    int64_t made =
-        write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, room);
-    /* once more with what is left in the memory, and little room: refused, or the same */
-    int64_t again =
-        write_anew(header, file->data, file->size, width, height, 2, steps, memory, out, 1 << 13);
-    if (again != made && again != NO_ROOM) abort();
-    free(memory), free(out);
+    uint8_t *room = malloc(need), *first = malloc(need);
+    memset(room, 0xff, need);
+    int64_t made = write_anew(header, file->data, file->size, width, height, 2, steps, room);
+    memcpy(first, room, made);
+    /* once more with what is left in the room: the same */
+    int64_t again = write_anew(header, file->data, file->size, width, height, 2, steps, room);
+    if (again != made || memcmp(first, room, made)) abort();
+    free(room), free(first);
     return made > 0;
 }
 

@@ -111,3 +111,24 @@ def test_a_table_that_is_missing_is_no_sound_file():
     decoder, images = ops.CropDecode(16), np.empty((1, 16, 16, 3), np.uint8)
     crops = decoder.draw(np.arange(1), samples[:, 3], samples[:, 4], (16, 16))
     assert decoder.apply(samples, crops, images)[0] != 0
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 16, 16, 3)),
+        np.zeros((1, 16, 32, 3), np.uint8)[:, :, ::2],
+        np.zeros((1, 16, 16, 4), np.uint8),
+        np.zeros((2, 16, 16, 3), np.uint8),
+        np.zeros((16, 16, 3), np.uint8),
+        np.broadcast_to(np.uint8(0), (1, 16, 16, 3)),
+    ],
+)
+def test_a_decoder_writes_into_fitting_memory_only(images):
+    stored = np.frombuffer(jpeg.encode_jpeg(ops_data.image(64, 96)), np.uint8)
+    samples = np.array([[stored.ctypes.data, stored.size, 0, 64, 96]], np.int64)
+    crops = np.array([[0, 0, 64, 96, 0]], np.int64)
+    with pytest.raises(ValueError, match="give .* uint8"):
+        ops.CropDecode(16).apply(samples, crops, images)
+    with pytest.raises(ValueError, match="give .* uint8"):
+        ops.CropDecode(16).apply(samples, crops[:, :4], np.zeros((1, 16, 16, 3), np.uint8))

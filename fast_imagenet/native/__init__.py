@@ -39,15 +39,8 @@ def library() -> ctypes.CDLL:
 
 
 def built() -> list[str]:
-    """The paths that can be opened, from slow to fast, this processor aside."""
-    found = []
-    for name in PATHS:
-        try:
-            _open(name)
-            found.append(name)
-        except NativeLibraryError:
-            continue
-    return found
+    """The paths that are built, from slow to fast, this processor aside."""
+    return [name for name in PATHS if _file(name).is_file()]
 
 
 def supported() -> list[str]:
@@ -55,18 +48,21 @@ def supported() -> list[str]:
     return list(PATHS[: _open("plain").supported_path() + 1])
 
 
+def _file(name: str) -> Path:
+    return FOLDER / f"_{name}{EXTENSION_SUFFIXES[0]}"
+
+
 @functools.cache
 def _open(name: str) -> ctypes.CDLL:
-    file = FOLDER / f"_{name}{EXTENSION_SUFFIXES[0]}"
     try:
-        opened = ctypes.CDLL(str(file))
+        opened = ctypes.CDLL(str(_file(name)))
     except OSError as error:
         raise NativeLibraryError(f"the native library is not built ({error}): {_BUILD}") from error
     opened.fingerprint.restype = ctypes.c_char_p
     # A wheel has no sources. Beside sources, its structures must be those that Python code fills.
     if sources(FOLDER) and opened.fingerprint() != fingerprint(FOLDER).encode():
         raise NativeLibraryError(
-            f"{file} was compiled from other sources than those beside it: {_BUILD}"
+            f"{_file(name)} was compiled from other sources than those beside it: {_BUILD}"
         )
     return opened
 

@@ -35,8 +35,6 @@ INLINE void scale_up(const int16_t *values, const float *steps, V *to) {
     }
 }
 
-/* ==== Levels ================================================================================== */
-
 /* A value times `scale`, rounded to the nearest (a half towards zero), at most +-1023. */
 INLINE int16_t level_of(float value, float scale) {
     int size = (int)((value < 0 ? -value : value) * scale + 0.4999f);
@@ -44,15 +42,13 @@ INLINE int16_t level_of(float value, float scale) {
     return (int16_t)(value < 0 ? -size : size);
 }
 
-APART void round_floats(const float *restrict values, const float *restrict scales,
-                        int16_t *restrict levels) {
-    for (int k = 0; k < 64; k++) levels[k] = level_of(values[k], scales[k]);
-}
-
-APART void round_whole(const int16_t *restrict values, const float *restrict scales,
-                       int16_t *restrict levels) {
-    for (int k = 0; k < 64; k++) levels[k] = level_of(values[k], scales[k]);
-}
+#define ROUND(name, Type)                                                                          \
+    APART void name(const Type *restrict values, const float *restrict scales,                     \
+                    int16_t *restrict levels) {                                                    \
+        for (int k = 0; k < 64; k++) levels[k] = level_of(values[k], scales[k]);                   \
+    }
+ROUND(round_floats, float)
+ROUND(round_whole, int16_t)
 
 static void set_mask(Block *block) {
     uint8_t flags[64];
@@ -73,8 +69,6 @@ static void set_block(Block *block, const V *columns, const float *scales) {
     for (int k = 0; k < 64; k++) block->levels[k] = levels[(ZIGZAG[k] & 7) * 8 + (ZIGZAG[k] >> 3)];
     set_mask(block);
 }
-
-/* ==== Four blocks to one of half the size ===================================================== */
 
 /* 16 samples, two rows of 8 coefficients a and b, become 8 means of pairs. The weights of a in the
  * 8 coefficients of these; those of b are the same, with the other sign where output + input is
@@ -123,8 +117,6 @@ APART void halve_block(const int16_t *const *four, const float *steps, const flo
     halve_pairs(left, right, a);
     set_block(block, a, scales);
 }
-
-/* ==== Cosine transforms ======================================================================= */
 
 /* Arai, Agui and Nakajima's, as in libjpeg's jidctflt.c and jfdctflt.c: the factors of AAN[u] *
  * AAN[v] belong to the steps. */

@@ -10,26 +10,12 @@
 
 INLINE Int16s thrice(Int16s v) { return v + v + v; }
 
-/* ==== Chroma of one row at full width ========================================================= */
-
-/* Half as many columns, 4:2:2: weights 3/4 and 1/4. */
-static void double_columns(const uint8_t *in, uint8_t *out, int64_t n) {
-    for (int64_t x = 0; x < n; x += VECTOR, in += VECTOR / 2) {
-        Int16s here = thrice(widen(in));
-        Int16s even = (here + widen(in - 1) + 1) >> 2, odd = (here + widen(in + 1) + 2) >> 2;
-        *(Int16s *)(out + x) = even | odd << 8;
-    }
-}
-
 /* Half as many rows, 4:4:0: weights 3/4 and 1/4; the `bias` is 1 for the upper and 2 for the lower
  * of the two rows that `near` covers. */
 static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_t *out, int64_t n) {
-    const Int16s zero = {0};
-    for (int64_t x = 0; x < n; x += VECTOR) {
-        Int16s a = *(const Int16s *)(near + x), b = *(const Int16s *)(far + x);
-        Int16s low = (thrice(low8(a, zero)) + low8(b, zero) + (int16_t)bias) >> 2;
-        Int16s high = (thrice(high8(a, zero)) + high8(b, zero) + (int16_t)bias) >> 2;
-        *(Int16s *)(out + x) = narrow16_unsigned(low, high);
+    for (int64_t x = 0; x < n; x += VECTOR / 2) {
+        Int16s levels = (thrice(widen(near + x)) + widen(far + x) + (int16_t)bias) >> 2;
+        *(HalfUInt8s *)(out + x) = __builtin_convertvector(levels, HalfUInt8s);
     }
 }
 
@@ -37,8 +23,6 @@ static void blend_rows(const uint8_t *near, const uint8_t *far, int bias, uint8_
 static void repeat_columns(const uint8_t *in, int factor, uint8_t *out, int64_t n) {
     for (int64_t x = 0; x < n; x += factor) memset(out + x, in[x / factor], (size_t)factor);
 }
-
-/* ==== Color =================================================================================== */
 
 /* 16 * QUARTERS pixels from three vectors of bytes, of which each quarter holds 16. */
 INLINE void store_pixels(Int16s red, Int16s green, Int16s blue, uint8_t *out) {
@@ -62,8 +46,8 @@ typedef struct {
 INLINE Colors convert(Int16s y, Int16s cb, Int16s cr) {
     const Int16s by_green = pairs(-22554, 65536 - 46802);
     const Int32s half = (Int32s){0} + 32768;
-    Int32s low = add_products(half, low16(cb, cr), by_green) >> 16;
-    Int32s high = add_products(half, high16(cb, cr), by_green) >> 16;
+    Int32s low = (half + products(low16(cb, cr), by_green)) >> 16;
+    Int32s high = (half + products(high16(cb, cr), by_green)) >> 16;
     return (Colors){y + (cr + rounded_product(cr, all16(13173))), y - cr + narrow32(low, high),
                     y + cb + (cb + rounded_product(cb, all16(-7471)))};
 }
@@ -95,37 +79,31 @@ INLINE void sum_rows(const uint8_t *near, const uint8_t *far, int16_t *sums, int
         *(Int16s *)(sums + x) = thrice(widen(near + x - 1)) + widen(far + x - 1);
 }
 
-/* Chroma less 128 of a vector of pixels: the halves of its quarters. */
-INLINE void sum_columns(const int16_t *sums, Int16s chroma[2]) {
+/* Chroma less 128 of a vector of pixels: the halves of its quarters. even: what is added to sixteen
+ * times a value of the even columns before it is rounded down; 15 - even: of the odd ones. */
+INLINE void sum_columns(const int16_t *sums, int even, Int16s chroma[2]) {
     Int16s before = *(const Int16s *)sums, here = thrice(*(const Int16s *)(sums + 1));
-    Int16s even = (here + before + (8 - 16 * 128)) >> 4;
-    Int16s odd = (here + *(const Int16s *)(sums + 2) + (7 - 16 * 128)) >> 4;
-    chroma[0] = low16(even, odd), chroma[1] = high16(even, odd);
+    Int16s evens = (here + before + all16(even - 16 * 128)) >> 4;
+    Int16s odds = (here + *(const Int16s *)(sums + 2) + all16(15 - even - 16 * 128)) >> 4;
+    chroma[0] = low16(evens, odds), chroma[1] = high16(evens, odds);
 }
 
-/* From 4:2:0, half as many columns and rows of chroma; `far` is the next nearest row: above the
- * upper of the two that `near` covers, below the lower. In pieces that stay in the cache. */
-static void color_row_halved(const uint8_t *y, const uint8_t *cb, const uint8_t *cb_far,
-                             const uint8_t *cr, const uint8_t *cr_far, uint8_t *out, int64_t n) {
+/* From half as many columns of chroma, of the row that covers the pixels and the next nearest one
+ * (4:2:0: above the upper of the two that it covers, below the lower), or twice the same (4:2:2).
+ * even: 8 or, 4:2:2, 7. In pieces that stay in the cache. */
+static void color_row_halved(const uint8_t *y, const uint8_t *const cb[2],
+                             const uint8_t *const cr[2], int even, uint8_t *out, int64_t n) {
     enum { PIECE = 512 };
     int16_t blue[PIECE + VECTOR], red[PIECE + VECTOR];
     for (int64_t done = 0; done < n; done += 2 * PIECE) {
         int64_t at = done / 2, piece = n - done < 2 * PIECE ? n - done : 2 * PIECE;
-        sum_rows(cb + at, cb_far + at, blue, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
-        sum_rows(cr + at, cr_far + at, red, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
+        sum_rows(cb[0] + at, cb[1] + at, blue, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
+        sum_rows(cr[0] + at, cr[1] + at, red, (piece + VECTOR - 1) / VECTOR * VECTOR / 2);
         for (int64_t x = 0; x < piece; x += VECTOR) {
             Int16s by_blue[2], by_red[2];
-            sum_columns(blue + x / 2, by_blue), sum_columns(red + x / 2, by_red);
+            sum_columns(blue + x / 2, even, by_blue), sum_columns(red + x / 2, even, by_red);
             convert_both(*(const Int16s *)(y + done + x), by_blue, by_red, out + 4 * (done + x));
         }
-    }
-}
-
-/* From gray. */
-static void gray_row(const uint8_t *y, uint8_t *out, int64_t n) {
-    for (int64_t x = 0; x < n; x += VECTOR) {
-        Int16s v = *(const Int16s *)(y + x);
-        store_pixels(v, v, v, out + 4 * x);
     }
 }
 

@@ -1,15 +1,13 @@
 /* From JPEG bytes and a box to resized, mirrored RGB, one image after the other: the decoder behind
  * ops.CropDecode and ops.CenterCropDecode (ops/crop_decode.py).
  *
- * Sound files that are KNOWN (header.h) are read here: the tiles under the crop, or, without
+ * Sound files that are known (header.h) are read here: the tiles under the crop, or, without
  * restart markers, everything down to its last row; pixels are bit-identical to libjpeg-turbo's.
  * All others, and whatever turns out to be damaged, go to libturbojpeg, which decides what they
  * are.
  *
  * Source: ITU-T T.81, annexes B (markers), C and F (entropy coding), A.2 (MCUs).
  */
-#include <math.h>
-
 #include "vectors.h"
 #include "transform.h"
 #include "color.h"
@@ -19,13 +17,14 @@
 /* Of a sample, known to decoder.py. */
 enum { GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT };
 enum {
-    RAW_MODE = 1,
+    RAW_MODE = 1, /* of a sample */
+    ONLY_OWN = 2, /* of Output */
     CONTEXT = 2 /* pixels beside a crop whose chroma counts */,
     MIN_SIDE = 17,
     NARROW = 4 /* columns up to which libjpeg repeats chroma */
 };
 
-/* libturbojpeg, found by turbojpeg.py. */
+/* libturbojpeg, found by decoder.py. */
 typedef struct {
     void *(*new_handle)(void);
     int (*free_handle)(void *);
@@ -34,27 +33,17 @@ typedef struct {
     int (*read_size)(void *, const uint8_t *, unsigned long, int *, int *, int *, int *);
 } TurboJpeg;
 
-enum { ONLY_OWN = 2 };
-/* TJPF_RGBX; TJFLAG_ACCURATEDCT, _LIMITSCANS */
-enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 };
+enum { TURBO_RGBX = 2, TURBO_FLAGS = 4096 | 32768 }; /* TJFLAG_ACCURATEDCT, _LIMITSCANS */
 
-/* Bytes taken in addition, so that a slightly larger image needs no new memory. */
-#ifndef SPARE
-#define SPARE(size) ((size) / 4)
-#endif
-
-/* Memory that grows and is kept: fresh memory would cost page faults. */
-typedef struct {
-    uint8_t *bytes;
-    int64_t size;
-} Room;
+/* What memory is for; the first three each of two images or streams. */
+enum { CLEAN, PLACES = 2, PLANES = 4, PIXELS = 6, RESIZE, ROOMS };
 
 typedef struct {
     TurboJpeg turbo;
     void *handle;
     Image images[2];
     Stream streams[2];
-    Room clean[2], places[2], planes[2], pixels, resize;
+    Room rooms[ROOMS];
 } Decoder;
 
 /* What stays the same for all samples of a batch. */
@@ -74,23 +63,6 @@ typedef struct {
     int64_t top, left, height, width, flip;
 } Crop;
 
-/* At least `size` bytes, from a cache line on; NULL: there is no memory. */
-static uint8_t *take_room(Room *room, int64_t size) {
-    if (room->size < size) {
-        free(room->bytes);
-        room->size = (size + SPARE(size) + 63) & ~63ll;
-        room->bytes = aligned_alloc(64, room->size);
-        if (room->bytes) memset(room->bytes, 0, room->size); /* vectors read beyond rows */
-        else room->size = 0;
-    }
-    return room->bytes;
-}
-
-/* ==== Before reading ========================================================================== */
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* How the image is made of MCUs and tiles, and which MCUs lie under the crop. */
 static void lay_out_mcus(Image *image, const Crop *crop) {
     const Header *header = &image->header;
@@ -99,37 +71,40 @@ static void lay_out_mcus(Image *image, const Crop *crop) {
     image->mcus = image->per_row * ((header->height + tall - 1) / tall);
     image->tile_mcus = header->interval ? (int)least(header->interval, image->mcus) : image->mcus;
     image->tiles = (image->mcus + image->tile_mcus - 1) / image->tile_mcus;
+    int bottom = (int)least(header->height, crop->top + crop->height + CONTEXT);
+    int right = (int)least(header->width, crop->left + crop->width + CONTEXT);
     image->area[0] = (int)most(0, crop->top - CONTEXT) / tall;
-    image->area[1] =
-        (int)(least(header->height, crop->top + crop->height + CONTEXT) + tall - 1) / tall;
+    image->area[1] = (bottom + tall - 1) / tall;
     image->area[2] = (int)most(0, crop->left - CONTEXT) / wide;
-    image->area[3] =
-        (int)(least(header->width, crop->left + crop->width + CONTEXT) + wide - 1) / wide;
+    image->area[3] = (right + wide - 1) / wide;
+    image->end = (image->area[1] - 1) * image->per_row + image->area[3];
 }
 
-/* Blocks, quantisers and planes of each component. Returns bytes for the planes. */
-static int64_t lay_out_planes(Image *image, const Table *const chosen[6]) {
+/* Blocks, quantisers and planes of each component. Returns 0: there is no memory. */
+static int lay_out_planes(Image *image, const Table *const chosen[6], Room *room) {
     const Header *header = &image->header;
     int64_t rows = image->area[1] - image->area[0], columns = image->area[3] - image->area[2];
-    int64_t bytes = MARGIN;
+    int64_t bytes[3] = {0}, wide = columns * 8 * header->widest + 2 * MARGIN;
     image->blocks = 0;
     for (int c = 0; c < header->parts; c++) {
         int blocks = header->across[c] * header->down[c];
         image->first_block[c] = image->blocks;
         for (int b = 0; b < blocks; b++)
             image->plan[image->blocks++] = (BlockPlan){chosen[2 * c], chosen[2 * c + 1], c};
-        for (int k = 0; k < 64; k++) image->steps[c][ZIGZAG[k]] = header->steps[c][k];
+        for (int i = 0; i < 64 * QUARTERS; i++) {
+            int place = ZIGZAG[i % 64], row = QUARTERS * (place / 8) + i / 64;
+            image->steps[c][8 * row + place % 8] = header->steps[c][i % 64];
+        }
         image->pitches[c] = columns * 8 * header->across[c] + 2 * MARGIN;
-        image->starts[c] = bytes + MARGIN;
-        bytes += image->pitches[c] * (rows * 8 * header->down[c] + 1);
+        bytes[c] = image->pitches[c] * (rows * 8 * header->down[c] + 1) + MARGIN;
     }
     for (int b = image->blocks; b < UNIT * image->blocks; b++)
         image->plan[b] = image->plan[b - image->blocks];
-    for (int c = 1; c < 3; c++) { /* rows of chroma at full width */
-        image->starts[2 + c] = bytes + MARGIN;
-        bytes += columns * 8 * header->widest + 2 * MARGIN;
-    }
-    return bytes + MARGIN;
+    if (!PLACE(room, {&image->planes[0], bytes[0]}, {&image->planes[1], bytes[1]},
+               {&image->planes[2], bytes[2]}, {&image->chroma[0], wide}, {&image->chroma[1], wide}))
+        return 0;
+    for (int c = 0; c < 3; c++) image->planes[c] += MARGIN;
+    return 1;
 }
 
 /* 1, 2, 4 or 8: the strongest reduction that leaves the crop no smaller than the output. None below
@@ -149,8 +124,8 @@ static int denominator(const Crop *crop, const Output *output) {
 static int is_ours(const Image *image, int reduce) {
     const Header *header = &image->header;
     int has_tiles = header->halved && header->interval && image->per_row % header->interval == 0;
-    return image->kind == KNOWN && least(header->width, header->height) >= MIN_SIDE &&
-           reduce < (has_tiles ? 4 : 2) && (int64_t)image->mcus * header->parts <= 4 * image->size;
+    return least(header->width, header->height) >= MIN_SIDE && reduce < (has_tiles ? 4 : 2) &&
+           (int64_t)image->mcus * header->parts <= 4 * image->size;
 }
 
 /* Find out how a sample is to be decoded. Returns a status; where it is GOOD and the image is ours,
@@ -160,30 +135,30 @@ static int start_sample(Decoder *decoder, int which, const Sample *sample, const
     Image *image = &decoder->images[which];
     const Table *chosen[6], *others = which ? decoder->images[0].tables : NULL;
     image->tiles = image->next_tile = image->is_damaged = image->is_ours = 0;
+    image->beyond = (Int16s){0};
     image->data = sample->data, image->size = sample->size;
     if (!sample->data) return OUTSIDE;
+    if (least(crop->top, crop->left) < 0 || least(crop->height, crop->width) < 1 ||
+        crop->top > sample->height - crop->height || crop->left > sample->width - crop->width)
+        return WRONG_SIZE;
     if (sample->mode == RAW_MODE)
         return sample->size == sample->height * sample->width * 3 ? GOOD : WRONG_SIZE;
-    image->kind = read_header(sample->data, sample->size, &image->header);
-    if (image->kind == UNREAD) return GOOD;
+    image->is_known = read_header(sample->data, sample->size, &image->header);
+    if (!image->is_known) return GOOD;
     if (image->header.height != sample->height || image->header.width != sample->width)
         return WRONG_SIZE;
     lay_out_mcus(image, crop);
     if (image->tiles > image->size / 2) return image->tiles = 0, GOOD; /* each ends with a marker */
-    image->places = (int32_t *)take_room(&decoder->places[which], 4 * (image->tiles + 1));
+    image->places = (int32_t *)take_room(decoder->rooms + PLACES + which, 4 * (image->tiles + 1));
     if (!image->places) return NO_MEMORY;
-    if (!find_tiles(image->data, image->size, image->header.scan, image->places, image->tiles)) {
-        image->tiles = 0;
-        return GOOD;
-    }
+    image->places[0] = image->header.scan;
+    if (image->tiles > 1 && !find_tiles(image->data, image->size, image->places, image->tiles))
+        return image->tiles = 0, GOOD;
     image->is_ours = output->is_own && is_ours(image, denominator(crop, output)) &&
                      fill_tables(&image->header, image->tables, others, chosen);
     if (!image->is_ours) return GOOD;
-    uint8_t *planes = take_room(&decoder->planes[which], lay_out_planes(image, chosen));
-    if (!planes) return image->is_ours = 0, NO_MEMORY;
-    for (int c = 0; c < image->header.parts; c++) image->planes[c] = planes + image->starts[c];
-    for (int c = 0; c < 2; c++) image->chroma[c] = planes + image->starts[3 + c];
-    return GOOD;
+    image->is_ours = lay_out_planes(image, chosen, decoder->rooms + PLANES + which);
+    return image->is_ours ? GOOD : NO_MEMORY;
 }
 
 /* Read the first `count` images, as far as they are ours. */
@@ -194,34 +169,12 @@ static int read_ours(Decoder *decoder, int count) {
         else decoder->images[i].next_tile = decoder->images[i].tiles;
     if (!size) return GOOD;
     for (int i = 0; i < 2; i++) {
-        decoder->streams[i].clean = take_room(&decoder->clean[i], size + SLACK);
+        decoder->streams[i].clean = take_room(decoder->rooms + CLEAN + i, size + SLACK);
         if (!decoder->streams[i].clean) return NO_MEMORY;
     }
     read_images(decoder->streams, decoder->images, count);
     return GOOD;
 }
-
-/* ==== Resize ================================================================================== */
-
-/* Rows of pixels in memory, `pitch` bytes apart. */
-typedef struct {
-    Rows rows;
-    const uint8_t *pixels;
-    int64_t pitch, width;
-} PixelRows;
-
-/* Complete the task and carry it out. Returns a status. */
-static int resize_sample(Decoder *decoder, Resize *task, Rows *rows, const Crop *crop,
-                         const Output *output, uint8_t *out) {
-    task->out_height = output->height, task->out_width = output->width;
-    task->flip = crop->flip != 0, task->method = output->method;
-    uint8_t *room = take_room(&decoder->resize, resize_bytes(task));
-    if (!room) return NO_MEMORY;
-    resize(task, rows, out, room);
-    return GOOD;
-}
-
-/* ==== libturbojpeg ============================================================================ */
 
 /* Write the tiles under the crop to `to` as a JPEG of their own, which libturbojpeg decodes sooner
  * than the whole: a smaller frame, markers renumbered. region: its top, left, height, width in the
@@ -230,7 +183,7 @@ static int64_t cut_region(const Image *image, uint8_t *to, int region[4]) {
     const Header *header = &image->header;
     int wide = 8 * header->widest, tall = 8 * header->tallest, n = image->tile_mcus;
     int is_row = n % image->per_row == 0; /* a tile is some rows of MCUs, or a part of one */
-    if (!image->tiles || !header->interval || !(is_row || image->per_row % n == 0)) return 0;
+    if (image->tiles < 2 || !(is_row || image->per_row % n == 0)) return 0;
     int columns = is_row ? 1 : image->per_row / n, high = is_row ? n / image->per_row : 1;
     const int across = is_row ? image->per_row : n, *area = image->area;
     int first_row = area[0] / high, end_row = (area[1] + high - 1) / high;
@@ -254,6 +207,13 @@ static int64_t cut_region(const Image *image, uint8_t *to, int region[4]) {
     frame[7] = region[3] >> 8, frame[8] = region[3] & 255;
     return at - to;
 }
+
+/* Rows of pixels in memory, `pitch` bytes apart. */
+typedef struct {
+    Rows rows;
+    const uint8_t *pixels;
+    int64_t pitch, width;
+} PixelRows;
 
 static const uint8_t *pixel_row(Rows *rows, int64_t y, uint8_t *room) {
     const PixelRows *source = (PixelRows *)rows;
@@ -281,67 +241,54 @@ static int compare_size(Decoder *decoder, const Sample *sample) {
     return FAILED;
 }
 
-/* Decode with libturbojpeg, reduced where that suffices, and resize. Returns a status. */
-static int turbo_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
-                        const Output *output, uint8_t *out) {
+/* Decode with libturbojpeg, reduced `by` a number, and resize. Returns a status. */
+static int turbo_sample(Decoder *decoder, const Image *image, const Sample *sample, int by,
+                        Resize *task, uint8_t *out) {
     int region[4] = {0, 0, (int)sample->height, (int)sample->width};
-    int by = denominator(crop, output);
     int64_t size = 0;
     if (is_too_short(sample)) return TOO_SHORT;
-    uint8_t *clean = take_room(&decoder->clean[0], sample->size);
+    uint8_t *clean = take_room(decoder->rooms + CLEAN, sample->size);
     if (!clean) return NO_MEMORY;
-    if (image->kind != UNREAD) size = cut_region(image, clean, region);
+    if (image->is_known) size = cut_region(image, clean, region);
     int height = (region[2] + by - 1) / by, width = (region[3] + by - 1) / by;
-    uint8_t *pixels = take_room(&decoder->pixels, 4ll * height * width + 4 * MARGIN);
+    uint8_t *pixels = take_room(decoder->rooms + PIXELS, 4ll * height * width + 4 * MARGIN);
     if (!pixels) return NO_MEMORY;
-    int status = image->kind == UNREAD ? compare_size(decoder, sample) : GOOD;
+    int status = image->is_known ? GOOD : compare_size(decoder, sample);
     if (status != GOOD) return status;
     const uint8_t *jpeg = size ? clean : sample->data;
     if (decoder->turbo.decompress(decoder->handle, jpeg, size ? size : sample->size, pixels, width,
                                   4 * width, height, TURBO_RGBX, TURBO_FLAGS))
         status = decoder->turbo.error_code(decoder->handle) ? FAILED : WARNED;
     if (status == FAILED) return FAILED;
-    PixelRows rows = {{pixel_row}, pixels, 4 * width, width};
-    double top = (double)(crop->top - region[0]) / by, left = (double)(crop->left - region[1]) / by;
-    double tall = (double)crop->height / by, wide = (double)crop->width / by;
-    Resize task = {.row_pixels = width,
-                   .box = {top, left, tall, wide},
-                   .rows = {(int64_t)floor(top), least(height, (int64_t)ceil(top + tall))},
-                   .columns = {(int64_t)floor(left), least(width, (int64_t)ceil(left + wide))}};
-    int resized = resize_sample(decoder, &task, &rows.rows, crop, output, out);
-    return resized == GOOD ? status : resized;
+    PixelRows rows = {{pixel_row}, pixels, 4 * width, task->row_pixels = width};
+    for (int i = 0; i < 4; i++) task->box[i] = (task->box[i] - (i < 2 ? region[i] : 0)) / by;
+    return resize(task, &rows.rows, out, decoder->rooms + RESIZE) ? status : NO_MEMORY;
 }
-
-/* ==== After reading =========================================================================== */
 
 /* Rows under the crop, from the planes. */
 typedef struct {
     Rows rows;
-    int parts, width;          /* components; pixels of a row */
-    int across, down, real;    /* luma values for one of chroma; rows of chroma in the image */
-    const uint8_t *columns[3]; /* the row's first column, in row 0 of the image */
+    const Image *image;
+    int width, across, down, real; /* pixels; those for one chroma value; rows of chroma */
+    const uint8_t *columns[3];     /* the row's first column, in row 0 of the image */
     int64_t pitches[3];
-    uint8_t *chroma[2]; /* room for a row of each */
 } PlaneRows;
 
-/* The two rows of a chroma component next to row y: the one that covers it, and the next nearest.
- */
+/* A chroma component's row that covers row y, and the next nearest of half as many. */
 INLINE void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
     int near = source->down == 2 ? y / 2 : y / source->down;
-    int far = (int)least(source->real - 1, most(0, y % 2 ? near + 1 : near - 1));
+    int step = source->down == 1 ? 0 : y % 2 ? 1 : -1;
+    int far = (int)clip_index(near + step, 0, source->real - 1);
     rows[0] = source->columns[part] + source->pitches[part] * near;
     rows[1] = source->columns[part] + source->pitches[part] * far;
 }
 
-/* A chroma component of row y at full width, of any sampling but 4:2:0: in its room, or where it
- * is. */
+/* A chroma component of row y at full width: in its room, or where it is. */
 static const uint8_t *full_chroma(const PlaneRows *source, int part, int y,
                                   const uint8_t *rows[2]) {
-    int across = source->across, down = source->down, width = source->width;
-    uint8_t *room = source->chroma[part - 1];
-    if (across == 2 && down == 1) double_columns(rows[0], room, width);
-    else if (across == 1 && down == 2) blend_rows(rows[0], rows[1], 1 + y % 2, room, width);
-    else if (across > 1) repeat_columns(rows[0], across, room, width);
+    uint8_t *room = source->image->chroma[part - 1];
+    if (source->across > 1) repeat_columns(rows[0], source->across, room, source->width);
+    else if (source->down == 2) blend_rows(rows[0], rows[1], 1 + y % 2, room, source->width);
     else return rows[0];
     return room;
 }
@@ -349,13 +296,9 @@ static const uint8_t *full_chroma(const PlaneRows *source, int part, int y,
 static const uint8_t *plane_row(Rows *rows, int64_t y, uint8_t *room) {
     const PlaneRows *source = (PlaneRows *)rows;
     const uint8_t *luma = source->columns[0] + source->pitches[0] * y, *blue[2], *red[2];
-    if (source->parts == 1) {
-        gray_row(luma, room, source->width);
-        return room;
-    }
     near_rows(source, 1, (int)y, blue), near_rows(source, 2, (int)y, red);
-    if (source->across == 2 && source->down == 2)
-        color_row_halved(luma, blue[0], blue[1], red[0], red[1], room, source->width);
+    if (source->across == 2 && source->down <= 2)
+        color_row_halved(luma, blue, red, 6 + source->down, room, source->width);
     else
         color_row(luma, full_chroma(source, 1, (int)y, blue), full_chroma(source, 2, (int)y, red),
                   room, source->width);
@@ -374,12 +317,12 @@ static void repeat_ends(const Image *image, int part) {
     }
 }
 
-static int resize_planes(Decoder *decoder, Image *image, const Crop *crop, const Output *output,
-                         uint8_t *out) {
+/* Resize from the planes. Returns 0: there is no memory. */
+static int resize_planes(const Image *image, Resize *task, uint8_t *out, Room *room) {
     const Header *header = &image->header;
-    int left = (int)crop->left, first = left - left % header->widest, shift = left - first;
-    int64_t width = crop->width + shift;
-    PlaneRows source = {.rows = {plane_row}, .parts = header->parts, .width = (int)width};
+    int left = (int)task->box[1], shift = left % header->widest, first = left - shift;
+    int width = (int)task->box[3] + shift;
+    PlaneRows source = {.rows = {plane_row}, .image = image, .width = width};
     for (int c = 0; c < header->parts; c++) {
         int across = header->widest / header->across[c], down = header->tallest / header->down[c];
         source.across = across, source.down = down,
@@ -388,13 +331,12 @@ static int resize_planes(Decoder *decoder, Image *image, const Crop *crop, const
         source.columns[c] = image->planes[c] + first / across -
                             8 * header->across[c] * image->area[2] -
                             image->pitches[c] * 8 * header->down[c] * image->area[0];
-        if (c) source.chroma[c - 1] = image->chroma[c - 1], repeat_ends(image, c);
+        if (c) repeat_ends(image, c);
     }
-    Resize task = {.row_pixels = width,
-                   .rows = {crop->top, crop->top + crop->height},
-                   .columns = {shift, shift + crop->width},
-                   .box = {crop->top, shift, crop->height, crop->width}};
-    return resize_sample(decoder, &task, &source.rows, crop, output, out);
+    if (header->parts == 1) /* both rows of chroma are the same everywhere */
+        source.columns[1] = source.columns[2] = memset(image->chroma[0], 128, width + MARGIN);
+    task->row_pixels = width, task->box[1] = shift;
+    return resize(task, &source.rows, out, room);
 }
 
 /* Rows of a sample that is stored as pixels. */
@@ -404,25 +346,26 @@ static const uint8_t *raw_row(Rows *rows, int64_t y, uint8_t *room) {
     return room;
 }
 
-static int finish_sample(Decoder *decoder, Image *image, const Sample *sample, const Crop *crop,
-                         const Output *output, uint8_t *out) {
-    PixelRows raw = {{raw_row}, sample->data + 3 * crop->left, 3 * sample->width, crop->width};
+static int finish_sample(Decoder *decoder, const Image *image, const Sample *sample,
+                         const Crop *crop, const Output *output, uint8_t *out) {
+    Room *room = decoder->rooms + RESIZE;
     Resize task = {.row_pixels = crop->width,
-                   .rows = {crop->top, crop->top + crop->height},
-                   .columns = {0, crop->width},
-                   .box = {crop->top, 0, crop->height, crop->width}};
-    if (sample->mode == RAW_MODE)
-        return resize_sample(decoder, &task, &raw.rows, crop, output, out);
+                   .box = {crop->top, crop->left, crop->height, crop->width},
+                   .out = {output->height, output->width},
+                   .flip = crop->flip != 0,
+                   .method = output->method};
+    if (sample->mode == RAW_MODE) {
+        PixelRows raw = {{raw_row}, sample->data + 3 * crop->left, 3 * sample->width, crop->width};
+        task.box[1] = 0;
+        return resize(&task, &raw.rows, out, room) ? GOOD : NO_MEMORY;
+    }
     if (image->is_ours && !image->is_damaged)
-        return resize_planes(decoder, image, crop, output, out);
+        return resize_planes(image, &task, out, room) ? GOOD : NO_MEMORY;
     if (output->is_own == ONLY_OWN) return FAILED;
-    return turbo_sample(decoder, image, sample, crop, output, out);
+    return turbo_sample(decoder, image, sample, denominator(crop, output), &task, out);
 }
 
-/* ==== Called from Python ====================================================================== */
-
-/* A decoder for one thread at a time; NULL: there is no memory. turbo: functions of libturbojpeg.
- */
+/* A decoder for one thread at a time; NULL: there is no memory. turbo: libturbojpeg's functions. */
 Decoder *new_decoder(const TurboJpeg *turbo) {
     Decoder *decoder = aligned_alloc(64, (sizeof *decoder + 63) & ~63ull);
     if (!decoder) return NULL;
@@ -434,22 +377,16 @@ Decoder *new_decoder(const TurboJpeg *turbo) {
     return NULL;
 }
 
-#define ROOMS(of)                                                                                  \
-    {of->clean,  of->clean + 1,  of->places,  of->places + 1,                                      \
-     of->planes, of->planes + 1, &of->pixels, &of->resize}
-
 void free_decoder(Decoder *decoder) {
-    Room *rooms[] = ROOMS(decoder);
-    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) free(rooms[i]->bytes);
+    for (int i = 0; i < ROOMS; i++) free(decoder->rooms[i].bytes);
     decoder->turbo.free_handle(decoder->handle);
     free(decoder);
 }
 
 /* Bytes that a decoder holds; those of libturbojpeg's handle are not known. */
 int64_t decoder_bytes(const Decoder *decoder) {
-    const Room *rooms[] = ROOMS(decoder);
     int64_t bytes = sizeof *decoder;
-    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) bytes += rooms[i]->size;
+    for (int i = 0; i < ROOMS; i++) bytes += decoder->rooms[i].size;
     return bytes;
 }
 

@@ -1,12 +1,14 @@
 """Crops of JPEG or raw samples, decoded, resized and mirrored in C: decode.c says how."""
 
 import ctypes
+import importlib.util
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import library, turbojpeg
+from . import library
 
 # Status of one sample, and the words for it; as in decode.c.
 GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT = range(7)
@@ -39,8 +41,17 @@ def _functions() -> Any:
     return found
 
 
+def _turbojpeg() -> ctypes.Array:
+    """Functions that decode.c calls, in its order, of the libturbojpeg that FFCV is linked to."""
+    names = ("InitDecompress", "Destroy", "Decompress2", "GetErrorCode", "DecompressHeader3")
+    ffcv: Any = importlib.util.find_spec("ffcv")
+    opened = ctypes.CDLL(str(next(Path(ffcv.origin).parent.glob("_libffcv*.so"))))
+    found = (ctypes.cast(getattr(opened, f"tj{name}"), ctypes.c_void_p) for name in names)
+    return (ctypes.c_void_p * 5)(*(function.value for function in found))
+
+
 _LIBRARY = _functions()
-_TURBO = (ctypes.c_void_p * 5)(*turbojpeg.addresses())
+_TURBO = _turbojpeg()
 
 
 def batch_places(

@@ -1,12 +1,10 @@
-/* What stands before the scan of a sequential Huffman JPEG.
+/* What stands before the scan of a baseline JPEG, and where its tiles are. A tile is what lies
+ * between two restart markers: it decodes without anything before it.
  *
- * Nothing read is trusted: every access is bounded by the size, and whatever is unusual makes the
- * header UNREAD (libturbojpeg decides what the file is) or OUTLINE (its tiles can be found, and
- * libturbojpeg decodes them). KNOWN: nothing unexpected anywhere, so that libturbojpeg reads the
- * same.
+ * Nothing read is trusted: every access is bounded by the size. A file is known where nothing is
+ * unexpected anywhere, so that libturbojpeg reads the same; what any other one is, it decides.
  */
 
-enum { UNREAD, OUTLINE, KNOWN };
 enum {
     MAX_PIXELS = 1 << 25,
     MAX_SIDE = 65500 /* as in libjpeg */,
@@ -83,8 +81,7 @@ static int read_frame(Header *header, const uint8_t *body, int size) {
     return 1;
 }
 
-/* Whether luma has the largest factors, and those of both chroma components are equal parts of it.
- */
+/* Whether luma has the largest factors, and both chroma components have equal parts of them. */
 static int has_known_sampling(const Header *header) {
     int across = header->across[1], down = header->down[1], wide = header->widest;
     if (header->parts == 1) return 1;
@@ -125,37 +122,31 @@ static int read_segment(Header *header, Tables *tables, const uint8_t *here, int
     return is_harmless(marker, body, size);
 }
 
-/* Read the header of a JPEG of `size` bytes. Returns UNREAD, OUTLINE or KNOWN. */
+/* Read the header of a JPEG of `size` bytes. Returns whether the file is known. */
 int read_header(const uint8_t *data, int64_t size, Header *header) {
     Tables tables;
     const uint8_t *frame = NULL;
-    int is_known = 1;
     tables.has_steps = tables.has_codes = 0;
     memset(header, 0, sizeof *header);
-    if (size < 4 || size > INT32_MAX || memcmp(data, "\xff\xd8", 2)) return UNREAD;
+    if (size < 4 || size > INT32_MAX || memcmp(data, "\xff\xd8", 2)) return 0;
     for (int64_t at = 2; at + 4 <= size;) {
         const uint8_t *here = data + at;
         int marker = here[1], length = two_bytes(here + 2) - 2;
-        if (here[0] != 0xFF || length < 0 || at + 4 + length > size) return UNREAD;
-        if (marker == 0xDA) {
-            if (!frame || length != 4 + 2 * header->parts || here[4] != header->parts)
-                return UNREAD;
-            header->scan = (int32_t)at + 4 + length;
-            is_known = is_known && choose_tables(header, &tables, frame, here + 4);
-            return is_known ? KNOWN : OUTLINE;
-        }
-        if (marker == 0xC0 || marker == 0xC1) {
-            is_known &= marker == 0xC0 && !frame;
-            if (!read_frame(header, here + 4, length)) return UNREAD;
-            frame = here + 4, header->frame = (int32_t)at;
-        } else if (marker < 0xC4 || (marker > 0xC4 && marker < 0xDA) || marker == 0xFF) {
-            return UNREAD; /* progressive, lossless or arithmetic; a marker without a segment */
-        } else {
-            is_known &= read_segment(header, &tables, here, length);
-        }
+        if (here[0] != 0xFF || length < 0 || at + 4 + length > size) return 0;
         at += 4 + length;
+        if (marker == 0xDA) {
+            header->scan = (int32_t)at;
+            return frame && length == 4 + 2 * header->parts && here[4] == header->parts &&
+                   choose_tables(header, &tables, frame, here + 4);
+        }
+        if (marker != 0xC0) {
+            if (!read_segment(header, &tables, here, length)) return 0;
+            continue;
+        }
+        if (frame || !read_frame(header, here + 4, length)) return 0;
+        frame = here + 4, header->frame = (int32_t)(here - data);
     }
-    return UNREAD;
+    return 0;
 }
 
 /* Tables to read with, kept from one image to the next, as they are often the same. others: tables
@@ -177,4 +168,36 @@ static int fill_tables(const Header *header, Table tables[6], const Table *other
         return 0;
     }
     return 1;
+}
+
+/* Find the tiles of a scan that begins at places[0]. places [count + 1]: tile t's bytes are those
+ * from places[t] to places[t + 1] - 2. Returns whether there are `count` of them, numbered as they
+ * must be, and nothing else before the end of the image. */
+static int find_tiles(const uint8_t *data, int64_t size, int32_t *places, int64_t count) {
+    const uint8_t *here = data + places[0], *last = data + size - 1;
+    for (int64_t tile = 0; tile < count; here++) {
+        here = here < last ? memchr(here, 0xFF, last - here) : NULL;
+        if (!here) return 0;
+        if (!*++here) continue; /* a stuffed zero */
+        tile++;
+        if (*here != (tile == count ? 0xD9 : 0xD0 + ((tile - 1) & 7))) return 0;
+        places[tile] = (int32_t)(here + 1 - data);
+    }
+    return 1;
+}
+
+/* A tile's bytes up to the next marker, without stuffed zeros, and 16 zeros behind them. Returns
+ * their number, and where the marker's second byte is; -1: none before `limit`. */
+static int64_t unstuff(const uint8_t *from, const uint8_t *limit, uint8_t *to,
+                       const uint8_t **marker) {
+    const uint8_t *begin = to;
+    for (uint8_t *next; (next = memccpy(to, from, 0xFF, limit - from)); to = next) {
+        from += next - to;
+        if (from == limit) return -1;
+        if (!*from++) continue;
+        *marker = from - 1;
+        memset(next - 1, 0, 16);
+        return next - 1 - begin;
+    }
+    return -1;
 }

@@ -1,7 +1,6 @@
 /* The whole native library, compiled once for each kind of processor: setup.py has the flags. */
 #include "huffman.h"
 #include "header.h"
-#include "markers.h"
 #include "recode.c"
 #include "decode.c"
 

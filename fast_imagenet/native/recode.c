@@ -8,33 +8,28 @@
  * Memory comes from the caller, nothing is allocated. Little-endian machines only.
  */
 #include "blocks.h"
-#include "codes.h"
 
 enum {
-    DAMAGED = -1,
-    NO_ROOM = -2,
-    /* of one that is written: at most 27 bits per level, every byte stuffed; then a marker */
+    HEAD_BYTES = 1024, /* of what is written before the scan, at most */
+    /* of an MCU that is written: at most 27 bits per level, every byte stuffed; then a marker */
     MCU_BYTES = 6 * 64 * 27 / 8 * 2 + 16,
     /* that a damaged block may read behind the end: less than 32 bits per level, and whole words */
     BLOCK_SLACK = 64 * 4 + 128
 };
 
-/* What lies in the caller's memory, zeros at first; tables stay from one image to the next. */
-typedef struct {
+/* What stays from one image to the next. */
+static _Thread_local struct {
     Table tables[6];
     Codes codes[2]; /* luma, chroma */
-    uint8_t arena[];
-} Memory;
+} kept;
 
 /* One image's conversion. */
 typedef struct {
     const Header *header;
-    Memory *memory;
     Reader in;
     const uint8_t *end; /* of what may be read */
     Writer out;
-    uint8_t *room_end;
-    uint8_t *arena;
+    uint8_t *arena;              /* memory that is left */
     int width, height, interval; /* of the new image */
     int columns, rows;           /* MCUs of the new image */
     uint8_t steps[2][64];        /* of the new image, file order */
@@ -49,22 +44,15 @@ static void *take(Job *job, int64_t bytes) {
     return memset(place, 0, bytes);
 }
 
-/* ==== Writing ================================================================================= */
-
-/* A row of MCUs, six blocks each. Returns whether there was room. */
-static int write_row(Job *job, const Block *row) {
-    for (int x = 0; x < job->columns; x++, row += 6) {
-        if (job->room_end - job->out.at < MCU_BYTES) return 0;
-        for (int b = 0; b < 6; b++)
-            put_block(&job->out, row + b, &job->written[b < 4 ? 0 : b - 3],
-                      &job->memory->codes[b > 3]);
-        int64_t number = job->mcu++ / job->interval;
-        int is_last = job->mcu == (int64_t)job->columns * job->rows;
-        if (job->mcu % job->interval && !is_last) continue;
-        put_marker(&job->out, is_last ? 0xD9 : 0xD0 + (number & 7));
-        memset(job->written, 0, sizeof job->written);
-    }
-    return 1;
+/* Six blocks, and a marker where one is due. */
+static void write_mcu(Job *job, const Block *blocks) {
+    for (int b = 0; b < 6; b++)
+        put_block(&job->out, blocks + b, &job->written[b < 4 ? 0 : b - 3], &kept.codes[b > 3]);
+    int64_t number = job->mcu++ / job->interval;
+    int is_last = job->mcu == (int64_t)job->columns * job->rows;
+    if (job->mcu % job->interval && !is_last) return;
+    put_marker(&job->out, is_last ? 0xD9 : 0xD0 + (number & 7));
+    memset(job->written, 0, sizeof job->written);
 }
 
 static uint8_t *put_segment(uint8_t *at, int marker, const void *body, int size) {
@@ -95,8 +83,6 @@ static void write_head(Job *job) {
     job->out.bits = 0, job->out.free = 64;
 }
 
-/* ==== Without pixels ========================================================================== */
-
 typedef int16_t Plain[ROOM], Placed[72]; /* coefficients in the order of the file, or row by row */
 
 INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
@@ -121,7 +107,6 @@ INLINE int read_block(Job *job, int c, const uint8_t *order, int16_t *values) {
 }
 
 APART int read_plain(Job *job, int c, Plain values) { return read_block(job, c, NULL, values); }
-
 APART int read_rows(Job *job, int c, Placed values) { return read_block(job, c, ZIGZAG, values); }
 
 /* A block that keeps its size. Called some blocks after its values were written: loads wider than
@@ -135,24 +120,22 @@ static void set_scales(float *scales, const uint8_t *old, const uint8_t *new) {
     for (int k = 0; k < 64; k++) scales[k] = (float)old[k] / (float)new[k];
 }
 
+/* Returns, as all that read: 0: the source is damaged. */
 static int keep_halved(Job *job) {
     float scales[2][64];
     Plain values[6];
-    Block *row = take(job, job->columns * 6 * sizeof *row);
+    Block blocks[6];
     for (int t = 0; t < 2; t++) set_scales(scales[t], job->header->steps[t], job->steps[t]);
-    for (int y = 0; y < job->rows; y++) {
-        for (int x = 0; x < job->columns; x++) {
-            for (int b = 0; b < 6; b++)
-                if (!read_plain(job, b < 4 ? 0 : b - 3, values[b])) return DAMAGED;
-            for (int b = 0; b < 6; b++) keep_block(values[b], scales[b > 3], row + 6 * x + b);
-        }
-        if (!write_row(job, row)) return NO_ROOM;
+    for (int64_t i = 0; i < (int64_t)job->columns * job->rows; i++) {
+        for (int b = 0; b < 6; b++)
+            if (!read_plain(job, b < 4 ? 0 : b - 3, values[b])) return 0;
+        for (int b = 0; b < 6; b++) keep_block(values[b], scales[b > 3], blocks + b);
+        write_mcu(job, blocks);
     }
-    return 0;
+    return 1;
 }
 
-/* Luma blocks of a row of MCUs that lie beyond the image: flat, of the mean of a neighbor inside.
- */
+/* Luma blocks of a row of MCUs that lie beyond the image: flat, the mean of a neighbor inside. */
 static void fill_margin(Block *row, int columns, int wide, int tall) {
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2 * columns; x++) {
@@ -192,77 +175,76 @@ static int keep_full(Job *job) {
         for (int i = 0; i < 2 * wide && i < tall * wide; i++) {
             int down = i >= wide, x = down ? i - wide : i;
             Placed *chroma = old + down * 2 * columns + x;
-            if (!read_plain(job, 0, values)) return DAMAGED;
-            if (!read_rows(job, 1, chroma[0])) return DAMAGED;
-            if (!read_rows(job, 2, chroma[4 * columns])) return DAMAGED;
+            if (!read_plain(job, 0, values) || !read_rows(job, 1, chroma[0]) ||
+                !read_rows(job, 2, chroma[4 * columns]))
+                return 0;
             keep_block(values, luma, row + 6 * (x / 2) + 2 * down + (x & 1));
         }
         fill_margin(row, columns, wide, tall);
         halve_row(job, old, steps, scales, row, wide, tall);
-        if (!write_row(job, row)) return NO_ROOM;
+        for (int x = 0; x < columns; x++) write_mcu(job, row + 6 * x);
     }
-    return 0;
+    return 1;
 }
 
 #include "shrink.h"
 
 /* Whether this is a plain file: see recode.py. Its header is written to `header`. */
 int read_plain_header(const uint8_t *data, int64_t size, Header *header) {
-    if (read_header(data, size, header) != KNOWN || header->parts != 3 || header->interval)
-        return 0;
+    if (!read_header(data, size, header) || header->parts != 3 || header->interval) return 0;
     if (size < header->scan + 2 || memcmp(data + size - 2, "\xff\xd9", 2)) return 0;
     if (header->widest * header->tallest != 1 && !header->halved) return 0;
     /* keep_halved() has one scale for Cb and Cr */
     return !header->halved || !memcmp(header->steps[1], header->steps[2], 64);
 }
 
-/* ==== The whole file ========================================================================== */
-
 /* Tables to read and to write with. */
 static int prepare(Job *job) {
-    Codes *codes = job->memory->codes;
-    if (!fill_tables(job->header, job->memory->tables, NULL, job->tables)) return 0;
-    if (codes->first[0]) return 1;
+    if (!fill_tables(job->header, kept.tables, NULL, job->tables)) return 0;
+    if (kept.codes->first[0]) return 1;
     const uint8_t *table = CODE_TABLES;
     for (int i = 0; i < 4; i++) {
-        fill_codes(i % 2 ? codes[i / 2].other : codes[i / 2].first, table + 1, table + 17);
+        Codes *codes = &kept.codes[i / 2];
+        fill_codes(i % 2 ? codes->other : codes->first, table + 1, table + 17);
         table += i % 2 ? 17 + 162 : 17 + 12;
     }
-    for (int i = 0; i < 2; i++)
-        for (int value = -1023; value <= 1023; value++)
-            codes[i].value[value + 1023] = bits_of(value);
+    for (int i = 0; i < 2 * 2047; i++) kept.codes[i % 2].value[i / 2] = bits_of(i / 2 - 1023);
     return 1;
 }
 
-/* Bytes of memory that a conversion needs, zeros at first. */
-int64_t memory_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
+/* Bytes that the new image has at most, MCU by MCU. */
+static int64_t most_bytes(int64_t width, int64_t height) {
+    return HEAD_BYTES + (width + 15) / 16 * ((height + 15) / 16) * MCU_BYTES;
+}
+
+/* Bytes of room that a conversion needs. */
+int64_t room_bytes(const Header *header, int64_t width, int64_t height, int64_t size) {
     int64_t row = (header->width + 15) / 16 * (6 * sizeof(Block) + 8 * sizeof(Placed));
     /* the planes of samples; strips and weights take 340 bytes a column where the new width is 1 */
     int64_t planes = (width + 16) * (height + 16) * 2, wide = header->width + 64;
-    return sizeof(Memory) + size + BLOCK_SLACK + row + planes + wide * 512 + (1 << 16);
+    return most_bytes(width, height) + size + BLOCK_SLACK + row + planes + wide * 512 + (1 << 16);
 }
 
-/* Write the image anew, `width` x `height` pixels (its own, or smaller), steps no finer than
- * `steps`. Returns: bytes written; DAMAGED; NO_ROOM: `room` bytes do not suffice. */
+/* Write the image anew to the begin of `room`, `width` x `height` pixels (its own, or smaller),
+ * steps no finer than `steps`. Returns bytes written, 0: the source is damaged. */
 int64_t write_anew(const Header *header, const uint8_t *data, int64_t size, int width, int height,
-                   int interval, const uint8_t *steps, Memory *memory, uint8_t *out, int64_t room) {
-    Job job = {.header = header, .memory = memory, .arena = memory->arena, .room_end = out + room};
-    job.width = width, job.height = height, job.interval = interval, job.out.at = out;
+                   int interval, const uint8_t *steps, uint8_t *room) {
+    Job job = {.header = header, .arena = room + most_bytes(width, height), .out.at = room};
+    job.width = width, job.height = height, job.interval = interval;
     job.columns = (width + 15) / 16, job.rows = (height + 15) / 16;
     int shrinks = width != header->width || height != header->height;
     for (int i = 0; i < 128; i++) {
         int old = header->steps[i / 64][i % 64], is_mean = shrinks || (i >= 64 && !header->halved);
         job.steps[i / 64][i % 64] = !is_mean && old > steps[i] ? old : steps[i];
     }
-    if (room < 1024 || interval < 1 || !prepare(&job)) return DAMAGED;
-    uint8_t *clean = job.arena;
-    int64_t bytes = unstuff(data + header->scan, size - 2 - header->scan, data + size, clean);
-    if (bytes < 0) return DAMAGED;
-    job.arena += (bytes + BLOCK_SLACK + 63) & ~63ll;
+    if (header->scan > size || !prepare(&job)) return 0;
+    const uint8_t *clean = job.arena, *marker;
+    int64_t bytes = unstuff(data + header->scan, data + size, job.arena, &marker);
+    if (bytes < 0 || marker != data + size - 1) return 0;
+    job.arena += bytes + BLOCK_SLACK + 64 - bytes % 64;
     job.in = (Reader){clean, 0, 0}, job.end = clean + bytes + 8;
     write_head(&job);
-    int result = shrinks ? shrink(&job) : header->halved ? keep_halved(&job) : keep_full(&job);
-    if (result < 0) return result;
+    if (!(shrinks ? shrink : header->halved ? keep_halved : keep_full)(&job)) return 0;
     int64_t at = 8 * (job.in.at - clean) - job.in.count;
-    return at > 8 * bytes || at <= 8 * bytes - 8 ? DAMAGED : job.out.at - out;
+    return at > 8 * bytes || at <= 8 * bytes - 8 ? 0 : job.out.at - room;
 }

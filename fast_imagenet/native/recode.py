@@ -12,25 +12,20 @@ Source: ITU-T T.81 (the format; annex K for quality 50).
 """
 
 import ctypes
-import threading
 from typing import Any
 
 import numpy as np
 
 from . import library
 
-NO_ROOM = -2  # as in recode.c
-
 
 def _functions() -> Any:
     found: Any = library()
-    for function in (found.memory_bytes, found.write_anew):
-        function.restype = ctypes.c_int64
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    pointer, number, sides = ctypes.c_void_p, ctypes.c_int64, [ctypes.c_int] * 2
     found.read_plain_header.argtypes = [pointer, number, pointer]
-    found.memory_bytes.argtypes = [pointer, number, number, number]
-    small = [ctypes.c_int] * 3
-    found.write_anew.argtypes = [*(pointer, pointer, number), *small, *[pointer] * 3, number]
+    found.room_bytes.argtypes = [pointer, number, number, number]
+    found.write_anew.argtypes = [pointer, pointer, number, *sides, ctypes.c_int, pointer, pointer]
+    found.room_bytes.restype = found.write_anew.restype = number
     return found
 
 
@@ -53,16 +48,6 @@ class Header(ctypes.Structure):
     )
 
 
-class _Room(threading.local):
-    """Memory of one thread for the largest image so far: fresh memory would cost page faults."""
-
-    def __init__(self) -> None:
-        self.memory = self.out = np.zeros(0, np.uint8)
-
-
-_ROOM = _Room()
-
-
 def read_header(data: bytes) -> Header | None:
     """The header of a plain JPEG, None for any other or a damaged one."""
     header = Header()
@@ -82,18 +67,14 @@ def write_anew(
         steps: quantisers for luma and chroma in file order, 2 x 64 bytes, 1 to 255: where the
             source's are finer, its coefficients are rounded to these.
     Returns: the new file, or None where the source is damaged.
+    Raises: ValueError: a size, the interval or `steps` is out of range.
     """
-    need = _LIBRARY.memory_bytes(ctypes.byref(header), *size_wh, len(data))
-    if len(_ROOM.memory) < need:
-        _ROOM.memory = np.zeros(need + need // 4, np.uint8)
-    if len(_ROOM.out) < 2 * len(data) + (1 << 16):
-        _ROOM.out = np.empty(4 * len(data) + (1 << 16), np.uint8)
-    while True:
-        memory, out = _ROOM.memory, _ROOM.out
-        size = _LIBRARY.write_anew(
-            *(ctypes.byref(header), data, len(data), *size_wh, interval, steps),
-            *(memory.ctypes.data, out.ctypes.data, len(out)),
-        )
-        if size != NO_ROOM:
-            return out[:size].tobytes() if size > 0 else None
-        _ROOM.out = np.empty(2 * len(out), np.uint8)
+    width, height = size_wh
+    if not (0 < width <= header.width and 0 < height <= header.height and 0 < interval < 65536):
+        raise ValueError(f"{width} x {height}, interval {interval}: give 1 to the source's sides")
+    if len(steps) != 128 or not all(steps):
+        raise ValueError(f"{len(steps)} quantisers; give 2 x 64, from 1 to 255")
+    place = ctypes.byref(header)
+    room = np.empty(_LIBRARY.room_bytes(place, *size_wh, len(data)), np.uint8)
+    size = _LIBRARY.write_anew(place, data, len(data), *size_wh, interval, steps, room.ctypes.data)
+    return room[:size].tobytes() if size else None

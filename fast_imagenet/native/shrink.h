@@ -140,9 +140,9 @@ static int shrink_all(Job *job, Plane *planes) {
 static int shrink(Job *job) {
     Plane planes[3] = {0};
     float scales[2][64];
-    Block *row = take(job, job->columns * 6 * sizeof *row);
+    Block blocks[6];
     for (int c = 0; c < 3; c++) lay_out(job, &planes[c], c);
-    if (!shrink_all(job, planes)) return DAMAGED;
+    if (!shrink_all(job, planes)) return 0;
     for (int c = 0; c < 3; c++)
         for (int y = planes[c].height; y < job->rows * (c ? 8 : 16); y++) {
             uint8_t *to = planes[c].samples + planes[c].stride * y;
@@ -152,14 +152,16 @@ static int shrink(Job *job) {
         int u = ZIGZAG[i % 64] & 7, v = ZIGZAG[i % 64] >> 3;
         scales[i / 64][8 * u + v] = 1 / (job->steps[i / 64][i % 64] * AAN[u] * AAN[v] * 8);
     }
-    for (int y = 0; y < job->rows; y++) {
-        for (int i = 0; i < 6 * job->columns; i++) {
-            int x = i / 6, b = i % 6, c = b < 4 ? 0 : b - 3;
-            int64_t stride = planes[c].stride, down = c ? 8 * y : 16 * y + 8 * (b >> 1);
-            int across = c ? 8 * x : 16 * x + 8 * (b & 1);
-            block_of(planes[c].samples + stride * down + across, stride, scales[c > 0], row + i);
+    for (int64_t i = 0; i < (int64_t)job->columns * job->rows; i++) {
+        int64_t x = i % job->columns, y = i / job->columns;
+        for (int b = 0; b < 6; b++) {
+            const Plane *plane = planes + (b < 4 ? 0 : b - 3);
+            int64_t down = b < 4 ? 16 * y + 8 * (b >> 1) : 8 * y;
+            int64_t across = b < 4 ? 16 * x + 8 * (b & 1) : 8 * x;
+            block_of(plane->samples + plane->stride * down + across, plane->stride, scales[b > 3],
+                     blocks + b);
         }
-        if (!write_row(job, row)) return NO_ROOM;
+        write_mcu(job, blocks);
     }
-    return 0;
+    return 1;
 }

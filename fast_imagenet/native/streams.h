@@ -22,18 +22,19 @@ typedef struct {
     const uint8_t *data;
     int64_t size;
     Header header;
-    int area[4]; /* MCUs under the crop: first row, end, first column, end */
+    int area[4], end; /* MCUs under the crop: first row, end, first column, end; end in the file */
     int per_row, mcus, tile_mcus, tiles; /* MCUs of a row, of the image, of a tile; tiles */
-    int kind, is_ours;                   /* of header; whether it is read here */
+    int is_known, is_ours;               /* see read_header(); whether it is read here */
     int next_tile, is_damaged;
     int32_t *places;                   /* of the tiles, see find_tiles() */
     Table tables[6];                   /* kept from one image to the next: often the same */
     BlockPlan plan[UNIT * MAX_BLOCKS]; /* of the blocks of UNIT MCUs */
     int blocks, first_block[3];        /* blocks of an MCU; the first of each component */
-    int16_t steps[3][64];              /* quantisers, row by row */
+    int16_t steps[3][64 * QUARTERS];   /* quantisers as transform_blocks() takes them */
+    Int16s beyond;                     /* what it has returned */
     uint8_t *planes[3];                /* of the area's MCUs */
     uint8_t *chroma[2];                /* room for a row of either at full width */
-    int64_t pitches[3], starts[5];     /* bytes from row to row; where all these begin in memory */
+    int64_t pitches[3];                /* bytes from row to row */
 } Image;
 
 /* One of the two readers. */
@@ -50,8 +51,6 @@ typedef struct {
         __attribute__((aligned(64))); /* zeros between units */
 } Stream;
 
-/* ==== From tile to tile ======================================================================= */
-
 /* Whether a tile of MCUs from `first` to `end` has one in the area. */
 static int touches_area(const Image *image, int first, int end) {
     int row = first / image->per_row, last = (end - 1) / image->per_row,
@@ -67,62 +66,50 @@ static int take_tile(Stream *stream, Image *image) {
         int tile = image->next_tile++, first = tile * image->tile_mcus;
         int end = first + image->tile_mcus < image->mcus ? first + image->tile_mcus : image->mcus;
         if (!touches_area(image, first, end)) continue;
-        const uint8_t *from = image->data + image->places[tile], *limit = image->data + image->size;
-        int64_t size = image->places[tile + 1] - 2 - image->places[tile];
-        stream->size = unstuff(from, size, limit, stream->clean);
+        const uint8_t *from = image->data + image->places[tile], *marker;
+        stream->size = unstuff(from, image->data + image->size, stream->clean, &marker);
         stream->image = image, stream->left = end - first;
         stream->row = first / image->per_row, stream->column = first % image->per_row;
         stream->in = (Reader){stream->clean, 0, 0};
         memset(stream->previous, 0, sizeof stream->previous);
-        if (stream->size >= 0) return 1;
+        if (stream->size >= 0 && (image->tiles > 1 || *marker == 0xD9)) return 1;
         image->is_damaged = 1;
     }
     return 0;
 }
 
-/* QUARTERS blocks of one component on their way to pixels. */
-typedef struct {
-    const int16_t *blocks[QUARTERS];
-    uint8_t *to[QUARTERS];
-    int count;
-} Group;
-
-static void transform_group(Group *group, Image *image, int part) {
-    for (int i = 1; i < QUARTERS; i++) /* quarters without a block do another one's again */
-        if (i >= group->count) group->blocks[i] = group->blocks[0], group->to[i] = group->to[0];
-    group->count = 0;
-    image->is_damaged |=
-        transform_blocks(group->blocks, image->steps[part], group->to, image->pitches[part]);
-}
-
-/* Transform one component of the MCUs held, as far as they lie in the area. */
+/* Transform one component of the MCUs held, as far as they lie in the area, and clear its blocks.
+ */
 static void transform_component(Stream *stream, int part) {
     Image *image = stream->image;
     const int *area = image->area;
-    int across = image->header.across[part], down = image->header.down[part];
-    Group group = {.count = 0};
+    int across = image->header.across[part], down = image->header.down[part], n = 0;
+    int16_t *blocks[UNIT * MAX_BLOCKS + QUARTERS];
+    uint8_t *to[UNIT * MAX_BLOCKS + QUARTERS];
     for (int m = 0; m < stream->held; m++) {
         int row = stream->places[m][0], column = stream->places[m][1];
-        if (row < area[0] || row >= area[1] || column < area[2] || column >= area[3]) continue;
-        const int16_t *block =
-            stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
+        int16_t *block = stream->blocks + BLOCK * (m * image->blocks + image->first_block[part]);
+        int is_beside = row < area[0] || row >= area[1] || column < area[2] || column >= area[3];
+        if (is_beside || image->is_damaged) {
+            memset(block, 0, sizeof(int16_t) * BLOCK * across * down);
+            continue;
+        }
         uint8_t *corner = image->planes[part] + 8 * across * (column - area[2]);
         corner += 8 * down * (row - area[0]) * image->pitches[part];
         for (int y = 0; y < down; y++, corner += 8 * image->pitches[part])
-            for (int x = 0; x < across; x++, block += BLOCK) {
-                group.blocks[group.count] = block, group.to[group.count] = corner + 8 * x;
-                if (++group.count == QUARTERS) transform_group(&group, image, part);
-            }
+            for (int x = 0; x < across; x++, block += BLOCK)
+                blocks[n] = block, to[n++] = corner + 8 * x;
     }
-    if (group.count) transform_group(&group, image, part);
+    for (int i = 0; i < n; i += QUARTERS) {
+        for (int q = n; q < i + QUARTERS; q++) /* quarters without a block do another one's again */
+            blocks[q] = blocks[i], to[q] = to[i];
+        image->beyond |=
+            transform_blocks(blocks + i, image->steps[part], to + i, image->pitches[part]);
+    }
 }
 
-/* Transform the MCUs held, and clear their blocks. */
 static void finish_unit(Stream *stream) {
-    Image *image = stream->image;
-    if (!image->is_damaged)
-        for (int c = 0; c < image->header.parts; c++) transform_component(stream, c);
-    memset(stream->blocks, 0, sizeof(int16_t) * BLOCK * image->blocks * stream->held);
+    for (int c = 0; c < stream->image->header.parts; c++) transform_component(stream, c);
     stream->held = 0;
 }
 
@@ -133,11 +120,6 @@ static void hold_unit(Stream *stream) {
         place[0] = stream->row, place[1] = stream->column;
         if (++stream->column == stream->image->per_row) stream->column = 0, stream->row++;
     }
-}
-
-static int is_behind_area(const Stream *stream) {
-    const int *area = stream->image->area, last = area[1] - 1;
-    return stream->row > last || (stream->row == last && stream->column >= area[3]);
 }
 
 /* What follows the MCUs that have been read: more of the same tile, or another one. left: blocks of
@@ -153,7 +135,8 @@ APART int next_unit(Stream *stream, Image *images, int count, int left) {
         hold_unit(stream);
         if (stream->held == UNIT || image->is_damaged) finish_unit(stream);
         if (image->is_damaged) stream->left = 0;
-        if (image->tiles == 1 && is_behind_area(stream)) stream->left = 0;
+        int next = stream->row * image->per_row + stream->column;
+        if (image->tiles == 1 && next >= image->end) stream->left = 0;
     }
     if (!stream->left && !(image && take_tile(stream, image))) {
         if (stream->held) finish_unit(stream);
@@ -163,8 +146,6 @@ APART int next_unit(Stream *stream, Image *images, int count, int left) {
     stream->unit = stream->left < UNIT - stream->held ? stream->left : UNIT - stream->held;
     return stream->unit * stream->image->blocks;
 }
-
-/* ==== Reading ================================================================================= */
 
 /* What the inner loop keeps in registers. */
 typedef struct {
@@ -249,4 +230,7 @@ static void read_images(Stream streams[2], Image *images, int count) {
                 break;
             }
     }
+    const Int16s none = {0};
+    for (int i = 0; i < count; i++)
+        images[i].is_damaged |= memcmp(&images[i].beyond, &none, sizeof none) != 0;
 }

@@ -19,9 +19,8 @@ INLINE Sums weigh(Int16s a, Int16s b, int by_a, int by_b) {
 }
 
 INLINE Sums add_weighed(Sums sums, Int16s a, Int16s b, int by_a, int by_b) {
-    Int16s factors = pairs(by_a, by_b);
-    return (Sums){add_products(sums.low, low16(a, b), factors),
-                  add_products(sums.high, high16(a, b), factors)};
+    Sums more = weigh(a, b, by_a, by_b);
+    return (Sums){sums.low + more.low, sums.high + more.high};
 }
 
 /* The outputs k and 7 - k. */
@@ -78,19 +77,22 @@ INLINE void turn_to_bytes(Int16s *x) {
 
 /* Inverse transform of QUARTERS blocks.
  *
- * blocks: 64 coefficients each, row by row, before they are multiplied by `steps`, likewise row by
- * row; 16-byte aligned. to: the first pixel of each block's eight rows, `pitch` bytes apart; blocks
- * may share one. Returns nonzero where a product of a block's first row is beyond 14 bits, as none
- * of an image is: there libjpeg's shortcut for flat columns wraps, and this does not. */
-static int transform_blocks(const int16_t *const blocks[QUARTERS], const int16_t *steps,
-                            uint8_t *const to[QUARTERS], int64_t pitch) {
+ * blocks: 64 coefficients each, row by row, before they are multiplied by `steps`; 16-byte aligned,
+ * cleared when they have been read: a pass of its own over them would cost 1 % of a crop.
+ * steps: row by row, each row QUARTERS times. to: the first pixel of each block's eight rows,
+ * `pitch` bytes apart; blocks may share one. Returns bits set where a product of a block's first
+ * row is beyond 14 bits, as none of an image is: there libjpeg's shortcut for flat columns wraps,
+ * and this does not. */
+static Int16s transform_blocks(int16_t *const blocks[QUARTERS], const int16_t *steps,
+                               uint8_t *const to[QUARTERS], int64_t pitch) {
     Int16s x[8];
     for (int row = 0; row < 8; row++) {
         const void *from[QUARTERS];
         for (int q = 0; q < QUARTERS; q++) from[q] = blocks[q] + 8 * row;
-        x[row] = gather(from) * spread(steps + 8 * row);
+        x[row] = gather(from) * *(const Int16s *)(steps + 8 * QUARTERS * row);
+        for (int q = 0; q < QUARTERS; q++) *(Quarter *)(blocks[q] + 8 * row) = (Quarter){0};
     }
-    int beyond = any((x[0] << 2 >> 2) ^ x[0]);
+    Int16s beyond = (x[0] << 2 >> 2) ^ x[0];
     transform_lanes(x, 11, 1 << 10, 1); /* 2 of the 13 binary places stay, as in libjpeg */
     turn_blocks(x);
     transform_lanes(x, 18, 1 << 13, 1 << 4); /* 13, those 2, and 3 for the division by 8 */

@@ -1,22 +1,16 @@
-/* Vectors of one, two or four quarters of 16 bytes, by what the compiler may use.
+/* Vectors of one or two quarters of 16 bytes, by what the compiler may use.
  *
- * AVX-512 has four quarters in a vector, AVX2 two, and portable C (also with -DPORTABLE) one. Most
- * instructions of the two extensions work within quarters: code that keeps to quarters is the same
- * for all three. Lane-wise arithmetic (+ - * >> & |) is the compiler's own, on the types below; the
+ * AVX2 has two quarters in a vector, portable C (also with -DPORTABLE) one. AVX-512 would have
+ * four, which made no crop faster (docs/LOG.md); with its flags the compiler has its other
+ * instructions. Most instructions of AVX2 work within quarters: code that keeps to quarters is the
+ * same for both. Lane-wise arithmetic (+ - * >> & |) is the compiler's own, on the types below; the
  * functions are what C has no operator for. Integer results do not depend on the path; `fused`
- * rounds once in AVX2 and AVX-512, twice in portable C.
+ * rounds once in AVX2, twice in portable C.
  */
-#include <stdint.h>
-#include <string.h>
-#if !defined(PORTABLE) && (defined(__AVX512BW__) || defined(__AVX2__))
+#include "common.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && !defined(PORTABLE)
 #include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-
-#if defined(__AVX512BW__) && defined(__AVX512DQ__) && !defined(PORTABLE)
-#define QUARTERS 4
-#elif defined(__AVX2__) && defined(__FMA__) && !defined(PORTABLE)
 #define QUARTERS 2
 #else
 #define QUARTERS 1
@@ -43,26 +37,11 @@ INLINE Int16s widen(const uint8_t *from) {
     return __builtin_convertvector(*(const HalfUInt8s *)from, Int16s);
 }
 
-#if QUARTERS > 1
-/* ==== AVX-512 and AVX2 ======================================================================== */
-
-#if QUARTERS == 4
-typedef __m512i Bits;
-typedef __m512 FloatBits;
-#define WIDE(name) _mm512_##name
-#define BITS(name) _mm512_##name##_si512
-#define EACH_QUARTER(DO) DO(0) DO(1) DO(2) DO(3)
-#define QUARTER(v, q) (Quarter) _mm512_extracti32x4_epi32((Bits)(v), q)
-#else
-typedef __m256i Bits;
-typedef __m256 FloatBits;
-#define WIDE(name) _mm256_##name
-#define BITS(name) _mm256_##name##_si256
+#if QUARTERS == 2
 #define EACH_QUARTER(DO) DO(0) DO(1)
-#define QUARTER(v, q) (Quarter) _mm256_extracti128_si256((Bits)(v), q)
-#endif
+#define QUARTER(v, q) (Quarter) _mm256_extracti128_si256((__m256i)(v), q)
 #define TWO(name, instruction, In, Out)                                                            \
-    INLINE Out name(In a, In b) { return (Out)WIDE(instruction)((Bits)a, (Bits)b); }
+    INLINE Out name(In a, In b) { return (Out)_mm256_##instruction((__m256i)a, (__m256i)b); }
 
 /* Lanes of a and b in turn: those of the lower, or of the upper half of every quarter. */
 TWO(low8, unpacklo_epi8, Int16s, Int16s)
@@ -82,96 +61,41 @@ TWO(products, madd_epi16, Int16s, Int32s)
 /* (a * b + 0x4000) >> 15 */
 TWO(rounded_product, mulhrs_epi16, Int16s, Int16s)
 
-INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) {
-#if defined(__AVX512VNNI__) && QUARTERS == 4
-    return (Int32s)_mm512_dpwssd_epi32((Bits)sum, (Bits)a, (Bits)b);
-#else
-    return sum + products(a, b);
-#endif
-}
-
 /* RGBX to RGB: of every quarter the first 12 bytes remain in use. */
 INLINE Int16s drop_fourths(Int16s pixels) {
     const __m128i order = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-#if QUARTERS == 4
-    return (Int16s)_mm512_shuffle_epi8((Bits)pixels, _mm512_broadcast_i32x4(order));
-#else
-    return (Int16s)_mm256_shuffle_epi8((Bits)pixels, _mm256_broadcastsi128_si256(order));
-#endif
+    return (Int16s)_mm256_shuffle_epi8((__m256i)pixels, _mm256_broadcastsi128_si256(order));
 }
 
 /* a * b + c */
 INLINE Floats fused(Floats a, Floats b, Floats c) {
-    return (Floats)WIDE(fmadd_ps)((FloatBits)a, (FloatBits)b, (FloatBits)c);
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 
 /* 4 * QUARTERS bytes. */
 INLINE Floats floats(const uint8_t *from) {
-#if QUARTERS == 4
-    __m128i bytes = _mm_loadu_si128((const __m128i *)from);
-#else
     __m128i bytes = _mm_loadl_epi64((const __m128i *)from);
-#endif
-    return (Floats)WIDE(cvtepi32_ps)(WIDE(cvtepu8_epi32)(bytes));
-}
-
-/* Whether any bit is set. */
-INLINE int any(Int16s v) {
-#if QUARTERS == 4
-    return _mm512_test_epi32_mask((Bits)v, (Bits)v) != 0;
-#else
-    return !_mm256_testz_si256((Bits)v, (Bits)v);
-#endif
-}
-
-/* The same 16 bytes in every quarter. */
-INLINE Int16s spread(const void *from) {
-#if QUARTERS == 4
-    return (Int16s)_mm512_broadcast_i32x4(_mm_loadu_si128(from));
-#else
-    return (Int16s)_mm256_broadcastsi128_si256(_mm_loadu_si128(from));
-#endif
+    return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
 /* 16 bytes from each address. */
 INLINE Int16s gather(const void *const from[QUARTERS]) {
-#if QUARTERS == 4
-    Bits v = _mm512_castsi128_si512(_mm_loadu_si128(from[0]));
-    v = _mm512_inserti32x4(v, _mm_loadu_si128(from[1]), 1);
-    v = _mm512_inserti32x4(v, _mm_loadu_si128(from[2]), 2);
-    return (Int16s)_mm512_inserti32x4(v, _mm_loadu_si128(from[3]), 3);
-#else
     return (Int16s)_mm256_loadu2_m128i(from[1], from[0]);
-#endif
 }
 
 /* Quarter i of vector k becomes quarter k of vector i. */
 INLINE void turn(Int16s v[QUARTERS]) {
-#if QUARTERS == 4
-#define TURN(a, b, order) _mm512_shuffle_i32x4((Bits)(a), (Bits)(b), order)
-    Bits low01 = TURN(v[0], v[1], 0x44), high01 = TURN(v[0], v[1], 0xee);
-    Bits low23 = TURN(v[2], v[3], 0x44), high23 = TURN(v[2], v[3], 0xee);
-    v[0] = (Int16s)TURN(low01, low23, 0x88), v[1] = (Int16s)TURN(low01, low23, 0xdd);
-    v[2] = (Int16s)TURN(high01, high23, 0x88), v[3] = (Int16s)TURN(high01, high23, 0xdd);
-#else
-    Bits low = _mm256_permute2x128_si256((Bits)v[0], (Bits)v[1], 0x20);
-    v[1] = (Int16s)_mm256_permute2x128_si256((Bits)v[0], (Bits)v[1], 0x31);
+    __m256i low = _mm256_permute2x128_si256((__m256i)v[0], (__m256i)v[1], 0x20);
+    v[1] = (Int16s)_mm256_permute2x128_si256((__m256i)v[0], (__m256i)v[1], 0x31);
     v[0] = (Int16s)low;
-#endif
 }
 
 #else
-/* ==== Portable ================================================================================ */
-
 #define EACH_QUARTER(DO) DO(0)
 #define QUARTER(v, q) (Quarter)(v)
 
-#ifdef __clang__
-#define SHUFFLE(Type, a, b, ...) (Int16s) __builtin_shufflevector((Type)(a), (Type)(b), __VA_ARGS__)
-#else
 #define SHUFFLE(Type, a, b, ...)                                                                   \
     (Int16s) __builtin_shuffle((Type)(a), (Type)(b), (Type){__VA_ARGS__})
-#endif
 typedef int64_t Int64s LANES(VECTOR);
 #define TURNS(name, Type, ...)                                                                     \
     INLINE Int16s name(Int16s a, Int16s b) { return SHUFFLE(Type, a, b, __VA_ARGS__); }
@@ -204,7 +128,6 @@ INLINE Int32s even_products(Int16s a, Int16s b) {
 }
 INLINE Int32s odd_products(Int16s a, Int16s b) { return ((Int32s)a >> 16) * ((Int32s)b >> 16); }
 INLINE Int32s products(Int16s a, Int16s b) { return even_products(a, b) + odd_products(a, b); }
-INLINE Int32s add_products(Int32s sum, Int16s a, Int16s b) { return sum + products(a, b); }
 INLINE Int16s rounded_product(Int16s a, Int16s b) {
     Int32s even = (even_products(a, b) + 0x4000) >> 15, odd = (odd_products(a, b) + 0x4000) >> 15;
     return (Int16s)((even & 0xffff) | odd << 16);
@@ -223,8 +146,6 @@ INLINE Floats floats(const uint8_t *from) {
     Int16s words = low8((Int16s)(Int32s){four}, (Int16s){0});
     return __builtin_convertvector((Int32s)low16(words, (Int16s){0}), Floats);
 }
-INLINE int any(Int16s v) { return (((Int64s)v)[0] | ((Int64s)v)[1]) != 0; }
-INLINE Int16s spread(const void *from) { return *(const Int16s *)from; }
 INLINE Int16s gather(const void *const from[QUARTERS]) { return *(const Int16s *)from[0]; }
 INLINE void turn(Int16s v[QUARTERS]) { (void)v; }
 #endif

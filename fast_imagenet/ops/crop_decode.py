@@ -233,7 +233,18 @@ class _CropOperation(EpochCounter, SimpleRGBImageDecoder):
 
         changes: functions of (first, end), called in this order for images just decoded.
         """
-        samples, crops = np.ascontiguousarray(samples), np.ascontiguousarray(crops)
+        if (
+            images_bhwc.dtype != np.uint8
+            or images_bhwc.ndim != 4
+            or images_bhwc.shape[::3] != (len(samples), 3)
+            or not (images_bhwc.flags.c_contiguous and images_bhwc.flags.writeable)
+            or not np.shape(samples) == np.shape(crops) == (len(samples), 5)
+        ):
+            shapes = (*map(np.shape, (samples, crops)), images_bhwc.shape, images_bhwc.dtype)
+            raise ValueError(
+                f"given {shapes}; give [b, 5], [b, 5], uint8 [b, h, w, 3] in one piece"
+            )
+        samples, crops = (np.ascontiguousarray(rows, np.int64) for rows in (samples, crops))
         status = np.zeros(len(samples), np.int64)
         batch = batch_places(
             *(samples, crops, images_bhwc, status),

@@ -1,5 +1,8 @@
 """The decoder in C and hostile bytes: it reads what libturbojpeg reads, or leaves it alone."""
 
+import ctypes
+import io
+import mmap
 import os
 import shutil
 import subprocess
@@ -7,11 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fast_imagenet.native import FOLDER, decoder
 from tests import fuzz
 from tests.conftest import ROOT
-from tests.damaged_images import black, damaged_images, hostile_images, segment
+from tests.damaged_images import black, damaged_images, hostile_images, segment, sound_images
 from tests.odd_images import as_jpeg, scene
 
 
@@ -180,7 +184,7 @@ def test_broken_promises_are_counted(tmp_path, sanitizers):
         header_h=("return body[5] == 1;", "return 1;"),
         color_h=("by_green = pairs(-22554,", "by_green = pairs(-22654,"),
         decode_c=("sample->height ? GOOD : WRONG_SIZE", "sample->height ? GOOD : GOOD"),
-        streams_h=("sizeof(int16_t) * BLOCK * image->blocks", "image->blocks"),
+        streams_h=("sizeof(int16_t) * BLOCK * across", "across"),
     )
     program = fuzz.compile_fuzzer(tmp_path, ["-DPORTABLE"], sources)
     found = fuzz.fuzz(program, damaged_images(200, 1), tmp_path)
@@ -191,8 +195,79 @@ def test_broken_promises_are_counted(tmp_path, sanitizers):
 
 @pytest.mark.slow
 def test_a_read_behind_the_file_ends_the_fuzzer(tmp_path, sanitizers):
-    old = "length != 4 + 2 * header->parts || here[4] != header->parts"
-    new = "here[4] != header->parts || length != 4 + 2 * header->parts"
+    old = "length == 4 + 2 * header->parts && here[4] == header->parts"
+    new = "here[4] == header->parts && length == 4 + 2 * header->parts"
     program = fuzz.compile_fuzzer(tmp_path, [], changed_sources(tmp_path, header_h=(old, new)))
     with pytest.raises(RuntimeError, match="heap-buffer-overflow"):
         fuzz.fuzz(program, damaged_images(0, 1), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Misuse, and memory that ends
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded():
+    """A function: so many bytes, the last of which ends a page; the next page is out of reach."""
+    libc, page, kept = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE, []
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def take(size, data=None):
+        pages = -(-size // page) * page
+        memory = np.frombuffer(mmap.mmap(-1, pages + page), np.uint8)
+        kept.append(memory)
+        assert libc.mprotect(memory.ctypes.data + pages, page, 0) == 0
+        part = memory[pages - size : pages]
+        if data is not None:
+            part[:] = np.frombuffer(data, np.uint8)
+            assert libc.mprotect(memory.ctypes.data, pages, mmap.PROT_READ) == 0
+        return part
+
+    return take
+
+
+def test_nothing_is_read_behind_the_file_or_written_behind_the_batch(guarded):
+    """In pages of which the next is not mapped: a stray access ends the process."""
+    rng, by = np.random.default_rng(3), decoder.Decoder()
+    for number, data in enumerate([*sound_images(150, 3), *damaged_images(150, 4)]):
+        try:
+            width, height = Image.open(io.BytesIO(data)).size
+        except (OSError, SyntaxError, ValueError):
+            width, height = 40, 30
+        stored = guarded(len(data), data)
+        samples = np.array([[stored.ctypes.data, stored.size, 0, height, width]], np.int64)
+        h, w = (int(rng.integers(1, side + 1)) for side in (height, width))
+        crops = np.array([[rng.integers(height - h + 1), rng.integers(width - w + 1), h, w, 1]])
+        out = tuple(int(side) for side in rng.integers(1, 40, 2))
+        pixels = guarded(3 * out[0] * out[1]).reshape(1, *out, 3)
+        for method in decoder.METHODS:
+            batch = decoder.batch_places(
+                *(samples, crops, pixels, np.zeros(1, np.int64)),
+                method=method,
+                reduced=number % 2 == 0,
+            )
+            by.decode(0, 1, batch)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        *((-1, 0, 5, 5), (0, -1, 5, 5), (36, 0, 5, 5), (0, 46, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0)),
+        *((0, 0, -1, 5), (1 << 62, 0, 5, 5), (0, 0, 1 << 62, 5), (-(1 << 62), 0, 1 << 62, 5)),
+        (40, 50, 1, 1),
+    ],
+)
+def test_a_box_beside_the_image_is_refused(crop):
+    stored = np.frombuffer(black(40, 50), np.uint8).copy()
+    raw = np.zeros(3 * 40 * 50, np.uint8)
+    rows = [[stored.ctypes.data, stored.size, 0, 40, 50], [raw.ctypes.data, raw.size, 1, 40, 50]]
+    pixels, status = np.full((2, 4, 4, 3), 9, np.uint8), np.zeros(2, np.int64)
+    batch = decoder.batch_places(
+        *(np.array(rows, np.int64), np.array([[*crop, 0]] * 2, np.int64), pixels, status),
+        method="area",
+        reduced=False,
+    )
+    decoder.Decoder().decode(0, 2, batch)
+    assert (status == decoder.WRONG_SIZE).all()
+    assert not pixels.any()
