@@ -433,7 +433,7 @@ def train(cfg: Settings, distributed: Distributed) -> None:
             run.end_training()  # losses and weights are finite, and saved before an evaluation
             scores = {}
             if run.evaluates(epoch):
-                last = epoch == run.remaining[-1]
+                last = epoch + 1 == cfg.training.epochs  # not where max_steps cuts a run short
                 scores = evaluate_both(state, run.val_batches, cfg, distributed, last)
             run.end_epoch(scores)
         run.finish()

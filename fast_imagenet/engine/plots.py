@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fast_imagenet.engine.json_lines import RunLogError, read_jsonl
+from fast_imagenet.engine.metrics import raw_keys
 from fast_imagenet.engine.progress import accuracy_text
 from fast_imagenet.files import write_atomically
 
@@ -30,8 +31,8 @@ def plot_curves(log_jsonl: str | Path, png: str | Path, note: str = "") -> None:
     lines = read_jsonl(log_jsonl)
     if not lines:
         raise RunLogError(f"{log_jsonl} is empty: there is nothing to draw before the first epoch")
-    # before the last line, raw weights may not have been evaluated
-    log = {key: [line.get(key, math.nan) for line in lines] for key in lines[-1]}
+    # before the end of a run, raw weights may not have been evaluated
+    log = {k: [line.get(k, math.nan) for line in lines] for k in (*lines[-1], *raw_keys())}
     unit, seconds = ("hours", 3600) if log["total_seconds"][-1] >= 3600 else ("minutes", 60)
     times = [value / seconds for value in log["total_seconds"]]
     figure = Figure(figsize=(11.5, 10.4), dpi=130, layout="constrained")
@@ -43,14 +44,13 @@ def plot_curves(log_jsonl: str | Path, png: str | Path, note: str = "") -> None:
     _draw_speed(axes[1, 1], log)
     _draw_schedule(axes[2, 0], log, "lr", "learning rate at the end of the epoch")
     _draw_schedule(axes[2, 1], log, "resolution", "training resolution, pixels", "steps-pre")
-    title = _title(log, f"{times[-1]:.1f} {unit}") + (f"; {note}" if note else "")
+    title = _title(lines[-1], f"{times[-1]:.1f} {unit}") + (f"; {note}" if note else "")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     write_atomically(png, lambda file: figure.savefig(file, format="png"))
 
 
-def _title(log: dict[str, list[Any]], time: str) -> str:
-    epochs = f"{log['epoch'][-1]} epoch{'s' * (log['epoch'][-1] != 1)}"
-    last = {key: values[-1] for key, values in log.items()}
+def _title(last: dict[str, Any], time: str) -> str:
+    epochs = f"{last['epoch']} epoch{'s' * (last['epoch'] != 1)}"
     return f"top-1 {accuracy_text(last)}\nafter {epochs} in {time}"
 
 
@@ -68,6 +68,8 @@ def _draw_accuracy(axes: Any, log: dict[str, list[Any]], x: list[float], unit: s
         tuple[float, ...], tuple[str, list[str]]
     ] = {}  # by values: of two equal curves one would hide the other
     for name, color, label in views:
+        if math.isnan(log[f"{name}top1"][-1]):
+            continue
         curves.setdefault(tuple(log[f"{name}top1"]), (color, []))[1].append(label)
     for values, (color, labels) in curves.items():
         style = "--" if labels[0].endswith("raw") else "-"
@@ -83,6 +85,8 @@ def _draw_losses(axes: Any, log: dict[str, list[Any]]) -> None:
         curves[1] = ("val_loss", BLUE, "--", "validation, raw")
         curves.append(("val_loss_ema", BLUE, "-", "validation, EMA"))
     for key, color, style, label in curves:
+        if math.isnan(log[key][-1]):
+            continue
         axes.plot(log["epoch"], log[key], style, color=color, label=label, **_dots(log[key]))
     axes.legend(frameon=False)
     _decorate(axes, "loss, nats", "epoch")

@@ -109,6 +109,7 @@ def test_with_an_ema_raw_weights_come_with_the_last_line(tmp_path):
     log = open_log(tmp_path, config=config, resume=True)
     with pytest.raises(RunLogError, match="ema_top1 is missing"):
         log.write(**{key: value for key, value in part.items() if key != "ema_top1"})
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
     for line in (part | {"epoch": 2}, record(3)):
         log.write(**line)
     log.finish({})
