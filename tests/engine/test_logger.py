@@ -113,8 +113,8 @@ def test_with_an_ema_raw_weights_come_with_the_last_line(tmp_path):
     for line in (part | {"epoch": 2}, record(3)):
         log.write(**line)
     log.finish({})
-    standard, config = (f"EMA {part[f'ema_{view}top1']:.2f} %" for view in ("plain_", ""))
-    assert accuracy_text(part) == f"{standard} standard eval, {config} config eval"
+    plain, other = (f"EMA {part[f'ema_{view}top1']:.2f} %" for view in ("plain_", ""))
+    assert accuracy_text(part) == f"{plain} standard eval, {other} config eval"
     (tmp_path / "config.json").write_text(json.dumps(config))
     run = read_run(tmp_path)
     assert run.column("ema_top1") and run.numbers["config"] == record(3)["ema_top1"]
