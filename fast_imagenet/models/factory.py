@@ -160,7 +160,8 @@ def try_network(
                 batch = torch.zeros(images, 3, size, size, device=device)
                 logits = functional_call(model, fake, (batch,))
         except DATA_DECIDES:
-            return  # the values of the images decide: its first step will show it
+            draws.found = True  # the values of the images decide: its first step will show it
+            return
         except Exception as error:  # each network has its own way to refuse a size
             raise ValueError(
                 f"{type(model).__name__} cannot be {use} on {images} images of {size} px "

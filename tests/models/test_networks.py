@@ -5,12 +5,14 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
 from fast_imagenet.data.augmentation import IMAGENET, Augment
 from fast_imagenet.data.device_transforms import BatchTransforms
 from fast_imagenet.engine.distributed import Distributed
+from fast_imagenet.models.factory import try_network
 from fast_imagenet.models.networks import (
     FixedBatch,
     ImageNetwork,
@@ -129,3 +131,19 @@ def test_compiled_code_is_kept_where_a_reboot_leaves_it(tmp_path, monkeypatch, c
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
     kept = chosen or ("" if home else str(tmp_path / "fast_imagenet/inductor"))
     assert (folder.endswith(kept) and kept) or "fast_imagenet" not in folder
+
+
+def test_a_network_that_shapes_do_not_tell_about_is_seeded():
+    """What comes after a branch on the images' values cannot be tried; it may draw."""
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, images_bchw):
+            scale = 2 if images_bchw.max() > 1 else 1
+            return F.dropout(self.last(scale * images_bchw.mean((2, 3))))
+
+    assert try_network(Branching(), [8], 2)
+    assert not try_network(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [8], 2)
