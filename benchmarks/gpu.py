@@ -5,9 +5,10 @@ python benchmarks/gpu.py --data data/imagenette --minutes 10       without make 
 
 Every part leaves a record in the folder --records: gpu/DATE_GPU/PART.json, and a training
 CONFIG/DATE_GPU/seedN, as tools.report reads it. The same command continues: a part with a record is
-not run again, one that was cut off begins anew, a training at its checkpoint. A part starts where
-the time it will take is left; a training, as soon as it can get anywhere. --data holds train.beton
-and val.beton of Imagenette; without it data/imagenette is taken, and written where it is missing.
+not run again, one that was cut off begins anew, a training at its checkpoint, the memory of configs
+at the next one. A part starts where the time it will take is left; one that resumes, as soon as it
+can get anywhere. --data holds train.beton and val.beton of Imagenette; without it data/imagenette
+is taken, and written where it is missing.
 
 Exit status: 0 no part failed, 1 one did, and the others ran, 2 no GPU or wrong arguments.
 """
@@ -52,7 +53,8 @@ class Part:
     seconds: float  # that it takes on a GPU of a data center, roughly
     command: list[str]
     record: Path
-    run: Path | None = None  # of a training: its folder; it resumes
+    resumes: bool = False  # what it has done when it is cut off is kept
+    run: Path | None = None  # of a training: its folder
 
     def typical(self) -> float:
         return self.seconds
@@ -94,7 +96,8 @@ def memory_part(args: argparse.Namespace, place: Path) -> Part:
     command = ["benchmarks/step_memory.py", f"--gb={CAP}", f"--lanes={lanes}"]
     command += [f"--device={args.device}", f"--json={record}"] + ["--smoke"] * args.smoke
     command += ["--config", *([f"{ROOT}/tests/smoke.yaml"] if args.smoke else configs)]
-    return Part(record.stem, 20 if args.smoke else 50 * len(configs) / lanes, command, record)
+    seconds = 20 if args.smoke else 50 * len(configs) / lanes
+    return Part(record.stem, seconds, command, record, resumes=True)
 
 
 def training_parts(args: argparse.Namespace, place: Path, data: Path) -> list[Part]:
@@ -111,7 +114,8 @@ def training_parts(args: argparse.Namespace, place: Path, data: Path) -> list[Pa
         command += ["--logging.progress=false"]
         command += [f"--data.{s}_dataset={data}/{s}.beton" for s in ("train", "val")]
         record = place.parents[1] / name / place.name / f"seed{seed}"
-        parts.append(Part(f"{name}_seed{seed}", START + EPOCH * epochs, command, record, run))
+        seconds = START + EPOCH * epochs
+        parts.append(Part(f"{name}_seed{seed}", seconds, command, record, True, run))
     return parts
 
 
@@ -146,8 +150,8 @@ class Session:
         return max(cut, part.seconds * (max(0.5, taken / typical) if done else 1.0))
 
     def starts(self, part: Part) -> bool:
-        """Whether the time that is left will do; a training resumes, so a part of it is enough."""
-        return self.left > (START + SAVING if part.run else self.expected(part))
+        """Whether the time that is left will do; for a part that resumes, some of it does."""
+        return self.left > (START + SAVING if part.resumes else self.expected(part))
 
     def run_all(self, parts: list[Part]) -> list[str]:
         """Run the parts without a record that fit, once each; the names of those that failed."""

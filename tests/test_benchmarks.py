@@ -371,11 +371,11 @@ def test_a_part_that_fails_or_takes_long_leaves_the_others(tmp_path, monkeypatch
     assert not second.has(parts[1])  # a record that somebody removed is made again
 
 
-def test_a_training_starts_wherever_it_can_get_on(tmp_path):
+def test_a_part_that_resumes_starts_wherever_it_can_get_on(tmp_path):
     session = gpu.Session(tmp_path, minutes=5)
     longer = gpu.Part("longer", 1e9, [], tmp_path / "seed0")
     assert not session.starts(longer)
-    assert session.starts(replace(longer, run=tmp_path / "run"))
+    assert session.starts(replace(longer, resumes=True))
 
 
 def test_gpu_names_its_parts_where_there_is_no_gpu(monkeypatch, capsys, tmp_path):
