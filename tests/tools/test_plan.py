@@ -396,6 +396,7 @@ def command(tiny_beton, tmp_path, *flags):
         *(f"--data.{split}_dataset={tiny_beton / f'{split}.beton'}" for split in ("train", "val")),
         *("--training.max_steps=0", "--training.epochs=3", "--seconds=1"),
         *("--resolution.max_res=64", "--resolution.end_ramp=2", "--lr.lr_peak_epoch=1"),
+        "--validation.every=1",
         *(f"--logging.folder={tmp_path / 'run'}", f"--json={tmp_path / 'plan.json'}", *flags),
     ]
 
