@@ -86,10 +86,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _train(arguments: list[str], environment: dict[str, str], said: str, ready) -> None:
+    import torch
+
     from fast_imagenet.engine.signals import stop_at_once
     from fast_imagenet.processes import SIGNALS
 
     os.setsid()
+    # After a fork the first caller makes torch's pool anew: of two at a time, one would find none.
+    torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the workers' server blocks them
     os.environ.update(ONE_THREAD | environment)
     os.chdir(ROOT)
