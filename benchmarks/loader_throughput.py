@@ -54,7 +54,8 @@ class Process:
         try:
             self.process = subprocess.Popen(command, env=environment, **pipes)
         except OSError as problem:
-            reason = f"{python} does not start ({problem.strerror}): run `make bench`"
+            name = os.path.relpath(python, common.ROOT)
+            reason = f"{name} does not start ({problem.strerror}): run `make bench`"
             raise PeerError(reason) from None
 
     def ask(self, do: str, **what: Any) -> dict:
