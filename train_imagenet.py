@@ -213,7 +213,7 @@ from fast_imagenet.models.factory import (
     try_evaluation,
     zero_init_residual,
 )
-from fast_imagenet.models.networks import ImageNetwork, build_networks
+from fast_imagenet.models.networks import ImageNetwork, build_networks, is_compiled
 from fast_imagenet.models.origin import check_classes, input_norm, new_origin, origin_of
 from fast_imagenet.models.small_maps import use_small_maps
 from fast_imagenet.rng import step_seed
@@ -303,9 +303,9 @@ def build_state(
     options, norm = cfg.training, input_norm(networks.model)
     dtype = choose_precision(options.precision, distributed.device)
     smoothing = options.label_smoothing
-    transforms = BatchTransforms(augment_of(cfg), *norm, num_classes, smoothing, options.seed)
-    compiled = hasattr(networks.train_model, "_orig_mod")
-    transforms.as_tensor = compiled or distributed.device.type == "cuda"
+    as_tensor = is_compiled(networks.train_model) or distributed.device.type == "cuda"
+    how = (num_classes, smoothing, options.seed)
+    transforms = BatchTransforms(augment_of(cfg), *norm, *how, as_tensor=as_tensor)
     return TrainState(
         *networks,
         optimizer=build_optimizer(options, networks.model),
@@ -409,7 +409,7 @@ def evaluate_both(
     autocast = full_precision if last else state.autocast
     common = (state.eval_model, batches, cfg, autocast, distributed.device)
     raw = evaluate(*common) if last or not cfg.ema.decay else None
-    if raw and not cfg.ema.decay:
+    if raw is not None and not cfg.ema.decay:
         return evaluation_record(raw, raw)
     with state.ema.applied():
         return evaluation_record(raw, evaluate(*common))

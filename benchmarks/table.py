@@ -353,7 +353,8 @@ def step_table(results: dict) -> Lines:
         cells = [number(rates[name]["median"]) for name in STEP_COLUMNS]
         ratios = [f"{step[key]:.2f}x" if key in step else "" for key in STEP_RATIOS]
         rows.append([data["arch"], str(data["side"]), *cells, *ratios])
-    text = "Images per second of a step, batch 256, medians; the peer is ffcv-imagenet's "
+    size = steps[0]["data"]["batch_size"]
+    text = f"Images per second of a step, batch {size}, medians; the peer is ffcv-imagenet's "
     text += "step. *Ratio*: ours fixed (bf16, compiled) / the peer's; *fed*: ours from the "
     text += "loader / on a fixed batch."
     return [text, "", *markdown(heads, rows), "", machine_line(steps[0])]

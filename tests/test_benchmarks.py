@@ -378,6 +378,17 @@ def test_a_part_that_resumes_starts_wherever_it_can_get_on(tmp_path):
     assert session.starts(replace(longer, resumes=True))
 
 
+def test_estimates_follow_what_earlier_parts_took(tmp_path):
+    session, typical = gpu.Session(tmp_path, minutes=5), 30.0
+    one = gpu.Part("one", typical, [], tmp_path / "one.json")
+    assert session.expected(one) == typical
+    session.notes["quick"] = dict(status=gpu.DONE, seconds=40.0, typical=20.0)
+    session.notes["failed"] = dict(status="failed with status 1", seconds=1.0, typical=99.0)
+    assert session.expected(one) == 2 * typical
+    session.notes["one"] = dict(status=gpu.CUT, seconds=100.0, typical=typical)
+    assert session.expected(one) == 1.2 * 100.0
+
+
 def test_gpu_names_its_parts_where_there_is_no_gpu(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert gpu.main([f"--records={tmp_path}"]) == 2

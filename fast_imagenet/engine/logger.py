@@ -29,7 +29,7 @@ from fast_imagenet.engine.json_lines import (
     read_object,
     rewrite_lines,
 )
-from fast_imagenet.engine.metrics import RECORD_VERSION, metric_keys, raw_keys
+from fast_imagenet.engine.metrics import RAW_AT_THE_END, RECORD_VERSION, metric_keys, raw_keys
 from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import PATHS, environment, real_paths, redact_paths
 from fast_imagenet.files import write_atomically, write_json
@@ -208,7 +208,9 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_torn_line(self._steps)
         config, before = config or {}, read_object(self.folder / "environment.json")
-        version = max(2, record_version(before)) if self._log.exists() else RECORD_VERSION
+        version = RECORD_VERSION
+        if self._log.exists():
+            version = max(RAW_AT_THE_END, record_version(before))
         self._newer = set(record_keys()) - set(record_keys(version))
         check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]

@@ -77,8 +77,8 @@ class Top5(Top1):
 
 
 METRICS: list[type[Metric]] = [CrossEntropy, Top1, Top5]
-# 2: where there is an EMA, raw weights are evaluated at the end only
-RECORD_VERSION = max(2, *(metric.since for metric in METRICS))
+RAW_AT_THE_END = 2  # version from which on, with an EMA, raw weights are evaluated at the end only
+RECORD_VERSION = max(RAW_AT_THE_END, *(metric.since for metric in METRICS))
 
 
 def metric_keys(version: int | None = None) -> list[str]:

@@ -28,9 +28,8 @@ from fast_imagenet.models.layers import plain_model
 # says state_dict. A file with none of these is taken to be a state dict itself.
 RAW_KEYS = ("model", "state_dict")
 EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
-EMBEDDED = (
-    *("arch", "num_classes", "classes", "use_blurpool", "blur_max_pool", "mean", "std", "weights"),
-)
+EMBEDDED: tuple[str, ...] = ("arch", "num_classes", "classes", "mean", "std", "weights")
+EMBEDDED += ("use_blurpool", "blur_max_pool")
 
 
 def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:

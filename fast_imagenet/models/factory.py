@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_imagenet.engine.train_state import Autocast, Batch, TrainState
+from fast_imagenet.models.networks import is_compiled
 
 
 def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -251,7 +252,7 @@ def prepare_network(
     """
     sizes = sorted(resolutions)
     state.draws = try_network(state.model.train(), sizes, state.micro_batch)
-    if not hasattr(state.train_model, "_orig_mod"):  # not compiled
+    if not is_compiled(state.train_model):
         return
     warm_up(lambda size: blank_step(state, size, forward_backward), state.model, sizes)
     state.eval_model.eval()

@@ -150,6 +150,11 @@ def distribute(network: nn.Module, device: torch.device, gradients: str = "fp32"
     return wrapped
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether it is one of `compile_network`."""
+    return hasattr(network, "_orig_mod")
+
+
 def compile_network(network: nn.Module) -> Any:
     """torch.compile, whose results are kept in the user's cache: torch's default is lost at boot.
 

@@ -42,10 +42,18 @@ def _functions() -> Any:
 
 
 def _turbojpeg() -> ctypes.Array:
-    """Functions that decode.c calls, in its order, of the libturbojpeg that FFCV is linked to."""
+    """Functions that decode.c calls, in its order, of the libturbojpeg that FFCV is linked to.
+
+    Raises: ImportError: one of the two is not there.
+    """
     names = ("InitDecompress", "Destroy", "Decompress2", "GetErrorCode", "DecompressHeader3")
-    ffcv: Any = importlib.util.find_spec("ffcv")
-    opened = ctypes.CDLL(str(next(Path(ffcv.origin).parent.glob("_libffcv*.so"))))
+    ffcv = importlib.util.find_spec("ffcv")
+    files = Path(ffcv.origin or "").parent.glob("_libffcv*.so") if ffcv else ()
+    try:
+        opened = ctypes.CDLL(str(next(iter(files))))
+    except (StopIteration, OSError) as error:
+        fix = "install ffcv and libturbojpeg, as `make setup` does"
+        raise ImportError(f"FFCV's library is not there or not usable ({error}): {fix}") from error
     found = (ctypes.cast(getattr(opened, f"tj{name}"), ctypes.c_void_p) for name in names)
     return (ctypes.c_void_p * 5)(*(function.value for function in found))
 

@@ -1,6 +1,7 @@
 """Every source kind holds the same images; odd files decode as in Pillow; wrong layouts."""
 
 import hashlib
+import importlib.util
 import io
 import os
 import pickle
@@ -80,8 +81,11 @@ def test_damage_that_libjpeg_repairs_is_named():
             np.testing.assert_array_equal(rgb_hwc, pillow_rgb(data))
 
 
-def test_without_libturbojpeg_images_are_decoded_but_not_checked(monkeypatch):
-    monkeypatch.setattr(decode_module, "_native", lambda: None)
+def test_without_ffcv_images_are_decoded_but_not_checked(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "fast_imagenet.native.decoder", raising=False)
+    decode_module._native.cache_clear()
+    monkeypatch.setattr(decode_module, "_native", decode_module._native.__wrapped__)
     rgb_hwc, kinds = decode_rgb(as_jpeg(scene()))
     assert kinds == ("unchecked",)
     np.testing.assert_array_equal(rgb_hwc, pillow_rgb(as_jpeg(scene())))
