@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PATHS = "paths.json"  # in a run's folder only
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -35,11 +34,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def real_paths(config: dict[str, Any]) -> dict[str, str]:
-    """'section.key' -> absolute path of what a run reads: what `redact_paths` takes out."""
-    keys = (("data", "train_dataset"), ("data", "val_dataset"), ("model", "checkpoint"))
-    found = {f"{section}.{key}": config.get(section, {}).get(key) for section, key in keys}
-    return {name: os.path.abspath(Path(path).expanduser()) for name, path in found.items() if path}
+def with_real_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with absolute paths of the data: found again from any folder."""
+    data = dict(config.get("data", {}))
+    for key in {"train_dataset", "val_dataset"} & data.keys():
+        data[key] = os.path.abspath(Path(data[key]).expanduser())
+    return config | {"data": data} if data else config
 
 
 def redact_paths(value: Any) -> Any:

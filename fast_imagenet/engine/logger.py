@@ -3,9 +3,9 @@
 Files in the run's folder: config.json, environment.json, log.jsonl (one line per evaluated epoch,
 the same keys every time, none null; where there is an EMA, those of raw weights in the last line
 only), steps.jsonl (the loss of every step), at the end summary.json and curves.png; TensorBoard's
-event files where it is installed. The JSON files name no machine, user or folder outside the
-repository: a record can be published. Two are for the machine alone and become part of no record:
-paths.json, where the run found its files, and TensorBoard's, whose names hold the host.
+event files where it is installed. config.json names the files of the data by their absolute paths;
+the other JSON files name no machine, user or folder. `python -m tools.report add` makes a record of
+them that can be published.
 
 To add a logger, write a Sink, put it into SINKS and declare its setting in section `logging`.
 """
@@ -31,7 +31,7 @@ from fast_imagenet.engine.json_lines import (
 )
 from fast_imagenet.engine.metrics import RAW_AT_THE_END, RECORD_VERSION, metric_keys, raw_keys
 from fast_imagenet.engine.plots import plot_curves
-from fast_imagenet.environment import PATHS, environment, real_paths, redact_paths
+from fast_imagenet.environment import environment, redact_paths, with_real_paths
 from fast_imagenet.files import write_atomically, write_json
 
 # seconds: of this epoch's training. What metrics add (metrics.py): accuracies in percent, losses in
@@ -215,8 +215,8 @@ class RunLog:
         check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]
         self._sinks = [sink(self.folder, config, version) for sink in wanted]
-        write_json(self.folder / "config.json", redact_paths(config))
-        write_json(self.folder / PATHS, real_paths(config))
+        write_json(self.folder / "config.json", with_real_paths(config))
+        (self.folder / "paths.json").unlink(missing_ok=True)  # of an earlier version
         self._write_environment(before, version)
 
     def _write_environment(self, before: dict[str, Any], version: int) -> None:

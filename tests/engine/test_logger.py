@@ -52,7 +52,6 @@ def test_a_run_leaves_its_files(tmp_path):
         "curves.png",
         "environment.json",
         "log.jsonl",
-        "paths.json",
         "summary.json",
     ]
     assert lines_of(folder) == [record(1), record(2)]
@@ -257,17 +256,24 @@ def test_a_run_resumed_elsewhere_keeps_both_environments(tmp_path, monkeypatch):
     assert [old["device"] for old in where["earlier"]] == ["one", "two"]
 
 
-def test_settings_are_written_without_private_folders(tmp_path):
-    config = {
-        "data": {"train": str(REPOSITORY / "data" / "a.beton"), "val": "/home/someone/b.beton"},
-        "list": ["~/c.pt", "data/d.pt", 3, None],
-    }
-    open_log(tmp_path, config=config)
-    expected = {
-        "data": {"train": "data/a.beton", "val": ".../b.beton"},
-        "list": [".../c.pt", "data/d.pt", 3, None],
-    }
-    assert json.loads((tmp_path / "config.json").read_text()) == expected == redact_paths(config)
+def test_settings_name_the_data_and_are_read_without_private_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paths.json").write_text("{}")  # of an older version, now out of date
+    data = {"train_dataset": "a.beton", "val_dataset": str(REPOSITORY / "data" / "b.beton")}
+    config = {"data": data, "model": {"checkpoint": "~/c.pt", "list": ["data/d.pt", 3, None]}}
+    log = open_log(tmp_path, config=config, resume=True)
+    log.write(**record(1))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written == config | {"data": data | {"train_dataset": str(tmp_path / "a.beton")}}
+    assert not (tmp_path / "paths.json").exists()
+    assert (
+        read_run(tmp_path).settings
+        == redact_paths(written)
+        == {
+            "data": {"train_dataset": ".../a.beton", "val_dataset": "data/b.beton"},
+            "model": {"checkpoint": ".../c.pt", "list": ["data/d.pt", 3, None]},
+        }
+    )
 
 
 # ------------------------------------------------------------------------------------------------

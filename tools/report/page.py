@@ -9,6 +9,7 @@ import io
 import tempfile
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from fast_imagenet.data.samples import center_crop, open_dataset, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.json_lines import read_jsonl, read_object
 from fast_imagenet.engine.plots import plot_curves
-from fast_imagenet.environment import PATHS, REPOSITORY
+from fast_imagenet.environment import REPOSITORY
 from fast_imagenet.files import write_atomically
 from fast_imagenet.models.networks import ImageNetwork
 from tools.report.records import Run, read_run
@@ -118,29 +119,46 @@ class Mistakes:
     """Result of the pass, standard eval."""
 
     names: list[str]  # of the classes
-    counts_kk: np.ndarray  # int64, true class x guessed class
+    labels_n: np.ndarray  # int64, true classes
+    guesses_n: np.ndarray  # int64, likeliest classes
     worst: list[Mistake]  # the smallest probability of the true class first
     source: str  # names of the two files
 
     @property
     def top1(self) -> float:
         """Percent."""
-        return 100 * np.trace(self.counts_kk) / self.counts_kk.sum()
+        return 100 * (self.labels_n == self.guesses_n).mean()
 
-    def confused(self) -> list[tuple[str, str, str, str]]:
-        """(true, guessed, images, fraction of the true class) of wrong pairs, most images first."""
-        wrong_kk, sums = self.counts_kk.copy(), self.counts_kk.sum(1)
-        np.fill_diagonal(wrong_kk, 0)
-        order = np.argsort(-wrong_kk, axis=None, kind="stable")[: np.count_nonzero(wrong_kk)]
-        pairs = zip(*np.unravel_index(order, wrong_kk.shape), strict=True)
-        return [(self.names[true], self.names[guess], f"{(n := wrong_kk[true, guess]):,}",
-                 f"{n / sums[true]:.1%}") for true, guess in pairs]  # fmt: skip
+    @cached_property
+    def pairs(self) -> list[tuple[int, int, int]]:
+        """(true, guessed, images) of wrong pairs, most images first; memory as the images have."""
+        wrong_n = self.labels_n != self.guesses_n
+        keys_n = self.labels_n[wrong_n] * len(self.names) + self.guesses_n[wrong_n]
+        keys, images = np.unique(keys_n, return_counts=True)
+        order = np.argsort(-images, kind="stable")
+        columns = (*np.divmod(keys[order], len(self.names)), images[order])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
-    def classes(self) -> list[tuple[str, str, str]]:
-        """(class, accuracy, images), the lowest accuracy first; without empty classes."""
-        sums, correct = self.counts_kk.sum(1), np.diag(self.counts_kk)
+    def confused(self, count: int) -> list[tuple[str, str, str, str]]:
+        """The most frequent pairs: (true, guessed, images, fraction of the true class)."""
+        sums = np.bincount(self.labels_n)
+        return [(self.names[true], self.names[guess], f"{n:,}", f"{n / sums[true]:.1%}")
+                for true, guess, n in self.pairs[:count]]  # fmt: skip
+
+    def classes(self) -> list[tuple[str, str, str, str]]:
+        """(class, accuracy, images, most often taken for), the lowest accuracy first."""
+        sums, names = np.bincount(self.labels_n), self.names
+        correct = np.bincount(self.labels_n[self.labels_n == self.guesses_n], minlength=len(sums))
+        guesses = {true: names[guess] for true, guess, _ in reversed(self.pairs)}
         order = sorted(np.flatnonzero(sums), key=lambda k: (correct[k] / sums[k], k))
-        return [(self.names[k], f"{correct[k] / sums[k]:.1%}", f"{sums[k]:,}") for k in order]
+        return [(names[k], f"{correct[k] / sums[k]:.1%}", f"{sums[k]:,}", guesses.get(k, ""))
+                for k in order]  # fmt: skip
+
+    def matrix(self) -> list[list[int]]:
+        """Images, true class x guessed class; of few classes."""
+        counts_kk = np.zeros((len(self.names), len(self.names)), np.int64)
+        np.add.at(counts_kk, (self.labels_n, self.guesses_n), 1)
+        return counts_kk.tolist()
 
 
 def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, Path] | str:
@@ -160,8 +178,11 @@ def find_files(run: Run, val: str | None, weights: Path | None) -> tuple[Path, P
 
 
 def real_val(run: Run) -> str:
-    """Where the run had its validation data; '' for a record, or a run of an earlier version."""
-    return str(read_object(run.folder / PATHS).get("data.val_dataset", ""))
+    """Where the run had its validation data; '' where that is not known, as of a record."""
+    data = read_object(run.folder / "config.json").get("data", {})
+    before = read_object(run.folder / "paths.json")  # of an earlier version
+    path = str(before.get("data.val_dataset") or data.get("val_dataset", ""))
+    return path if path.startswith("/") else ""
 
 
 def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
@@ -172,8 +193,6 @@ def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
     with closing(loader):
         model = script.build_model(cfg, loader.num_classes, distributed.device)
         labels_n, guesses_n, probabilities_n2 = _evaluate(cfg, model, loader)
-    counts_kk = np.zeros((loader.num_classes, loader.num_classes), np.int64)
-    np.add.at(counts_kk, (labels_n, guesses_n), 1)
     wrong_n = np.flatnonzero(labels_n != guesses_n)
     wrong_n = wrong_n[np.argsort(probabilities_n2[wrong_n, 0], kind="stable")][:count]
     source, ratio = open_dataset(val, "val"), cfg.validation.plain_crop_ratio
@@ -181,7 +200,7 @@ def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
     worst = [Mistake(n, int(labels_n[n]), int(guesses_n[n]), pairs_n2[n][0], pairs_n2[n][1],
                      thumbnail(source, n, ratio)) for n in wrong_n.tolist()]  # fmt: skip
     names = class_names(source, loader.num_classes)
-    return Mistakes(names, counts_kk, worst, f"{weights.name} on {val.name}")
+    return Mistakes(names, labels_n, guesses_n, worst, f"{weights.name} on {val.name}")
 
 
 @torch.no_grad()

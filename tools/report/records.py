@@ -170,7 +170,7 @@ def _check_line(line: dict[str, Any], required: dict[str, None], where: str) -> 
 
 
 def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """config.json of a run: sections, and valid numbers where this package computes with them."""
+    """config.json of a run, its paths removed: sections, and valid numbers for our arithmetic."""
     settings = read_object(folder / "config.json")
     wrong = {name: keys for name, keys in settings.items() if not isinstance(keys, dict)}
     validation = {} if wrong else settings.get("validation", {})
@@ -181,7 +181,7 @@ def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
             wrong[f"validation.{key}"] = ratio
     for key, value in wrong.items():
         raise RecordError(f"{folder}/config.json has {key}={value!r:.40}; restore it")
-    return settings
+    return redact_paths(settings)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"md": safe, "base64": lambda data: b64encode(data).decode()}
+    environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
     functions = (description, changed, difference, network_name)
     environment.globals |= {function.__name__: function for function in functions}
     environment.globals |= {"columns": COLUMNS, "known_data": list(FOLDERS.values())}
