@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fast_imagenet.beton.reader import BetonFile
 from fast_imagenet.config import Int, Str, extended, read_config
 from fast_imagenet.data.augmentation import Augment, crop_caption, stages_of
+from fast_imagenet.data.class_lists import class_name
 from fast_imagenet.data.sampler import epoch_order
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_atomically
@@ -388,7 +389,7 @@ def make_sheet(cfg: SimpleNamespace, script: ModuleType) -> Image.Image:
     samples_b = epoch_order(file.num_samples, seed, 0)[: cfg.count]
     known = file.sidecar.get("class_names") or file.classes
     labels = file.labels[samples_b]
-    names = [known[label] if known else f"class {label}" for label in labels]
+    names = [class_name(known[label]) if known else f"class {label}" for label in labels]
     sizes = partial(resolution_at, **vars(cfg.resolution))
     stored = Stored(file, samples_b, cfg.data.resize)
     norm = (script.MEAN, script.STD)

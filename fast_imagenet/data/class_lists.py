@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from fast_imagenet.beton.checksums import class_digest
+from fast_imagenet.sources.classes import WNID
 from fast_imagenet.terminal import readable
 
 
@@ -39,6 +42,25 @@ def difference(one: Classes, other: Classes) -> str | None:
     if one.class_digest and other.class_digest and one.class_digest != other.class_digest:
         return "the checksums of their class lists differ"
     return None
+
+
+def class_name(identifier: str) -> str:
+    """'great white shark' for n01484850: the first of timm's names of a wnid.
+
+    The identifier itself where timm does not know it, or is not installed. Two classes
+    may have one name: ImageNet has two cranes.
+    """
+    if WNID.fullmatch(identifier):
+        with suppress(ImportError, KeyError):
+            return _wordnet().label_name_to_description(identifier).partition(",")[0]
+    return identifier
+
+
+@cache
+def _wordnet() -> Any:
+    from timm.data import ImageNetInfo  # takes seconds, and not every installation has it
+
+    return ImageNetInfo()
 
 
 def same_names(one: Any, other: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from fast_imagenet.beton.encode import EncodeSettings
 from fast_imagenet.beton.reader import BetonError, BetonFile, sidecar_path
 from fast_imagenet.beton.verify import verify
 from fast_imagenet.beton.writer import write_beton
+from fast_imagenet.data import class_lists
 from fast_imagenet.sources import SourceError, open_source
 from fast_imagenet.sources.classes import WnidVotes, name_classes
 
@@ -169,3 +171,17 @@ def test_a_label_beyond_the_limit_is_one_sentence_everywhere(bare, label):
         BetonFile(bare)
     with pytest.raises(SourceError, match=words):
         name_classes(np.array([0, label]), WnidVotes(), None, "data")
+
+
+@pytest.mark.parametrize(
+    ("identifier", "name"),
+    [("n01484850", "great white shark"), ("n99999999", "n99999999"), ("tench", "tench"), ("", "")],
+)
+def test_a_wnid_has_the_first_of_its_names(identifier, name):
+    assert class_lists.class_name(identifier) == name
+
+
+def test_without_timm_a_wnid_is_shown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.data", None)
+    class_lists._wordnet.cache_clear()
+    assert class_lists.class_name("n01484850") == "n01484850"
