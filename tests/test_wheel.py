@@ -183,9 +183,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 def test_its_library_opens_where_no_package_is_installed(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fast_imagenet import native"
-    code += "; print(native.path(), native.FOLDER)"
+    code += "; print(native.IN_USE, native.FOLDER)"
     path, folder = call([sys.executable, "-I", "-S", "-c", code], cwd="/").split()
-    assert (path, Path(folder).parents[1]) == (native.path(), tmp_path)
+    assert (path, Path(folder).parents[1]) == (native.IN_USE, tmp_path)
 
 
 def test_its_metadata_is_that_of_the_project(wheel):

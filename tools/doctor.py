@@ -164,7 +164,7 @@ def judge_ffcv(answer: Answer) -> Finding:
 LIBRARY_PROBE = """
 import json
 from fast_imagenet import native
-print(json.dumps({"path": native.path(), "built": native.built(), "best": native.supported()[-1]}))
+print(json.dumps({"path": native.IN_USE, "built": native.built(), "best": native.supported()[-1]}))
 """
 
 

@@ -57,6 +57,6 @@ class Ours(FFCVLoader):
         if task.strong:
             color = (ops.RandAugment(2, 9, mode=mode), ops.ColorJitter(0.4, 0.4, 0.4))
             then = [*color, ops.RandomErasing(0.25, mode="const")]
-        self.path = native.path()
+        self.path = native.IN_USE
         options = {"method": "area", **options}  # as training does, and stock FFCV
         super().__init__(task, [ops.CropDecode(task.size, then=then, **options)], file)

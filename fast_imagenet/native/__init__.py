@@ -28,16 +28,6 @@ class NativeLibraryError(ImportError):
     """No library can be used; the message names what is wrong and the fix."""
 
 
-def path() -> str:
-    """The code path in use: 'plain', 'avx2' or 'avx512'."""
-    return _PATH
-
-
-def library() -> ctypes.CDLL:
-    """The library of that path. All callers share its functions, and so their argument types."""
-    return _LIBRARY
-
-
 def built() -> list[str]:
     """The paths that are built, from slow to fast, this processor aside."""
     return [name for name in PATHS if _file(name).is_file()]
@@ -83,5 +73,5 @@ def _choose() -> str:
     raise NativeLibraryError(f"{VARIABLE} is {wanted!r}: {problem}, or unset it to use {fastest}")
 
 
-_PATH = _choose()
-_LIBRARY = _open(_PATH)
+IN_USE = _choose()  # the code path
+LIBRARY = _open(IN_USE)  # all callers share its functions, and so their argument types

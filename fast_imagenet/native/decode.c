@@ -49,10 +49,9 @@ typedef struct {
 /* What stays the same for all samples of a batch. */
 typedef struct {
     uint8_t *out;
-    int64_t height, width;
-    int method, is_reduced;
-    int is_own; /* 0: libturbojpeg reads all; ONLY_OWN: it reads nothing */
-} Output;
+    int64_t height, width, method, is_reduced;
+    int64_t is_own; /* 0: libturbojpeg reads all; ONLY_OWN: it reads nothing */
+} Output;           /* as in batch_places() */
 
 typedef struct {
     const uint8_t *data;
@@ -221,13 +220,6 @@ static const uint8_t *pixel_row(Rows *rows, int64_t y, uint8_t *room) {
     return source->pixels + y * source->pitch;
 }
 
-/* Whether a size is larger than a file of so many bytes can hold: 1 bit is the least for a block of
- * a Huffman code. Not asked of small images: an arithmetic code needs less. */
-static int is_too_short(const Sample *sample) {
-    int64_t pixels = sample->height * sample->width;
-    return pixels > MAX_PIXELS && pixels / 512 > sample->size;
-}
-
 /* Whether libturbojpeg finds the size that the dataset states: of another one it would write less,
  * or reduce. Returns a status. */
 static int compare_size(Decoder *decoder, const Sample *sample) {
@@ -245,8 +237,9 @@ static int compare_size(Decoder *decoder, const Sample *sample) {
 static int turbo_sample(Decoder *decoder, const Image *image, const Sample *sample, int by,
                         Resize *task, uint8_t *out) {
     int region[4] = {0, 0, (int)sample->height, (int)sample->width};
-    int64_t size = 0;
-    if (is_too_short(sample)) return TOO_SHORT;
+    int64_t size = 0, stated = sample->height * sample->width;
+    /* a Huffman code's least is 1 bit a block; an arithmetic code, of small images, needs less */
+    if (stated > MAX_PIXELS && stated / 512 > sample->size) return TOO_SHORT;
     uint8_t *clean = take_room(decoder->rooms + CLEAN, sample->size);
     if (!clean) return NO_MEMORY;
     if (image->is_known) size = cut_region(image, clean, region);
@@ -278,7 +271,7 @@ typedef struct {
 INLINE void near_rows(const PlaneRows *source, int part, int y, const uint8_t *rows[2]) {
     int near = source->down == 2 ? y / 2 : y / source->down;
     int step = source->down == 1 ? 0 : y % 2 ? 1 : -1;
-    int far = (int)clip_index(near + step, 0, source->real - 1);
+    int far = (int)most(0, least(near + step, source->real - 1));
     rows[0] = source->columns[part] + source->pitches[part] * near;
     rows[1] = source->columns[part] + source->pitches[part] * far;
 }
@@ -353,7 +346,7 @@ static int finish_sample(Decoder *decoder, const Image *image, const Sample *sam
                    .box = {crop->top, crop->left, crop->height, crop->width},
                    .out = {output->height, output->width},
                    .flip = crop->flip != 0,
-                   .method = output->method};
+                   .method = (int)output->method};
     if (sample->mode == RAW_MODE) {
         PixelRows raw = {{raw_row}, sample->data + 3 * crop->left, 3 * sample->width, crop->width};
         task.box[1] = 0;

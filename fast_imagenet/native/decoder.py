@@ -4,11 +4,10 @@ import ctypes
 import importlib.util
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from . import library
+from . import LIBRARY
 
 # Status of one sample, and the words for it; as in decode.c.
 GOOD, WARNED, FAILED, OUTSIDE, WRONG_SIZE, NO_MEMORY, TOO_SHORT = range(7)
@@ -23,22 +22,11 @@ REASONS = {
 METHODS = {"bilinear": 0, "bicubic": 1, "area": 2}  # as in resize.h
 
 
-class _Output(ctypes.Structure):
-    _fields_ = (
-        ("out", ctypes.c_void_p),
-        *[(name, ctypes.c_int64) for name in ("height", "width")],
-        *[(name, ctypes.c_int32) for name in ("method", "is_reduced", "is_own", "unused")],
-    )
-
-
-def _functions() -> Any:
-    found: Any = library()
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found.new_decoder.argtypes, found.new_decoder.restype = [pointer], pointer
-    found.free_decoder.argtypes = [pointer]
-    found.decoder_bytes.argtypes, found.decoder_bytes.restype = [pointer], number
-    found.decode_crops.argtypes = [pointer, number, number, *[pointer] * 4]
-    return found
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+LIBRARY.new_decoder.argtypes, LIBRARY.new_decoder.restype = [_POINTER], _POINTER
+LIBRARY.free_decoder.argtypes = [_POINTER]
+LIBRARY.decoder_bytes.argtypes, LIBRARY.decoder_bytes.restype = [_POINTER], _NUMBER
+LIBRARY.decode_crops.argtypes = [_POINTER, _NUMBER, _NUMBER, *[_POINTER] * 4]
 
 
 def _turbojpeg() -> ctypes.Array:
@@ -58,7 +46,6 @@ def _turbojpeg() -> ctypes.Array:
     return (ctypes.c_void_p * 5)(*(function.value for function in found))
 
 
-_LIBRARY = _functions()
 _TURBO = _turbojpeg()
 
 
@@ -87,8 +74,8 @@ def batch_places(
     All arrays are C-contiguous, and the caller keeps them alive. Nothing is checked here.
     """
     height, width = images_bhwc.shape[1:3]
-    options = (height, width, METHODS[method], reduced, 2 if own == "only" else own)
-    output = ctypes.byref(_Output(images_bhwc.ctypes.data, *options))
+    options = (height, width, METHODS[method], reduced, 2 if own == "only" else int(own))
+    output = (_NUMBER * 6)(images_bhwc.ctypes.data, *options)
     return samples.ctypes.data, crops.ctypes.data, output, status.ctypes.data
 
 
@@ -99,20 +86,20 @@ class Decoder:
     """
 
     def __init__(self) -> None:
-        self._handle = _LIBRARY.new_decoder(_TURBO)
+        self._handle = LIBRARY.new_decoder(_TURBO)
         if not self._handle:
             raise MemoryError("there is no memory for a decoder")
         # not at the end of the process: a loader's thread may still be decoding then
-        weakref.finalize(self, _LIBRARY.free_decoder, self._handle).atexit = False
+        weakref.finalize(self, LIBRARY.free_decoder, self._handle).atexit = False
 
     @property
     def bytes(self) -> int:
         """What it holds now; the memory of libturbojpeg's handle is not in it."""
-        return _LIBRARY.decoder_bytes(self._handle)
+        return LIBRARY.decoder_bytes(self._handle)
 
     def decode(self, first: int, end: int, batch: tuple) -> None:
         """Decode, crop, resize and mirror samples `first` to `end` - 1 of a `batch_places`."""
-        _LIBRARY.decode_crops(self._handle, first, end, *batch)
+        LIBRARY.decode_crops(self._handle, first, end, *batch)
 
 
 def decode_whole(

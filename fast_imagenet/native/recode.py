@@ -12,24 +12,16 @@ Source: ITU-T T.81 (the format; annex K for quality 50).
 """
 
 import ctypes
-from typing import Any
 
 import numpy as np
 
-from . import library
+from . import LIBRARY
 
-
-def _functions() -> Any:
-    found: Any = library()
-    pointer, number, sides = ctypes.c_void_p, ctypes.c_int64, [ctypes.c_int] * 2
-    found.read_plain_header.argtypes = [pointer, number, pointer]
-    found.room_bytes.argtypes = [pointer, number, number, number]
-    found.write_anew.argtypes = [pointer, pointer, number, *sides, ctypes.c_int, pointer, pointer]
-    found.room_bytes.restype = found.write_anew.restype = number
-    return found
-
-
-_LIBRARY = _functions()
+_POINTER, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+LIBRARY.read_plain_header.argtypes = [_POINTER, _NUMBER, _POINTER]
+LIBRARY.room_bytes.argtypes = [_POINTER, _NUMBER, _NUMBER, _NUMBER]
+LIBRARY.write_anew.argtypes = [_POINTER, _POINTER, _NUMBER, _INT, _INT, _INT, _POINTER, _POINTER]
+LIBRARY.room_bytes.restype = LIBRARY.write_anew.restype = _NUMBER
 
 
 class Header(ctypes.Structure):
@@ -51,7 +43,7 @@ class Header(ctypes.Structure):
 def read_header(data: bytes) -> Header | None:
     """The header of a plain JPEG, None for any other or a damaged one."""
     header = Header()
-    return header if _LIBRARY.read_plain_header(data, len(data), ctypes.byref(header)) else None
+    return header if LIBRARY.read_plain_header(data, len(data), ctypes.byref(header)) else None
 
 
 def write_anew(
@@ -75,6 +67,6 @@ def write_anew(
     if len(steps) != 128 or not all(steps):
         raise ValueError(f"{len(steps)} quantisers; give 2 x 64, from 1 to 255")
     place = ctypes.byref(header)
-    room = np.empty(_LIBRARY.room_bytes(place, *size_wh, len(data)), np.uint8)
-    size = _LIBRARY.write_anew(place, data, len(data), *size_wh, interval, steps, room.ctypes.data)
+    room = np.empty(LIBRARY.room_bytes(place, *size_wh, len(data)), np.uint8)
+    size = LIBRARY.write_anew(place, data, len(data), *size_wh, interval, steps, room.ctypes.data)
     return room[:size].tobytes() if size else None

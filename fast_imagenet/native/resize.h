@@ -18,10 +18,9 @@ enum { BILINEAR = 0, BICUBIC = 1, AREA = 2 };
 /* Where pixels come from. get: the row y, RGBX: at `room`, which has space for the pixels of a row
  * and VECTOR more, or where it already lies, readable for 4 pixels behind its end. Rows are asked
  * for in increasing order, each once. */
-typedef struct Rows Rows;
-struct Rows {
-    const uint8_t *(*get)(Rows *, int64_t y, uint8_t *room);
-};
+typedef struct Rows {
+    const uint8_t *(*get)(struct Rows *, int64_t y, uint8_t *room);
+} Rows;
 
 /* What is resized: of rows of `row_pixels` pixels a box: top, left, height, width. Pixels that it
  * covers in part may be read. out: height, width. */
@@ -61,13 +60,9 @@ static Axis axis_of(const Resize *task, int k) {
     return (Axis){start, scale, stretch, reach, low, high, task->out[k], task->method, is_mean};
 }
 
-INLINE int64_t clip_index(int64_t value, int64_t low, int64_t high) {
-    return value < low ? low : value > high ? high : value;
-}
-
 /* The most taps that an output position can have. */
 static int64_t most_taps(const Axis *axis) {
-    return clip_index(2 * floor_of(axis->reach) + 4, 1, axis->high - axis->low);
+    return least(2 * floor_of(axis->reach) + 4, axis->high - axis->low);
 }
 
 INLINE double filter(double x, int method) {
@@ -87,8 +82,8 @@ static int64_t weigh_pixels(const Axis *axis, int64_t x, int32_t *first, double 
     int64_t end = floor_of(center + axis->reach + 0.5);
     if (axis->is_mean) /* that it touches; beyond 1e-3 of one, as OpenCV */
         begin = floor_of(left + 1e-3), end = -floor_of(1e-3 - right);
-    begin = clip_index(begin, axis->low, axis->high - 1);
-    end = clip_index(end, begin + 1, axis->high);
+    begin = most(axis->low, least(begin, axis->high - 1));
+    end = most(begin + 1, least(end, axis->high));
     for (int64_t pixel = begin; pixel < end; pixel++) {
         double from = (double)pixel, to = from + 1;
         double shared = (to < right ? to : right) - (from > left ? from : left);

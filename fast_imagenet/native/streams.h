@@ -199,6 +199,13 @@ INLINE int step_cursor(Cursor *cursor, int *previous) {
     return !RARE(cursor->k > 62) || end_block(cursor, entry, previous);
 }
 
+/* One step; after the last one of a unit the bits must be refilled. */
+#define STEP(cursor, stream)                                                                       \
+    if (RARE(!step_cursor(&cursor, stream->previous))) {                                           \
+        cursor = next_cursor(stream, cursor, images, count);                                       \
+        break;                                                                                     \
+    }
+
 /* Read the tiles of `count` images (1 or 2) that lie under their crops, into their planes. */
 static void read_images(Stream streams[2], Image *images, int count) {
     Stream *one = streams, *two = streams + 1;
@@ -210,25 +217,15 @@ static void read_images(Stream streams[2], Image *images, int count) {
         refill(&a.in), refill(&b.in);
 #pragma GCC unroll 4 /* four steps use 48 bits at most; three after a first coefficient, 46 */
         for (int i = 0; i < 4; i++) {
-            if (RARE(!step_cursor(&a, one->previous))) {
-                a = next_cursor(one, a, images, count);
-                break;
-            }
-            if (RARE(!step_cursor(&b, two->previous))) {
-                b = next_cursor(two, b, images, count);
-                break;
-            }
+            STEP(a, one)
+            STEP(b, two)
         }
     }
     if (b.left) a = b, one = two;
     while (a.left) {
         refill(&a.in);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++)
-            if (RARE(!step_cursor(&a, one->previous))) {
-                a = next_cursor(one, a, images, count);
-                break;
-            }
+        for (int i = 0; i < 4; i++) STEP(a, one)
     }
     const Int16s none = {0};
     for (int i = 0; i < count; i++)
