@@ -42,6 +42,8 @@ SETTINGS = Config()
 Section("model", "the network", SETTINGS).params(
     arch=Param(Str(), "torchvision or timm name; timm/x forces the library", default="resnet50"),
     checkpoint=Param(Str(), "weights to start from or to evaluate", default=""),
+    pretrained=Param(Bool(), "the same: the library's own weights, by arch", default=False),
+    new_head=Param(Bool(), "of weights, keep the body and draw a new head", default=False),
     use_ema=Param(Bool(), "take a checkpoint's EMA weights, where it has them", default=True),
     normalization=Param(
         OneOf("auto", "imagenet", "inception", "clip", "none"),
@@ -79,6 +81,8 @@ Section("lr", "learning rate, evaluated at every step", SETTINGS).params(
     step_ratio=Param(Number(0, 1), "step: factor of each drop", default=0.1),
     flat_fraction=Param(Number(0, 1), "flat_cosine: fraction before the decay", default=0.72),
     min_lr=Param(Number(0), "rate at the end, per 256 images", default=0.0),
+    head_multiplier=Param(Number(0), "factor of the rate of the head", default=1.0),
+    layer_decay=Param(Number(0.01, 1), "factor by layer, from the head down (timm)", default=1.0),
 )
 Section("training", "optimization", SETTINGS).params(
     epochs=Param(Int(1, 100_000), "length of the run", default=16),
@@ -98,6 +102,7 @@ Section("training", "optimization", SETTINGS).params(
     compile=Param(OneOf("auto", "on", "off"), "torch.compile; auto = on a GPU", default="auto"),
     precision=Param(OneOf("auto", "bf16", "fp16", "fp32"), "auto = by device", default="auto"),
     gradients=Param(OneOf("fp32", "bf16"), "how they cross the ranks (DDP)", default="fp32"),
+    freeze=Param(Str(empty=False), "none, backbone or names as in conv1.*,bn1.*", default="none"),
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
     resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
     eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
@@ -204,7 +209,6 @@ from fast_imagenet.engine.train_state import (
     TrainState,
 )
 from fast_imagenet.engine.watchdog import Watchdog
-from fast_imagenet.engine.weights import load_into, load_weights
 from fast_imagenet.models.blurpool import apply_blurpool
 from fast_imagenet.models.factory import (
     create_model,
@@ -213,8 +217,16 @@ from fast_imagenet.models.factory import (
     try_evaluation,
     zero_init_residual,
 )
+from fast_imagenet.models.fine_tuning import freeze, lr_scales, take_weights
 from fast_imagenet.models.networks import ImageNetwork, build_networks, is_compiled
-from fast_imagenet.models.origin import check_classes, input_norm, new_origin, origin_of
+from fast_imagenet.models.origin import (
+    bring_view,
+    check_classes,
+    input_norm,
+    new_origin,
+    origin_of,
+    weights_of,
+)
 from fast_imagenet.models.small_maps import use_small_maps
 from fast_imagenet.rng import step_seed
 
@@ -274,16 +286,17 @@ def build_model(cfg: Settings, num_classes: int, device: torch.device) -> nn.Mod
     if cfg.training.loss == "bce":
         start_improbable(model, num_classes)
     origin, weights = new_origin(cfg), None
-    if cfg.model.checkpoint:
-        weights, info = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+    if cfg.model.checkpoint or cfg.model.pretrained:
+        weights, info = weights_of(cfg)
         origin = origin_of(info, cfg, num_classes)
-        origin.report()
     if origin.blurpool:
         apply_blurpool(model, origin.blur_max_pool)
     if device.type == "cpu":
         use_small_maps(model)
     if weights is not None:
-        load_into(model, weights)
+        name = cfg.model.checkpoint or "model.pretrained"
+        origin.report(take_weights(model, weights, cfg.model, num_classes, name))
+    freeze(model, cfg.training.freeze, num_classes)
     model.input_norm, model.origin = (origin.mean, origin.std), origin
     return model.to(device, memory_format=torch.channels_last)
 
@@ -301,6 +314,7 @@ def build_state(
 ) -> TrainState:
     """Everything that a step uses, from the settings; `steps` of an epoch."""
     options, norm = cfg.training, input_norm(networks.model)
+    scales = lr_scales(networks.model, cfg.lr, num_classes)
     dtype = choose_precision(options.precision, distributed.device)
     smoothing = options.label_smoothing
     as_tensor = is_compiled(networks.train_model) or distributed.device.type == "cuda"
@@ -308,7 +322,7 @@ def build_state(
     transforms = BatchTransforms(augment_of(cfg), *norm, *how, as_tensor=as_tensor)
     return TrainState(
         *networks,
-        optimizer=build_optimizer(options, networks.model),
+        optimizer=build_optimizer(options, networks.model, scales),
         scaler=torch.amp.GradScaler(distributed.device.type, enabled=dtype == torch.float16),
         ema=WeightAverage(networks.model, enabled=cfg.ema.decay > 0),
         loss=build_loss(options.loss, num_classes, smoothing, options.bce_threshold),
@@ -337,7 +351,7 @@ def train_step(state: TrainState, batch: Batch, step: int) -> tuple[torch.Tensor
         nn.utils.clip_grad_norm_(state.train_model.parameters(), state.clip_grad)
     lr = state.lr_at_epoch(step / state.steps_per_epoch)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -421,7 +435,7 @@ def evaluate_both(
 def train(cfg: Settings, distributed: Distributed) -> None:
     """The whole run: build, resume, epochs, final weights."""
     loader, val_loader = build_loaders(cfg, distributed)
-    check_classes(cfg.model.checkpoint, cfg.data.train_dataset, loader)
+    check_classes(cfg, cfg.data.train_dataset, loader)
     model = build_model(cfg, loader.num_classes, distributed.device)
     networks = wrap_model(model, cfg, distributed)
     state = build_state(cfg, networks, loader.num_classes, len(loader), distributed)
@@ -445,7 +459,7 @@ def train(cfg: Settings, distributed: Distributed) -> None:
 def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
     """Evaluate model.checkpoint with both evaluations and print one line."""
     _, loader = build_loaders(cfg, distributed)
-    check_classes(cfg.model.checkpoint, cfg.data.val_dataset, loader)
+    check_classes(cfg, cfg.data.val_dataset, loader)
     device = distributed.device
     model: Any = build_model(cfg, loader.num_classes, device)
     autocast = autocast_of(choose_precision(cfg.training.precision, device), device)
@@ -456,12 +470,13 @@ def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
     cfg.ema.decay = 0.0  # a file holds one set of weights
     if distributed.is_main:
         line = summary_line(cfg, evaluation_record(scores, scores))
-        weights = f"{model.origin.weights} of {cfg.model.checkpoint}"
+        weights = f"{model.origin.weights} of {cfg.model.checkpoint or 'model.pretrained'}"
         print(f"{line}; {loader.num_samples} images; {weights}")
 
 
 def main(cfg: Settings) -> None:
-    """Train, or evaluate a file, as the settings say."""
+    """Train, or evaluate weights, as the settings say."""
+    bring_view(cfg)
     with closing(init_distributed()) as distributed:
         evaluate_file(cfg, distributed) if cfg.training.eval_only else train(cfg, distributed)
 

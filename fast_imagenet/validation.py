@@ -134,8 +134,30 @@ def _choice_problems(cfg: SimpleNamespace) -> Iterator[str]:
         )
     if backend == "torchvision" and cfg.data.resize == "area":
         yield "data.resize=area needs data.backend=ffcv: torchvision has bilinear and bicubic"
-    if cfg.training.eval_only and not cfg.model.checkpoint:
-        yield "training.eval_only has nothing to evaluate: set model.checkpoint to a file"
+    yield from _weights_problems(cfg)
+
+
+def _weights_problems(cfg: SimpleNamespace) -> Iterator[str]:
+    model, training = cfg.model, cfg.training
+    if model.checkpoint and model.pretrained:
+        what = f"model.pretrained=true and model.checkpoint={model.checkpoint} both name weights"
+        yield f"{what}: leave one out"
+    if training.eval_only and model.new_head:
+        yield "model.new_head draws a head that nothing has trained: leave out training.eval_only"
+    if model.checkpoint or model.pretrained:
+        return
+    if training.eval_only:
+        yield (
+            "training.eval_only has nothing to evaluate: set model.checkpoint to a file, or "
+            "model.pretrained=true"
+        )
+    for key, value, default in (
+        ("model.new_head", model.new_head, False),
+        ("training.freeze", training.freeze, "none"),
+    ):
+        if value != default:
+            what = f"{key}={value} is for weights that are given, and there are none"
+            yield f"{what}: set model.checkpoint or model.pretrained"
 
 
 def _file_problems(cfg: SimpleNamespace) -> Iterator[str]:

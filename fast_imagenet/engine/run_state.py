@@ -212,7 +212,7 @@ def _load_parts(saved: dict[str, Any], state: TrainState) -> None:
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:
     """Options of a group that the settings decide; others are the optimizer's own counters."""
-    fixed = ("weight_decay", "momentum", "dampening", "nesterov", "betas", "eps")
+    fixed = ("weight_decay", "momentum", "dampening", "nesterov", "betas", "eps", "lr_scale")
     return {key: group[key] for key in fixed if key in group}
 
 

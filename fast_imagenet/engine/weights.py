@@ -6,8 +6,11 @@ import argparse
 import hashlib
 import json
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -28,6 +31,11 @@ from fast_imagenet.models.layers import plain_model
 # says state_dict. A file with none of these is taken to be a state dict itself.
 RAW_KEYS = ("model", "state_dict")
 EMA_KEYS = ("ema", "model_ema", "state_dict_ema")
+# Of timm's and torchvision's training scripts: their command line. Of Composer: states of
+# generators, as numpy's arrays, and seconds.
+INERT: list[Any] = [argparse.Namespace, timedelta, np.ndarray, np.dtype, np.dtypes.UInt32DType]
+_MADE: Any = np.zeros(0).__reduce__()[0]  # what pickle makes an array with
+INERT += [(_MADE, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 EMBEDDED: tuple[str, ...] = ("arch", "num_classes", "classes", "mean", "std", "weights")
 EMBEDDED += ("use_blurpool", "blur_max_pool")
 
@@ -70,8 +78,8 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
     """Read the weights of a network, whoever wrote them.
 
     Accepts our checkpoints and safetensors, torchvision's and timm's state dicts, the checkpoints
-    of their training scripts, and safetensors of other origin. Prefixes that wrappers leave in the
-    names (module., _orig_mod.) are removed.
+    of their training scripts, of Lightning and Composer, and safetensors of other origin. Prefixes
+    that wrappers leave in the names (module., _orig_mod.) are removed.
 
     Args:
         path: *.safetensors, or any file torch.save wrote.
@@ -87,9 +95,8 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
     path = Path(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
-    # timm's and torchvision's training scripts store their command line; a Namespace is inert.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = load_run_checkpoint(path)
+    with torch.serialization.safe_globals(INERT):
+        content = _under_our_keys(load_run_checkpoint(path))
     names = (EMA_KEYS + RAW_KEYS) if ema else RAW_KEYS
     found = next((name for name in names if isinstance(content.get(name), dict)), None)
     state = content[found] if found else content
@@ -102,8 +109,23 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
     state, info = strip_prefixes(state), _info_of(content) if found else {}
     state, blurred = strip_blur_filters(state)
     decay = entry_of(content.get("config"), "ema", "decay")  # at 0 ours has the raw weights twice
-    info |= {"blur_filters": True} if blurred else {}
+    info |= blurred
     return state, {**info, "ema": (found in EMA_KEYS and decay != 0) if found else None}
+
+
+def _under_our_keys(content: dict[Any, Any]) -> dict[Any, Any]:
+    """Composer's checkpoints and Lightning's with an average, as `model` and `ema`; or as it is."""
+    state = content.get("state")
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # Composer
+        pairs = state.get("algorithms")
+        pairs = [one for one in pairs if len(one) == 2] if isinstance(pairs, list) else []
+        average: Any = next((entry for name, entry in pairs if name == "EMA"), None)
+        if isinstance(average, dict) and average.get("ema_started"):  # else they are fresh weights
+            return {"model": average.get("training_model"), "ema": average.get("ema_model")}
+        return {"model": state["model"]}
+    if isinstance(raw := content.get("current_model_state"), dict):  # Lightning's WeightAveraging
+        return {"model": raw, "ema": content.get("state_dict")}
+    return content
 
 
 def _info_of(content: dict) -> dict:
@@ -118,23 +140,63 @@ def _info_of(content: dict) -> dict:
     return {key: value for key, value in info.items() if value is not None}
 
 
-def strip_blur_filters(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+def strip_blur_filters(
+    state: dict[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, bool]]:
     """The plain network's names for BlurPool layers of ffcv-imagenet and Composer.
 
-    Those hold the convolution as a part `conv`, beside a buffer `blur_filter`.
+    Those hold the convolution as a part `conv`, beside a buffer `blur_filter`; Composer's max
+    pooling has a buffer `filt2d`.
 
     Returns:
-        (state dict, whether it had such layers).
+        (state dict, what it had: blur_filters, pool_filters).
     """
-    layers = [n.removesuffix("blur_filter") for n in state if n.endswith(".blur_filter")]
+    ends = {"blur_filter": "blur_filters", "filt2d": "pool_filters"}
+    kinds = {name: ends[end] for name in state if (end := name.rpartition(".")[2]) in ends}
+    layers = [n.removesuffix("blur_filter") for n, kind in kinds.items() if kind == "blur_filters"]
     inner = {f"{layer}conv.": layer for layer in layers}
 
     def plain(name: str) -> str:
         start = next((part for part in inner if name.startswith(part)), None)
         return inner[start] + name.removeprefix(start) if start else name
 
-    kept = {name: value for name, value in state.items() if not name.endswith(".blur_filter")}
-    return ({plain(n): value for n, value in kept.items()} if layers else state), bool(layers)
+    kept = {plain(name): value for name, value in state.items() if name not in kinds}
+    return kept, dict.fromkeys(kinds.values(), True)
+
+
+def plain_names(
+    state: dict[str, torch.Tensor], wanted: dict[str, Any], ema: bool
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The part of a trainer's state dict that is the network, under the network's own names.
+
+    Lightning and others save a network as a part of their own: 'model.conv1.weight', beside
+    another part, of its EMA, and the state of losses and metrics.
+
+    Args:
+        state: as load_weights returns it.
+        wanted: the network's own state dict.
+        ema: whether to take the part whose name has 'ema' in it, where there is one.
+    Returns:
+        (state dict, in words which part it is).
+    Raises:
+        CheckpointError: several parts may be the network.
+    """
+    first, half = next(iter(wanted), ""), len(wanted) / 2
+    parts = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+    # a name may be the end of another one's, as conv1.weight is in a ResNet
+    parts = [part for part in parts if sum(part + name in state for name in wanted) > half]
+    if first in state or not parts:
+        return state, []
+    chosen = [part for part in parts if ("ema" in part) == ema] if len(parts) > 1 else parts
+    if len(chosen) != 1:
+        raise CheckpointError(
+            f"the weights have several networks ({', '.join(parts)}), and which one is meant is "
+            f"unknown; save the state_dict of one"
+        )
+    part = chosen[0]
+    found = {n.removeprefix(part): value for n, value in state.items() if n.startswith(part)}
+    left = len(state) - len(found)
+    return found, [f"tensors {part}*" + (f", not the {left} others" if left else "")]
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -150,7 +212,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise CheckpointError(
             f"{path} is cut off, damaged or not safetensors ({first_line(error)}); use another copy"
         ) from error
-    info = _read_metadata(metadata) or _read_card(path.with_name("config.json"))
+    info = _read_metadata(metadata) or _info_of_card(path)
     info |= read_object(path.with_suffix(".json"))
     digest = hashlib.sha256(content).hexdigest()
     if info.get("sha256", digest) != digest:
@@ -159,7 +221,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             f"differs): one of them is damaged or from another run, use another copy of the pair"
         )
     state, blurred = strip_blur_filters(strip_prefixes(state))
-    info |= {"blur_filters": True} if blurred else {}
+    info |= blurred
     kinds = {"moving average": True, "raw": False}
     return state, {"ema": kinds.get(str(info.get("weights"))), **info}
 
@@ -172,11 +234,19 @@ def _read_metadata(metadata: dict[str, str]) -> dict:
     return {}
 
 
-def _read_card(path: Path) -> dict:
-    """What timm's config.json says about the network; {} of another config.json."""
-    config = read_object(path)
-    card = config.get("pretrained_cfg")
-    if not isinstance(card, dict):
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The pretrained_cfg of timm's config.json beside a file of weights; {} without one."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {}
+    card = read_object(path.with_name("config.json")).get("pretrained_cfg")
+    return card if isinstance(card, dict) else {}
+
+
+def _info_of_card(path: Path) -> dict:
+    """What timm's config.json beside a file says about its network; {} without one."""
+    config, card = read_object(path.with_name("config.json")), read_card(path)
+    if not card:
         return {}
     labels = config.get("label_names") or card.get("label_names")
     info = {"arch": config.get("architecture"), "label_names": labels}

@@ -9,17 +9,22 @@ or assumed, and `Origin.line` reports which.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import timm
+import torch
 import torchvision
+from timm.data import ImageNetInfo
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from fast_imagenet.data.augmentation import IMAGENET, Triple
+from fast_imagenet.data.augmentation import IMAGENET, RESIZES, Triple
 from fast_imagenet.data.class_lists import class_list, difference, same_names
-from fast_imagenet.engine.weights import load_weights
+from fast_imagenet.engine.checkpoint import first_line
+from fast_imagenet.engine.weights import load_weights, read_card
 from fast_imagenet.models.layers import plain_model
 from fast_imagenet.terminal import readable
 
@@ -51,10 +56,81 @@ class Origin:
     line: str = ""
     blur_max_pool: bool = False
 
-    def report(self) -> None:
-        """Print the line, on one rank."""
-        if self.line and os.environ.get("RANK", "0") == "0":
-            print(self.line, flush=True)
+    def report(self, more: str = "") -> None:
+        """Print the line, and `more`, on one rank."""
+        if os.environ.get("RANK", "0") == "0":
+            print(*(f"{line}\n" for line in (self.line, more) if line), sep="", end="", flush=True)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a library says of weights of its own.
+
+    Attributes:
+        norm: mean and std of the images.
+        classes: how many; 0 = unknown.
+        source: the library and its name of them.
+        view: the settings of the evaluation that they were published with.
+        weights: torchvision's, None of timm's.
+    """
+
+    norm: Norm = IMAGENET
+    classes: int = 0
+    source: str = "timm"
+    view: dict[str, Any] = field(default_factory=dict)
+    weights: Any = None
+
+
+def weights_of(cfg: SimpleNamespace) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights that the settings name, and what is known of them; as load_weights.
+
+    Raises:
+        ValueError: those of a library are not in its cache and cannot be fetched.
+    """
+    if not cfg.model.pretrained:
+        return load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+    card, name = library_card(cfg.model.arch), _name(cfg.model.arch)
+    try:
+        if card.weights:
+            state = card.weights.get_state_dict(progress=False, check_hash=True)
+        else:
+            state = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of the network, of two caches, or there are no weights
+        raise ValueError(
+            f"model.pretrained=true: weights of {card.source} are not in its cache and cannot be "
+            f"fetched ({first_line(error)}); start once with a connection, or give a file as "
+            f"model.checkpoint"
+        ) from error
+    info: dict[str, Any] = {"library": card.source}
+    if card.classes == 1000:  # of ImageNet, in the order of its identifiers
+        info["label_names"] = ImageNetInfo("imagenet-1k").label_names()
+    return state, info
+
+
+def bring_view(cfg: SimpleNamespace) -> None:
+    """Evaluate known weights as they were published, where the settings do not say how.
+
+    Known are those of model.pretrained, a file that has a library's name of it, and one beside
+    timm's config.json. Changes the settings that were not given, and prints them and the others.
+    """
+    if not (cfg.model.checkpoint or cfg.model.pretrained):
+        return
+    card = library_card(cfg.model.arch, Path(cfg.model.checkpoint).name)
+    known = cfg.model.pretrained or (card.weights and cfg.model.checkpoint)
+    view, source = card.view if known else {}, card.source
+    if cfg.model.checkpoint and not known:
+        view, source = _timm_view(read_card(cfg.model.checkpoint)), "config.json"
+    ours = {key: _setting(cfg, key) for key in view}
+    changed = {key: view[key] for key in view if key not in _places(cfg) and ours[key] != view[key]}
+    kept = [f"{key}={ours[key]} instead of {view[key]}" for key in view
+            if key not in changed and ours[key] != view[key]]  # fmt: skip
+    for key, value in changed.items():
+        section, name = key.split(".")
+        setattr(getattr(cfg, section), name, value)
+    parts = [f"{key}={value}" for key, value in changed.items()]
+    parts += [f"kept as given: {', '.join(kept)}"] if kept else []
+    line = f"{source} says how its weights are evaluated: {'; '.join(parts)}" if parts else ""
+    Origin(False, line=line).report()
 
 
 def new_origin(cfg: SimpleNamespace) -> Origin:
@@ -65,30 +141,41 @@ def new_origin(cfg: SimpleNamespace) -> Origin:
 
 
 def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> Origin:
-    """Origin of the file `cfg.model.checkpoint`.
+    """Origin of the weights that the settings name; sets training.use_blurpool to what they have.
 
     Args:
-        info: as `load_weights` returns it.
+        info: as `weights_of` returns it.
         cfg: settings, with the place that each was given at (`read_config`).
         num_classes: of the data.
 
     Raises:
-        ValueError: the file is another network's, or its BlurPool is not the settings'; or the
-            settings must say whether a network to train has it; or its mean and std are invalid.
+        ValueError: the file is another network's, or its BlurPool is not the one asked for; or its
+            mean and std are invalid.
     """
     kinds: dict[Any, str] = {True: "EMA weights", False: "raw weights"}
     weights = kinds.get(info.get("ema"), "weights")
-    if isinstance(info.get("use_blurpool"), bool):
-        return _own(info, cfg, weights)
+    own = isinstance(info.get("use_blurpool"), bool)
+    origin = (_own if own else _foreign)(info, cfg, num_classes, weights)
+    options = cfg.training
+    options.use_blurpool, options.blur_max_pool = origin.blurpool, origin.blur_max_pool
+    return origin
+
+
+def _foreign(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weights: str) -> Origin:
     blurpool, blur_words = _foreign_blurpool(info, cfg)
     (mean, std), norm_words = _foreign_normalization(info, cfg, num_classes)
-    parts = [blur_words, norm_words, _order_words(info.get("label_names"))]
+    parts = [blur_words, norm_words]
+    if not cfg.model.new_head:
+        parts.append(_order_words(info.get("label_names")))
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
         parts.insert(0, f"model.arch={cfg.model.arch}, although the file says {arch}")
-    line = f"{cfg.model.checkpoint} does not say how it was trained: {'; '.join(parts)}"
-    pools = blurpool and cfg.training.blur_max_pool and not info.get("blur_filters")
-    return Origin(blurpool, mean, std, weights, line, pools)
+    if info.get("ema"):
+        parts.insert(0, "its EMA weights are taken (model.use_ema)")
+    start = info.get("library") or f"{cfg.model.checkpoint} does not say how it was trained"
+    asked = blurpool and cfg.training.blur_max_pool and not info.get("blur_filters")
+    pools = bool(info.get("pool_filters") or asked)
+    return Origin(blurpool, mean, std, weights, f"{start}: {'; '.join(parts)}", pools)
 
 
 def input_norm(model: nn.Module) -> Norm:
@@ -100,17 +187,19 @@ def input_norm(model: nn.Module) -> Norm:
     return getattr(plain_model(model), "input_norm", IMAGENET)
 
 
-def check_classes(checkpoint: str, dataset: str, loader: Any) -> None:
+def check_classes(cfg: SimpleNamespace, dataset: str, loader: Any) -> None:
     """Refuse weights that were trained on other classes than the data has, or in another order.
 
     Args:
-        checkpoint: file; '' passes.
+        cfg: settings; a new head, or no weights, passes.
         dataset: file of the data.
         loader: of the data.
     Raises:
         ValueError: with the first class that differs.
     """
-    info = load_weights(checkpoint)[1] if checkpoint else {}
+    if cfg.model.new_head or not (cfg.model.checkpoint or cfg.model.pretrained):
+        return
+    info, checkpoint = weights_of(cfg)[1], cfg.model.checkpoint or "model.pretrained"
     classes, others = info.get("classes"), info.get("label_names")  # ours, timm's
     if classes is None and loader.classes and same_names(others, loader.classes):
         classes = others  # names of the same kind as the data's: their order counts
@@ -121,11 +210,11 @@ def check_classes(checkpoint: str, dataset: str, loader: Any) -> None:
     if fault := difference(class_list(classes), loader):
         raise ValueError(
             f"{checkpoint} was trained on other classes than {dataset} has: {fault}; give weights "
-            f"and data of one class list"
+            f"and data of one class list, or set model.new_head=true to draw a new head"
         )
 
 
-def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
+def _own(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weights: str) -> Origin:
     name, lines = cfg.model.checkpoint, []
     blurred = {key: info.get(key) is True for key in ("use_blurpool", "blur_max_pool")}
     arch = info.get("arch")
@@ -134,9 +223,14 @@ def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
     for key, value in blurred.items():
         if value == getattr(cfg.training, key):
             continue
-        if not cfg.training.eval_only:
+        if not cfg.training.eval_only and f"training.{key}" in _places(cfg):
             raise ValueError(f"{name} was trained with {key}={value}; set training.{key}={value}")
-        lines.append(f"{name} was trained with {key}={value}, and is evaluated so")
+        done = "evaluated" if cfg.training.eval_only else "trained"
+        lines.append(f"{name} was trained with {key}={value}, and is {done} so")
+    if info.get("ema") and not cfg.training.eval_only:  # an evaluation's last line says it
+        lines.append(f"{name}: its EMA weights are taken (model.use_ema)")
+    if not info.get("classes") and not cfg.model.new_head:
+        lines.append(f"{name} has no class list: its order is taken on trust")
     norm = _norm_of(info, name) or IMAGENET
     asked = NORMALIZATIONS.get(cfg.model.normalization, norm)
     if asked != norm:
@@ -150,16 +244,13 @@ def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
 
 def _foreign_blurpool(info: dict[str, Any], cfg: SimpleNamespace) -> tuple[bool, str]:
     """Whether a network of another maker has BlurPool, and why."""
-    place = getattr(cfg, "_places", {}).get("training.use_blurpool")
+    place = _places(cfg).get("training.use_blurpool")
     if info.get("blur_filters"):
         return True, "BlurPool (its tensors have the filters)"
-    if not cfg.training.eval_only and place is None:
-        raise ValueError(
-            f"{cfg.model.checkpoint} does not say whether its network has BlurPool: set "
-            f"training.use_blurpool=false to train it as it is, or true to put BlurPool in"
-        )
-    # a config is the recipe of a training: what it says of BlurPool is not of these weights
-    if cfg.training.use_blurpool and (place == "command line" or not cfg.training.eval_only):
+    # a config is the recipe of a training: evaluated, its BlurPool is not that of these weights
+    if cfg.training.use_blurpool and (
+        place == "command line" or (place and not cfg.training.eval_only)
+    ):
         return True, "BlurPool, as training.use_blurpool asks for"
     hint = " (--training.use_blurpool=true puts it in)" if place != "command line" else ""
     return False, f"no BlurPool{hint}"
@@ -174,9 +265,10 @@ def _foreign_normalization(
         return norm, f"mean and std {_words(norm)}, as model.normalization asks for"
     if found := _norm_of(info, cfg.model.checkpoint):
         return found, f"mean and std {_words(found)}, which are in the file or beside it"
-    norm, classes, source = _metadata(cfg.model.arch)
-    tagged = "." in _name(cfg.model.arch)
-    if classes == num_classes or tagged or info.get("timm_script"):
+    card = library_card(cfg.model.arch, Path(cfg.model.checkpoint).name)
+    norm, source, tagged = card.norm, card.source, "." in _name(cfg.model.arch)
+    known = cfg.model.pretrained or tagged or info.get("timm_script")
+    if card.classes == num_classes or known:
         return norm, f"mean and std {_words(norm)}, from {source}"
     other = f"; {source} says {_words(norm)}" if norm != IMAGENET else ""
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"
@@ -201,32 +293,69 @@ def _norm_of(info: dict[str, Any], name: str) -> Norm | None:
 
 
 def _order_words(labels: Any) -> str:
-    """What is assumed of the classes; `labels` are those of timm's config.json, if it has any."""
+    """What is assumed of the classes; `labels` are those of its metadata, if it has any."""
     found = ""
     if isinstance(labels, list) and labels:
         more = ", ..." if len(labels) > 5 else ""
-        found = f"; config.json says {readable(', '.join(map(str, labels[:5])))}{more}"
-    return f"classes in the order of the data (assumed{found})"
+        found = f"; its metadata says {readable(', '.join(map(str, labels[:5])))}{more}"
+    return f"classes in the order of the data (taken on trust{found})"
 
 
-def _metadata(arch: str) -> tuple[Norm, int, str]:
-    """(mean, std), number of classes and name of what a library says of its own weights."""
+def library_card(arch: str, file: str = "") -> Card:
+    """What a library says of its own weights of a network: of the newest, or the default ones.
+
+    Args:
+        arch: as create_model takes it.
+        file: name of a file; of torchvision's one, that is it. `weights` is None where a file is
+            named that is not torchvision's.
+    """
     library, name = arch.rpartition("/")[0], _name(arch)
     if library != "timm" and name in torchvision.models.list_models(torchvision.models):
-        weights = list(torchvision.models.get_model_weights(name))
-        if not weights:
-            return IMAGENET, 0, "torchvision"
+        kinds = torchvision.models.get_model_weights(name)
+        named = next((one for one in kinds if Path(one.url).name == file), None)
+        weights = named or kinds.DEFAULT
         # these two turn ImageNet's numbers into 0.5 themselves, where torchvision loads the weights
         turned = name in ("googlenet", "inception_v3")
-        view = weights[-1].transforms()
+        view = weights.transforms()
         norm = NORMALIZATIONS["inception"] if turned else _pair(view.mean, view.std)
-        return norm or IMAGENET, len(weights[-1].meta["categories"]), f"torchvision's {name}"
+        size, kind = view.crop_size[0], view.interpolation.value
+        how = _view(size, size / view.resize_size[0], kind)
+        source = f"torchvision's {name}, {weights.name}"
+        classes = len(weights.meta["categories"])
+        return Card(norm or IMAGENET, classes, source, how, named if file else weights)
     card = get_pretrained_cfg(name, allow_unregistered=True)
     norm = _pair(card.mean, card.std) if card else None
     if not card or not norm:
-        return IMAGENET, 0, "timm"
+        return Card(source=f"timm's {name}")
     tag = f".{card.tag}" if card.tag and "." not in name else ""
-    return norm, card.num_classes or 0, f"timm's {name}{tag}"
+    how = _timm_view(vars(card))
+    return Card(norm, card.num_classes or 0, f"timm's {name}{tag}", how)
+
+
+def _timm_view(card: dict[str, Any]) -> dict[str, Any]:
+    """As timm's validate.py takes it from a pretrained_cfg; {} where that has no sizes."""
+    size = card.get("test_input_size") or card.get("input_size")
+    ratio = card.get("test_crop_pct") or card.get("crop_pct")
+    if not isinstance(size, (list, tuple)) or not isinstance(ratio, (int, float)):
+        return {}
+    return _view(size[-1], ratio, card.get("interpolation"))
+
+
+def _view(size: int, crop_ratio: float, interpolation: Any) -> dict[str, Any]:
+    view = {"validation.resolution": size, "validation.crop_ratio": round(crop_ratio, 4)}
+    if interpolation in RESIZES:
+        view["data.resize"] = interpolation
+    return view
+
+
+def _setting(cfg: SimpleNamespace, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(cfg, section), name)
+
+
+def _places(cfg: SimpleNamespace) -> dict[str, str]:
+    """Where each given setting was given."""
+    return getattr(cfg, "_places", {})
 
 
 def _name(arch: str) -> str:

@@ -181,17 +181,15 @@ def test_our_own_file_says_that_max_pooling_is_blurred(quick_run, evaluated, tin
         assert "was trained with blur_max_pool=True, and is evaluated so" in said
 
 
-def test_training_from_weights_that_say_nothing_of_blurpool_is_refused(quick_run, tmp_path, capsys):
+def test_weights_that_say_nothing_of_blurpool_are_trained_without(quick_run, tmp_path, capsys):
     torch.save(network("timm/test_resnet").state_dict(), tmp_path / "w.pth")
     flags = ["--data.backend=torchvision", "--model.arch=timm/test_resnet"]
     flags.append(f"--model.checkpoint={tmp_path}/w.pth")
-    with pytest.raises(ValueError, match="does not say whether its network has BlurPool: set tr"):
-        quick_run(*flags, folder=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    flags += ["--training.use_blurpool=false", "--model.normalization=clip"]
+    flags.append("--model.normalization=clip")
     folder = quick_run(*flags, "--training.max_steps=1", folder=tmp_path / "run")
     assert "does not say how it was trained: no BlurPool" in capsys.readouterr().out
     info = load_weights(folder / "weights.safetensors")[1]
+    assert info["use_blurpool"] is info["config"]["training"]["use_blurpool"] is False
     assert info["mean"] == pytest.approx([0.481, 0.458, 0.408], abs=1e-3)
     state = load_checkpoint(folder / "last.pt")
     del state["format"], state["info"]["mean"]  # of an earlier version: ImageNet's
@@ -229,7 +227,10 @@ def test_timms_config_names_network_and_classes(evaluated, tmp_path):
     path.with_name("config.json").write_text(json.dumps(config))
     _, said = evaluated(f"--model.checkpoint={path}", f"--model.arch={arch}")
     assert "model.arch=timm/test_resnet, although the file says test_resnet_b" in said
-    assert "(assumed; config.json says class 9, class 8, class 7, class 6, class 5, ...)" in said
+    assert (
+        "(taken on trust; its metadata says class 9, class 8, class 7, class 6, class 5, ...)"
+        in said
+    )
 
 
 def test_the_normalization_of_a_new_network_is_kept(quick_run):
