@@ -29,7 +29,7 @@ from fast_imagenet.config import Bool, Int, Number, OffOr, OneOf, Str, read_conf
 from fast_imagenet.data.augmentation import IMAGENET, MIX_ALPHAS, POLICIES, RESIZES, Augment
 from fast_imagenet.engine.schedules import SCHEDULES
 from fast_imagenet.engine.signals import exit_statuses, stop_at_once
-from fast_imagenet.terminal import ignore_broken_pipe
+from fast_imagenet.terminal import announce, ignore_broken_pipe
 from fast_imagenet.validation import validate
 
 # ── Settings: one YAML key each; every default is a working value ─────────────────────────────────
@@ -151,7 +151,7 @@ Section("logging", "what a run leaves", SETTINGS).params(
     folder=Param(Str(empty=False), "of the run, for all its files", default="runs/default"),
     wandb=Param(Str(), "Weights & Biases project; empty = off", default=""),
     tensorboard=Param(Bool(), "TensorBoard files, if it is installed", default=True),
-    progress=Param(Bool(), "live bar on a terminal; false: accuracy lines only", default=True),
+    progress=Param(Bool(), "live bar on a terminal; false: a line per epoch", default=True),
 )
 # fmt: on
 
@@ -177,6 +177,7 @@ if __name__ == "__main__":
     ignore_broken_pipe()
     stop_at_once()
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
+    announce("importing PyTorch and FFCV: about 10 s")
 
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
@@ -464,6 +465,7 @@ def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
     model: Any = build_model(cfg, loader.num_classes, device)
     autocast = autocast_of(choose_precision(cfg.training.precision, device), device)
     try_evaluation(model, cfg.validation, loader.num_samples // distributed.world_size, autocast)
+    announce(f"evaluating {loader.num_samples:,} images")
     with closing(loader), SignalWatch(record=False), Watchdog(cfg.data.timeout) as watchdog:
         batches = watchdog.watched(loader.batches)
         scores = evaluate(ImageNetwork(model), batches, cfg, autocast, device)

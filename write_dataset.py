@@ -45,7 +45,7 @@ from fast_imagenet.sources import (
 )
 from fast_imagenet.sources.image_folder import CLASS_ORDERS
 from fast_imagenet.sources.official import MD5_CHOICES
-from fast_imagenet.terminal import readable
+from fast_imagenet.terminal import announce, readable
 
 # ┌────────────────────────────────────────────────────────────────────────────────────────────────┐
 # │ Settings                                                                                       │
@@ -248,6 +248,8 @@ def main(argv: list[str] | None = None) -> int:
         if cfg.source.kind == "auto":
             cfg.source.kind, why = recognize(source_path(cfg) or Path())
             print(readable(f"source.kind=auto: {cfg.source.kind}, as it holds {why}"), flush=True)
+        if cfg.source.kind != "synthetic":
+            announce("listing the images: about 10 s per million, longer on a slow disk")
         sources = open_sources(cfg)
         later = sum(images_of(cfg, source) for source in sources.values())
         for split, path in output_files(cfg).items():

@@ -30,11 +30,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from fastargs import Config, Param, Section
 from fastargs.validation import Checker
+
+from fast_imagenet.config_list import list_configs
 
 MAX_FILE_BYTES = 100_000  # the longest config here has 2,000; YAML is read slowly
 MAX_PROBLEMS = 50  # a file with more is not a settings file
@@ -237,39 +239,49 @@ def read_config(
     check: Callable[[SimpleNamespace], list[str]] | None = None,
     prog: str,
     description: str,
+    switches: dict[str, str] | None = None,
 ) -> SimpleNamespace:
     """Read defaults, YAML files and flags into a tree of namespaces, or report every problem.
 
     Flags are `--section.key=value` or `--section.key value`; `--config`, `--config-file` and `-C`
     name YAML files and may be repeated. The last value given wins, flags over files. Environment
-    variables have no effect. A file is read once, so `--config <(command)` works.
+    variables have no effect. A file is read once, so `--config <(command)` works. `--list-configs`
+    prints what there is in `search`, `--print-config` the settings as they are, valid each by
+    itself; neither returns.
 
     Args:
         settings: the declared settings; not changed, so they may be read many times.
         argv: the words after the script's name; None takes `sys.argv[1:]`.
-        search: folders in which a bare file name is looked up when it is not an existing path.
+        search: folders in which a bare file name, with or without its .yaml, is looked up when it
+            is not an existing path.
         check: gets the tree once every value is valid by itself; returns further problems.
         prog: the script's name for messages.
         description: first lines of `--help`.
+        switches: short flags without a value -> the flags that they stand for.
 
     Returns:
         `SimpleNamespace` of sections, each one of values (`cfg.training.epochs`); picklable. Its
         `_places` holds where each given setting was given: 'command line', or a line of a file.
 
     Raises:
-        SystemExit: 2 with all problems on stderr in plain text; 0 after `--help` or `-h`.
+        SystemExit: 2 with all problems on stderr in plain text; 0 after `--help`, `-h`,
+            `--list-configs` or `--print-config`.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    switches = switches or {}
+    words = [switches.get(word, word) for word in (sys.argv[1:] if argv is None else argv)]
     if {"-h", "--help"} & set(words):
-        print(_help_text(settings, prog, description, search))
-        raise SystemExit(0)
+        _print_and_end(_help_text(settings, prog, description, search, switches))
+    if search and "--list-configs" in words:
+        _print_and_end(list_configs(search))
     reading = _Reading(settings.entries)
-    files, flags = _split_words(words, reading)
+    files, flags = _split_words([word for word in words if word != "--print-config"], reading)
     for name in files:
         _read_file(name, search, reading)
     for flag in flags:
         reading.take(flag)
     cfg = _resolve(settings, reading)
+    if cfg is not None and "--print-config" in words:
+        _print_and_end(to_yaml(cfg))
     if cfg is not None and check is not None:
         try:
             reading.problems += check(cfg)
@@ -297,6 +309,26 @@ def to_dict(cfg: SimpleNamespace) -> dict[str, Any]:
         for key, value in vars(cfg).items()
         if key != "_places"
     }
+
+
+def to_yaml(cfg: SimpleNamespace) -> str:
+    """The tree as a settings file; a comment says where a value was given, if it was."""
+    lines, places = [], getattr(cfg, "_places", {})
+    for section, branch in to_dict(cfg).items():
+        is_section = isinstance(branch, dict)
+        lines += [f"{section}:"] if is_section else []
+        for key, value in (branch if is_section else {section: branch}).items():
+            if value is None:  # not given, and without a default
+                continue
+            line = yaml.safe_dump({key: value}, allow_unicode=True, width=math.inf).rstrip()
+            place = places.get(f"{section}.{key}" if is_section else key, "")
+            lines.append("  " * is_section + line + (f"  # {place}" if place else ""))
+    return "\n".join(lines)
+
+
+def _print_and_end(text: str) -> NoReturn:
+    print(text)
+    raise SystemExit(0)
 
 
 def _split_words(words: Sequence[str], reading: _Reading) -> tuple[list[str], list[_Given]]:
@@ -427,18 +459,24 @@ def _reason(error: Exception) -> str:
 
 
 def _find_file(name: str, search: Sequence[Path]) -> Path:
-    path = Path(name)
-    if path.exists() or path.name != name:
-        return path
-    found = [folder / name for folder in search if (folder / name).is_file()]
+    full = name if Path(name).suffix in (".yaml", ".yml") else f"{name}.yaml"
+    for path in map(Path, dict.fromkeys((name, full))):
+        if path.exists() and not path.is_dir():
+            return path
+    if Path(name).name != name:
+        return Path(name)  # to be refused in the system's words
+    found = [folder / full for folder in search if (folder / full).is_file()]
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError("found more than once; give one of " + ", ".join(map(str, found)))
     names = sorted({file.name for folder in search for file in Path(folder).glob("*.yaml")})
-    near = difflib.get_close_matches(name, names, 3, cutoff=0.7)
+    stem = Path(full).stem
+    near = [one for one in names if stem in one][:8]
+    near = near or difflib.get_close_matches(full, names, 3, cutoff=0.7)
     places = " here" + "".join(f", nor in {Path(folder).name}/" for folder in search)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = hint or "; --list-configs names all" * bool(search)
     raise ValueError(f"no such file{places}{hint}")
 
 
@@ -556,15 +594,22 @@ def _report(problems: list[str], prog: str) -> None:
     print(f"{command} lists every setting with its rule and default.", file=sys.stderr)
 
 
-def _help_text(settings: Config, prog: str, description: str, search: Sequence[Path]) -> str:
+def _help_text(
+    settings: Config, prog: str, description: str, search: Sequence[Path], switches: dict[str, str]
+) -> str:
     folders = ", ".join(f"{Path(folder).name}/" for folder in search)
-    bare = f" A bare name is looked up in {folders}." if folders else ""
+    bare = f" A bare name, with or without .yaml, is looked up in {folders}." if folders else ""
     order = (
         "Order: defaults < files from left to right < flags. -C and --config-file are other names"
         f" of --config.{bare} An environment variable named like a setting has no effect."
     )
     usage = f"usage: {interpreter()} {prog} [--config FILE.yaml ...] [--section.key=value ...]"
-    lines = [usage, "", *textwrap.wrap(description, WIDTH), "", *textwrap.wrap(order, WIDTH)]
+    instead = "--list-configs prints every config, its result and hours. " if folders else ""
+    instead += "--print-config prints the settings as a file that --config takes."
+    instead += "".join(f" {short} is {long}." for short, long in switches.items())
+    lines = [usage]
+    for text in (description, order, instead):
+        lines += ["", *textwrap.wrap(text, WIDTH)]
     for ns, section in settings.sections.items():
         lines += ["", f"{'.'.join(ns)}: {section.desc}" if section.desc else ".".join(ns)]
         for key in settings.sections_to_entries[ns]:

@@ -9,7 +9,6 @@ import functools
 import os
 import pickle
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+
+from fast_imagenet.terminal import announce
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -90,5 +91,4 @@ def _without_cache() -> Iterator[None]:
 
 @functools.cache  # each once
 def _note(sentence: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"note: {sentence}", file=sys.stderr, flush=True)
+    announce(f"note: {sentence}")

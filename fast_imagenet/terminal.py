@@ -43,6 +43,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def announce(doing: str) -> None:
+    """Say on stderr what is done during the next seconds, and how long that usually takes.
+
+    For what can take more than 3 s without a word. Under torchrun it is printed once per node.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(readable(doing), file=sys.stderr, flush=True)
+
+
 def on_terminal(text: str) -> str:
     """What a program writes, with lines and tabs; and `\\r` at its ends only, for progress bars."""
     body = text.strip("\r")

@@ -137,6 +137,47 @@ def test_resolved_tree_written_as_yaml_reads_back(write):
     assert read("--config", write(yaml.safe_dump(to_dict(cfg)))) == cfg
 
 
+def printed(capsys, *words: str, **kwargs) -> str:
+    """What is printed in place of a run, with exit status 0."""
+    with pytest.raises(SystemExit) as stopped:
+        read(*words, **kwargs)
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_print_config_is_a_config_of_the_same_settings(capsys, write):
+    file = write("lr: {lr: 1e-5}")
+    words = ["-C", file, "--data.train_dataset=a: # 'ü' \\ " + "b " * 60]
+    text = printed(capsys, "--print-config", *words, check=lambda cfg: ["not asked"])
+    again = write(text, "again.yaml")
+    assert read("--config", again) == read(*words)
+    assert f"  lr: 1.0e-05  # {file} line 1\n" in text
+    lines = printed(capsys, "--config", again, "--print-config").splitlines()
+    assert all("again.yaml line" in line for line in lines if line.startswith(" "))
+
+
+def test_print_config_refuses_what_no_run_takes(refused):
+    assert "must be a number" in refused("--print-config", "--lr.lr=x")
+
+
+def test_a_short_flag_stands_for_a_setting(refused):
+    kwargs = {"switches": {"--long": "--training.epochs=90"}}
+    assert read("--long", **kwargs).training.epochs == 90
+    assert read("--long", "--training.epochs=91", **kwargs).training.epochs == 91
+    assert "--long is not a setting" in refused("--long").replace("'", "")
+
+
+def test_list_configs_needs_configs(refused, capsys, tmp_path):
+    (tmp_path / "a_10.yaml").write_text(
+        "# Expected: top-1 7.5. More.\n# Time: 3 hours with evaluation\n"
+    )
+    (tmp_path / "a_9.yaml").write_text("lr: {lr: 1}")
+    lines = printed(capsys, "--list-configs", search=[tmp_path]).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["a_9", "a_10"]
+    assert "3 hours; expected: top-1 7.5" in lines[2] and "More" not in lines[2]
+    assert "is not a setting" in refused("--list-configs")
+
+
 def test_a_setting_without_default_is_none_when_not_given():
     settings = declare()
     Section("extra", "", settings).params(note=Param(Str(), "free"))
@@ -415,10 +456,16 @@ def test_bare_names_are_looked_up(refused, write, tmp_path, monkeypatch):
         folder.mkdir()
     (shelf / "rn50_16_epochs.yaml").write_text("training: {epochs: 7}")
     search = [shelf, other]
-    assert read("--config", "rn50_16_epochs.yaml", search=search).training.epochs == 7
+    for name in ("rn50_16_epochs.yaml", "rn50_16_epochs"):
+        assert read("--config", name, search=search).training.epochs == 7
+    (tmp_path / "rn50_16_epochs").mkdir()  # a folder of that name is no config
+    assert read("--config", "rn50_16_epochs", search=search).training.epochs == 7
     error = refused("--config", "rn50_16_epoch.yaml", search=search)
     assert "no such file here, nor in rn50_configs/, nor in rn18_configs/" in error
     assert "did you mean rn50_16_epochs.yaml?" in error
+    for name in ("rn50_16", "rn5_16_epochs"):
+        assert "did you mean rn50_16_epochs.yaml?" in refused("--config", name, search=search)
+    assert "--list-configs" in refused("--config", "xyz", search=search)
     assert "No such file" in refused("--config", "elsewhere/rn50_16_epochs.yaml", search=search)
     (other / "rn50_16_epochs.yaml").write_text("")
     assert "found more than once" in refused("--config", "rn50_16_epochs.yaml", search=search)

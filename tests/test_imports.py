@@ -7,7 +7,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {
-    *("arch_names", "config", "environment", "erasing", "files", "kernel_cache", "machine"),
+    *(
+        "arch_names",
+        "config",
+        "config_list",
+        "environment",
+        "erasing",
+        "files",
+        "kernel_cache",
+        "machine",
+    ),
     *("native", "processes", "program", "rng", "terminal", "validation"),
 }
 FLOORS = (  # from the ground up; a module imports from its own floor and those below

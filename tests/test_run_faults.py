@@ -295,7 +295,7 @@ train_imagenet.main(train_imagenet.read_settings([
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=90
     )
     assert done.returncode == STALLED, done.stderr
-    assert done.stderr.startswith("no batch came for 1.5 s")
+    assert "no batch came for 1.5 s" in done.stderr
     assert "and start the command again, or allow" in done.stderr
 
 

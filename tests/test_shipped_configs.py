@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fast_imagenet.config import read_config, to_dict
+from fast_imagenet.config import read_config, to_dict, to_yaml
+from fast_imagenet.config_list import PARTS, head_parts, head_text, hours_of, list_configs
 from fast_imagenet.engine.work import IMAGENET_IMAGES, work_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,13 +60,6 @@ def read(path: Path) -> dict:
     return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
 
 
-def header(path: Path) -> str:
-    """The comment block at the head of a file, `#` and line ends removed."""
-    lines = path.read_text().split("\n\n")[0].splitlines()
-    assert all(line.startswith("#") for line in lines), f"{path.name} does not begin with a header"
-    return " ".join(line.lstrip("# ") for line in lines)
-
-
 def test_all_of_them_are_here():
     assert len(SHIPPED) == 33
     assert len(set(NAMES)) == 33, "a bare name would be found twice"
@@ -104,16 +98,16 @@ def test_the_name_tells_the_network_and_the_epochs(path):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
 def test_its_header_says_what_to_expect_and_how_to_launch(path):
-    text = header(path)
+    text = head_text(path)
     launch = f"python train_imagenet.py --config {path.name}"
     assert launch in text
     assert re.findall(r"--config (\S+)", text) == [path.name]
-    words = ("Expected: ", "Pixels: ", "Evaluation: ", "Hardware: ", "Time: ")
-    for word in words:
-        assert text.count(word) == 1, f"{path.name} has no `{word}`"
-    assert sorted(words, key=text.index) == list(words)
-    expected, time = text.split("Expected: ")[1].split("Hardware: ")[0], text.split("Time: ")[1]
-    assert re.search(r"top-1|unknown", expected)
+    assert path.read_text().startswith("# ")
+    for part in PARTS:
+        assert text.count(f"{part}: ") == 1, f"{path.name} has no `{part}: `"
+    parts, time = head_parts(path), text.split("Time: ")[1]
+    assert tuple(parts) == PARTS
+    assert re.search(r"top-1|unknown", parts["Expected"])
     assert f"{read(path)['training.epochs']} epochs" in text
     if "estimate" in time:
         assert re.search(r"(nobody has|was not|not) measured", time), "an estimate must say so"
@@ -127,7 +121,7 @@ def two_digits(value: float) -> str:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
 def test_its_header_has_the_pixels_the_evaluation_and_the_time_of_its_settings(path):
-    cfg, text = settings(path), header(path)
+    cfg, text = settings(path), head_text(path)
     images = IMAGES.get(path.parent.name, IMAGENET_IMAGES)
     work = work_of(cfg, (4_000, 1_000) if path.name == "demo.yaml" else images)
     every, epochs = cfg.validation.every, cfg.training.epochs
@@ -141,12 +135,23 @@ def test_its_header_has_the_pixels_the_evaluation_and_the_time_of_its_settings(p
     hours = work.hours(rate)
     span = f"{two_digits(hours)} hours" if hours >= 1 else f"{two_digits(60 * hours)} minutes"
     days = f" ({two_digits(hours / 24)} days)" if hours > 48 else ""
-    assert re.search(rf"(^|; ){re.escape(span + days)} (on \w+ .*)?with evaluation", time), (
-        span + days
-    )
+    assert hours_of(path).partition(" on ")[0] == span + days
     if "RTX 5060 Ti" in time:
         arch = cfg.model.arch.rpartition("/")[2]
         assert rate == RATES[arch, cfg.training.use_blurpool]
+
+
+def test_the_list_of_configs_has_all_of_them():
+    lines = list_configs([ROOT / folder for folder in FOLDERS]).splitlines()
+    listed = [line.split()[0] for line in lines if re.match("  [a-z]", line)]
+    assert sorted(listed) == sorted(path.stem for path in SHIPPED)
+    assert max(map(len, lines)) <= 100 and not any("not stated" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
+def test_its_printed_settings_are_a_config_of_the_same_settings(path, tmp_path):
+    (tmp_path / "printed.yaml").write_text(to_yaml(settings(path)))
+    assert settings(tmp_path / "printed.yaml") == settings(path)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=NAMES)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fast_imagenet.sources import SourceError, open_source
-from fast_imagenet.terminal import on_terminal, readable
+from fast_imagenet.terminal import announce, on_terminal, readable
 from tests.conftest import ROOT
 
 ESCAPES = "\x1b]0;owned\x07\x1b[31m\x9b2J\rfake\u202e\x7f"
@@ -72,7 +72,7 @@ def test_classes_of_a_checkpoint_and_names_of_files_are_escaped(tiny_beton, quic
     status, text = said("train_imagenet.py", "--model.arch=timm/test_resnet", weights, *flags)
     assert status == 1
     assert r"class 3 is x\x1b]0;owned\x07" in text
-    assert text.count("\n") == 1
+    assert text.count("\n") == 2  # and what is imported
     name = tmp_path / f"a{ESCAPES}\n.beton"
     shutil.copy(tiny_beton / "val.beton", name)
     status, text = said("-m", "fast_imagenet.beton", "verify", name)
@@ -106,3 +106,11 @@ def test_classes_that_look_alike_once_escaped_are_refused(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "0.jpg")
     with pytest.raises(SourceError, match="two classes look alike when shown"):
         open_source("image_folder", tmp_path, "train")
+
+
+def test_one_rank_of_a_node_says_what_is_done(capsys, monkeypatch):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        announce("reading \x1b[2J: about 5 s")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "reading \\x1b[2J: about 5 s\n")

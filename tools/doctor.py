@@ -24,6 +24,7 @@ from pathlib import Path
 
 from fast_imagenet.machine import cpu_quota, memory_limit
 from fast_imagenet.program import run_program
+from fast_imagenet.terminal import announce
 
 ROOT = Path(__file__).resolve().parents[1]
 CGROUP = Path("/sys/fs/cgroup")
@@ -47,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     """Print every finding; 1 when something required is missing."""
     description = __doc__.partition("\n")[0]
     argparse.ArgumentParser("python -m tools.doctor", description=description).parse_args(argv)
-    findings = [finding for name, check in CHECKS.items() for finding in guarded(name, check)]
-    for finding in findings:
-        print(f"{finding.state:9}{finding.name:20}{finding.found}")
-        if finding.fix:
-            print(f"{'':29}fix: {finding.fix}")
+    announce("doctor: every library is tried in a process of its own: about 20 s")
+    findings = []
+    for name, check in CHECKS.items():
+        for finding in guarded(name, check):
+            findings.append(finding)
+            fix = f"\n{'':29}fix: {finding.fix}" if finding.fix else ""
+            print(f"{finding.state:9}{finding.name:20}{finding.found}{fix}", flush=True)
     missing, warnings = (
         sum(f.state == state for f in findings) for state in ("missing", "warning")
     )

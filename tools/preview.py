@@ -35,6 +35,7 @@ from fast_imagenet.data.sampler import epoch_order
 from fast_imagenet.engine.schedules import resolution_at
 from fast_imagenet.files import write_atomically
 from fast_imagenet.program import run_program
+from fast_imagenet.terminal import announce
 from fast_imagenet.validation import unwritable, validate
 
 SEARCHED_EPOCHS = 200  # to find one in which a stage of small probability does something
@@ -408,6 +409,7 @@ def make_sheet(cfg: SimpleNamespace, script: ModuleType) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the settings, write the sheet, print where it is."""
+    announce("importing PyTorch and FFCV, drawing: about 12 s")
     import train_imagenet as script
 
     cfg = read_settings(script, argv)

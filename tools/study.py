@@ -30,6 +30,7 @@ from fast_imagenet.engine.json_lines import read_object
 from fast_imagenet.files import write_json
 from fast_imagenet.processes import HANG_UP
 from fast_imagenet.program import STOPPED, WRONG_SETTINGS, run_program
+from fast_imagenet.terminal import announce
 from tools.report.add import add_run
 from tools.report.records import flat, read_group_file, read_run, settings_that_differ
 from tools.report.yaml_files import STUDY, RecordError, Study, flags_of, read_study
@@ -73,6 +74,7 @@ def jobs_of(study: Study, folder: Path, runs: Path, data: Path) -> list[Job]:
 
 def check_records(jobs: list[Job], write: list[dict[str, Any]]) -> None:
     """Refuse wrong settings of any run, and records that do not match the plan and its `write`."""
+    announce(f"checking the settings of {len(jobs)} runs: about 6 s")
     import train_imagenet as script
 
     changed = []
@@ -219,9 +221,13 @@ class Trainer:
         self.running.add(process)
         if self.stopped:  # meanwhile
             process.terminate()
-        output = process.communicate()[0]
+        lines = []
+        for line in process.stdout or ():
+            lines.append(line)
+            if line.startswith("epoch "):
+                print(f"{job.name}: {line}", end="", flush=True)
         self.running.discard(process)
-        return process.returncode, output
+        return process.wait(), "".join(lines)
 
 
 def train_all(jobs: list[Job], lanes: int, trainer: Trainer) -> int:

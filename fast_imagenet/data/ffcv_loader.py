@@ -54,6 +54,7 @@ from fast_imagenet.machine import worker_count  # noqa: E402
 from fast_imagenet.ops.crop_decode import draw_random_crops  # noqa: E402
 from fast_imagenet.ops.kernel import is_compiled  # noqa: E402
 from fast_imagenet.rng import index_of  # noqa: E402
+from fast_imagenet.terminal import announce  # noqa: E402
 
 CLOSE_SECONDS = 60  # for a batch under way to end; a thread that hangs is left behind
 OWN_RESIZE = "area"  # FFCV's, which its recipe's numbers were reached with
@@ -89,7 +90,10 @@ def image_operations(augment: Augment, resolution: int, seed: int) -> list:
     method = resize_method(augment.resize)
     flip: dict[str, Any] = dict(flip=augment.flip, flip_mode=augment.flip_mode)
     crop = ops.CropDecode(resolution, augment.crop_area, **flip, seed=seed, method=method)
-    return [crop, *(stage.operation(ops, augment, seed) for stage in stages_of(augment))]
+    changes = [stage.operation(ops, augment, seed) for stage in stages_of(augment)]
+    if not all(map(is_compiled, [draw_random_crops, *(one.apply for one in changes)])):
+        announce("compiling the operations, once on this machine: up to a minute")
+    return [crop, *changes]
 
 
 class TrainLoader(BaseTrainLoader):
@@ -135,9 +139,6 @@ class TrainLoader(BaseTrainLoader):
         decoder = self._operations[0]
         decoder.then = self._operations[1:]  # so that threads wait for each other once a batch
         decoder.before_batch = page_checks(file, check_pages)
-        kernels = [draw_random_crops, *(operation.apply for operation in decoder.then)]
-        if rank == 0 and not all(map(is_compiled, kernels)):
-            print("compiling the operations, once on this machine: up to a minute", flush=True)
         self._loader = Loader(
             file,
             decoder,

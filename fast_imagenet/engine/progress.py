@@ -21,7 +21,7 @@ class Progress:
         total: optimizer steps of the whole run.
         done: steps finished before.
         ranks: processes that train together; rates are over all of them.
-        bar: False hides the bar, and the lines of epochs without an evaluation.
+        bar: False hides the bar.
         is_main: False prints nothing at all.
     """
 
@@ -30,7 +30,7 @@ class Progress:
     ) -> None:
         hidden = None if bar and is_main else True  # None: unless stderr is a terminal
         self._bar = tqdm(total=total, initial=done, unit="step", smoothing=0.02, disable=hidden)
-        self._ranks, self._wanted, self._is_main = ranks, bar, is_main
+        self._ranks, self._is_main = ranks, is_main
         self._epoch_start = self._shown = time.perf_counter()
 
     def epoch(self, epoch: int, epochs: int, resolution: int) -> None:
@@ -50,13 +50,14 @@ class Progress:
         )
         self._bar.update(step + 1 - self._bar.n)
 
-    def report(self, record: dict[str, Any]) -> None:
-        """One line on stdout for a finished epoch that was evaluated.
+    def evaluating(self) -> None:
+        """The steps of an epoch are done, and an evaluation follows, in which the bar stands."""
+        self._bar.set_description(f"{self._bar.desc.removesuffix(': ')}, evaluating")
 
-        In a file, a pipe or a batch job, where no bar shows that it is alive, one for every epoch.
-        """
-        has_bar, evaluated = not (self._wanted and self._bar.disable), "ema_plain_top1" in record
-        if not self._is_main or (has_bar and not evaluated):
+    def report(self, record: dict[str, Any]) -> None:
+        """One line on stdout for a finished epoch; with a bar only where it was evaluated."""
+        evaluated = "ema_plain_top1" in record
+        if not self._is_main or not (self._bar.disable or evaluated):
             return
         accuracy = f"top-1 {accuracy_text(record)}, " if evaluated else ""
         tqdm.write(  # above a bar

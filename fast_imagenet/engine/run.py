@@ -294,6 +294,7 @@ class Run(StepRecorder):
         self._checkpoints.refuse_not_finite(where)  # before its evaluation fails of it
         if self.evaluates(where.epoch):  # an evaluation that fails must not cost the epoch
             self._checkpoints.save(where)
+            self._bar.evaluating()
         self._start = time.perf_counter()
 
     def evaluates(self, epoch: int) -> bool:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fast_imagenet.engine.train_state import Autocast, Batch, TrainState
 from fast_imagenet.models.networks import is_compiled
+from fast_imagenet.terminal import announce
 
 
 def create_model(arch: str, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -116,6 +117,7 @@ def start_improbable(model: nn.Module, num_classes: int) -> None:
         nn.init.constant_(bias, -math.log(num_classes))
 
 
+COMPILING = "about 1 to 4 minutes on two CPU cores, 5 s where an earlier run has done it"
 DATA_DECIDES = fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException
 
 
@@ -254,10 +256,16 @@ def prepare_network(
     state.draws = try_network(state.model.train(), sizes, state.micro_batch)
     if not is_compiled(state.train_model):
         return
-    warm_up(lambda size: blank_step(state, size, forward_backward), state.model, sizes)
+
+    def compile_step(size: int) -> None:
+        announce(f"compiling the training step at {size} px: {COMPILING}")
+        blank_step(state, size, forward_backward)
+
+    warm_up(compile_step, state.model, sizes)
     state.eval_model.eval()
     with torch.no_grad(), state.autocast():
         for size in sorted(set(evaluated)):
+            announce(f"compiling the evaluation at {size} px: {COMPILING}")
             state.eval_model(_noise(state, images, size))
 
 

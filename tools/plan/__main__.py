@@ -14,7 +14,6 @@ import copy
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from fast_imagenet.engine.work import work_of
 from fast_imagenet.files import write_json
 from fast_imagenet.machine import available_memory
 from fast_imagenet.program import LOWER_MEMORY, run_program
+from fast_imagenet.terminal import announce
 from fast_imagenet.validation import unwritable, validate
 from tools.plan import forecast
 from tools.plan.report import Machine, Memory, Plan, render
@@ -130,6 +130,7 @@ def machine_of(cfg: SimpleNamespace, distributed: Distributed) -> Machine:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the settings, measure, print; argv: None takes `sys.argv[1:]`."""
+    announce("importing PyTorch: about 5 s")
     import train_imagenet as script
     from fast_imagenet.engine.distributed import init_distributed
 
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def note(line: str) -> None:
         if distributed.is_main:
-            print(f"plan: {line}", file=sys.stderr, flush=True)
+            announce(f"plan: {line}")
 
     try:
         plan = make_plan(cfg, script, distributed, note)

@@ -18,6 +18,7 @@ from typing import Any
 from fast_imagenet.config import interpreter
 from fast_imagenet.files import write_atomically
 from fast_imagenet.program import run_program
+from fast_imagenet.terminal import announce
 from tools.report.add import add_run
 from tools.report.plots import draw, is_current, plot_data
 from tools.report.records import read_records
@@ -93,7 +94,8 @@ def run_add(args: argparse.Namespace) -> int:
 
 def run_page(args: argparse.Namespace) -> int:
     """Write the page of a run."""
-    from tools.report.page import write_page  # builds networks: seconds of imports
+    announce("importing PyTorch: about 5 s")
+    from tools.report.page import write_page  # builds networks
 
     print("\n".join(write_page(args.run, args.out, args.val, args.weights, args.worst)))
     return 0

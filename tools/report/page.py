@@ -27,6 +27,7 @@ from fast_imagenet.engine.plots import plot_curves
 from fast_imagenet.environment import REPOSITORY
 from fast_imagenet.files import write_atomically
 from fast_imagenet.models.networks import ImageNetwork
+from fast_imagenet.terminal import announce
 from tools.report.records import Run, read_run
 from tools.report.tables import NETWORKS, templates
 from tools.report.yaml_files import RecordError, flags_of
@@ -188,6 +189,7 @@ def real_val(run: Run) -> str:
 def find_mistakes(run: Run, weights: Path, val: Path, count: int) -> Mistakes:
     """Run the standard eval and keep the worst `count` images."""
     cfg = settings_of(run, weights, val)
+    announce("evaluating the weights: FFCV is imported first, about 10 s")
     distributed = init_distributed()
     _, loader = script.build_loaders(cfg, distributed)
     with closing(loader):
