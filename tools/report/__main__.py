@@ -1,6 +1,6 @@
 """Tables, plots and pages from the records of runs.
 
-python -m tools.report                    README.md, docs/results.md and docs/results_*.png
+python -m tools.report                    README.md, docs/results.md, docs/{results_*,overview}.png
 python -m tools.report --check            report which of them are not current
 python -m tools.report add RUN_FOLDER     a finished run becomes a record, and so a row
 python -m tools.report page RUN_FOLDER    one HTML file on a run: curves, settings, mistakes

@@ -6,8 +6,8 @@ Arrays: images_bhwc uint8 [b, h, w, 3]; n: samples of the file, in its order; k:
 from __future__ import annotations
 
 import io
-import tempfile
-from contextlib import closing, suppress
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,11 @@ from PIL import Image
 
 import train_imagenet as script
 from fast_imagenet.config import read_config
+from fast_imagenet.data.class_lists import class_name
 from fast_imagenet.data.samples import center_crop, open_dataset, to_hwc
 from fast_imagenet.engine.distributed import init_distributed
 from fast_imagenet.engine.json_lines import read_jsonl, read_object
-from fast_imagenet.engine.plots import plot_curves
+from fast_imagenet.engine.plots import draw_curves
 from fast_imagenet.environment import REPOSITORY
 from fast_imagenet.files import write_atomically
 from fast_imagenet.models.networks import ImageNetwork
@@ -76,31 +77,13 @@ def render_page(run: Run, found: Mistakes | None, missing: str, defaults: dict[s
     values = dict(name=name, network=NETWORKS.get(arch, arch), run=run, numbers=run.numbers)
     values |= dict(found=found, missing=missing, defaults=defaults)
     page = templates().get_template("page.html.j2")
-    return page.render(values, curves=_curves(run), loss=_loss(run))
+    return page.render(values, curves=_curves(run))
 
 
 def _curves(run: Run) -> bytes:
-    """The PNG of the curves; empty where a log of another version has not all that they show."""
-    with tempfile.TemporaryDirectory() as folder, suppress(KeyError):
-        plot_curves(run.folder / "log.jsonl", png := Path(folder, "curves.png"))
-        return png.read_bytes()
-    return b""
-
-
-def _loss(run: Run) -> dict[str, Any]:
-    """Loss of the steps as a line, means of at most 600 blocks; {} for fewer than two steps."""
-    lines = read_jsonl(run.folder / "steps.jsonl")
-    losses = np.array([loss for line in lines for loss in line["losses"]])
-    if len(losses) < 2:
-        return {}
-    means = np.array([block.mean() for block in np.array_split(losses, min(600, len(losses)))])
-    low, high = means.min(), max(means.max(), means.min() + 1e-6)
-    x, y = np.linspace(50, 1085, len(means)), 200 - 180 * (means - low) / (high - low)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    size = -(-len(losses) // len(means))
-    label = f"training loss of {len(losses):,} steps" + (f", means of {size}" if size > 1 else "")
-    marks = [(20, high), (110, (low + high) / 2), (200, low)]
-    return {"points": points, "label": label, "marks": marks}
+    """The PNG of the curves."""
+    draw_curves(run.log, read_jsonl(run.folder / "steps.jsonl")).savefig(file := io.BytesIO())
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -232,10 +215,12 @@ def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
 
 
 def class_names(source: Any, count: int) -> list[str]:
-    """Names of the classes: words where the file has them, else identifiers, else numbers."""
+    """Names of the classes: of the file, else of timm for wnids, else identifiers or numbers."""
     sidecar = getattr(source, "sidecar", {})
     names = sidecar.get("class_names") or getattr(source, "class_names", None) or source.classes
     names = [str(name) for name in names or []]
+    words = Counter(map(class_name, names))  # ImageNet has two cranes
+    names = [f"{word} ({name})" if words[word := class_name(name)] > 1 else word for name in names]
     return names + [f"class {k}" for k in range(len(names), count)]
 
 
