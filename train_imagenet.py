@@ -152,6 +152,7 @@ Section("logging", "what a run leaves", SETTINGS).params(
     wandb=Param(Str(), "Weights & Biases project; empty = off", default=""),
     tensorboard=Param(Bool(), "TensorBoard files, if it is installed", default=True),
     progress=Param(Bool(), "live bar on a terminal; false: a line per epoch", default=True),
+    eval_json=Param(Str(), "file for eval_only: every class; empty = off", default=""),
 )
 # fmt: on
 
@@ -179,7 +180,7 @@ if __name__ == "__main__":
     CFG = read_settings()  # before the heavy imports: a misspelt key must not cost ten seconds
     announce("importing PyTorch and FFCV: about 10 s")
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -196,10 +197,11 @@ from fast_imagenet.engine.distributed import (
     init_distributed,
 )
 from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.evaluation import ClassScore, report_evaluation
 from fast_imagenet.engine.losses import build_loss
 from fast_imagenet.engine.metrics import Score, evaluation_record
 from fast_imagenet.engine.optimizers import build_optimizer
-from fast_imagenet.engine.run import Run, StepRecorder, summary_line
+from fast_imagenet.engine.run import Run, StepRecorder
 from fast_imagenet.engine.schedules import ema_decay_at, lr_schedule, resolution_at
 from fast_imagenet.engine.signals import SignalWatch
 from fast_imagenet.engine.train_state import (
@@ -395,13 +397,18 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], run: StepRecorder) 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: EvalBatches, cfg: Settings, autocast: Autocast, device: torch.device
+    model: nn.Module,
+    batches: EvalBatches,
+    cfg: Settings,
+    autocast: Autocast,
+    device: torch.device,
+    scores: Mapping[str, Score] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Both evaluations: {'standard': {loss, top1, top5}, 'config': ...}; one pass per crop."""
     model.eval()
     v = cfg.validation
     standard, config = (v.plain_resolution, v.plain_crop_ratio), (v.resolution, v.crop_ratio)
-    scores = {"standard": Score(device), "config": Score(device)}
+    scores = scores or {"standard": Score(device), "config": Score(device)}
     for view in dict.fromkeys((standard, config)):
         for images_bhwc, labels_b in batches(*view):
             with autocast():
@@ -458,7 +465,7 @@ def train(cfg: Settings, distributed: Distributed) -> None:
 
 
 def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
-    """Evaluate model.checkpoint with both evaluations and print one line."""
+    """Evaluate model.checkpoint with both evaluations and print a table."""
     _, loader = build_loaders(cfg, distributed)
     check_classes(cfg, cfg.data.val_dataset, loader)
     device = distributed.device
@@ -468,12 +475,11 @@ def evaluate_file(cfg: Settings, distributed: Distributed) -> None:
     announce(f"evaluating {loader.num_samples:,} images")
     with closing(loader), SignalWatch(record=False), Watchdog(cfg.data.timeout) as watchdog:
         batches = watchdog.watched(loader.batches)
-        scores = evaluate(ImageNetwork(model), batches, cfg, autocast, device)
-    cfg.ema.decay = 0.0  # a file holds one set of weights
+        both = {view: ClassScore(device, loader.num_classes) for view in ("standard", "config")}
+        scores = evaluate(ImageNetwork(model), batches, cfg, autocast, device, both)
+    counts = {view: score.read_classes() for view, score in both.items()}
     if distributed.is_main:
-        line = summary_line(cfg, evaluation_record(scores, scores))
-        weights = f"{model.origin.weights} of {cfg.model.checkpoint or 'model.pretrained'}"
-        print(f"{line}; {loader.num_samples} images; {weights}")
+        report_evaluation(cfg, scores, counts, loader, model.origin.weights)
 
 
 def main(cfg: Settings) -> None:

@@ -175,6 +175,13 @@ def _file_problems(cfg: SimpleNamespace) -> Iterator[str]:
             f"logging.folder={folder} already holds a run: add --training.resume=auto to resume "
             f"it, or choose another folder"
         )
+    if report := cfg.logging.eval_json:
+        yield from unwritable("logging.eval_json", report)
+        if not eval_only:
+            what = f"logging.eval_json={report} is written by training.eval_only"
+            yield f"{what}: set that too, or leave it out"
+        if Path(report).is_dir():
+            yield f"logging.eval_json={report} is a folder: add the name of a file"
     if not eval_only and not _can_be_made(folder):
         yield f"logging.folder={folder} cannot be made or written to: choose another folder"
 

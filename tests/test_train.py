@@ -24,7 +24,7 @@ from PIL import Image
 from torch import nn
 
 import train_imagenet
-from fast_imagenet.beton.reader import sidecar_path
+from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.data.device_transforms import mix_keys
 from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -470,10 +470,33 @@ def test_eval_only_takes_a_file_of_any_maker(quick_run, tmp_path, capsys, kind):
     blur = "true" if kind == "ours" else "false"
     quick_run("--data.backend=torchvision", "--training.eval_only=1", f"--model.arch={arch}",
               f"--model.checkpoint={path}", f"--training.use_blurpool={blur}")  # fmt: skip
-    line = capsys.readouterr().out.strip().splitlines()[-1]
+    *_, standard, config, line = capsys.readouterr().out.strip().splitlines()
     assert "30 images" in line
     if kind == "ours":
-        assert f"{log['plain_top1']:.2f} % standard eval" in line
+        for row, view in ((standard, "plain_"), (config, "")):
+            shown = [log[f"{view}{metric}"] for metric in ("top1", "top5")]
+            assert [float(word) for word in row.split()[-5:-1:2]] == pytest.approx(shown, abs=0.005)
+        assert float(standard.split()[-1]) == pytest.approx(log["val_loss"], abs=5e-5)
+
+
+def test_an_evaluation_can_be_a_file(quick_run, tmp_path):
+    """Both evaluations and every class; the classes' hits are those of all images."""
+    path, out = tmp_path / "weights.pth", tmp_path / "evaluation.json"
+    torch.save(create_model("timm/test_resnet", 10).state_dict(), path)
+    quick_run("--data.backend=torchvision", "--training.eval_only=1", "--validation.lr_tta=1",
+              f"--model.checkpoint={path}", f"--logging.eval_json={out}")  # fmt: skip
+    found = json.loads(out.read_text())
+    assert (found["images"], found["config"]["flip"], found["standard"]["flip"]) == (
+        30,
+        True,
+        False,
+    )
+    assert [row["class"] for row in found["classes"]] == BetonFile(found["dataset"]).classes
+    for view in ("standard", "config"):
+        rows = [row[view] for row in found["classes"]]
+        for key in ("top1", "top5"):
+            hits = sum(row["images"] * row[key] for row in rows)
+            assert hits / 30 == pytest.approx(found[view][key])
 
 
 def test_weights_of_other_classes_are_refused(quick_run, monkeypatch, tiny_beton):

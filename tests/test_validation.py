@@ -15,6 +15,7 @@ from tools.report.yaml_files import read_study
 from tools.study import jobs_of
 
 BAD_MIXES = ("mixup=1e-320", "cutmix=1e-308", "mixup=-1", "cutmix=1e308", "mixup=nan")
+EVALUATE = ["--training.eval_only=1", "--model.checkpoint=LICENSE"]
 # flags, and what the sentence must name
 CASES = [
     (
@@ -34,6 +35,12 @@ CASES = [
     (["--augment.crop_min_area=0.5", "--augment.crop_max_area=0.2"], "crop_min_area=0.5 is above"),
     (["--data.transforms=gpu"], "needs data.backend=torchvision, not ffcv"),
     (["--training.eval_only=1"], "set model.checkpoint to a file"),
+    (["--logging.eval_json=a.json"], "eval_json=a.json is written by training.eval_only"),
+    (
+        [*EVALUATE, "--logging.eval_json=nowhere/a.json"],
+        "nowhere is not a folder that can be",
+    ),
+    ([*EVALUATE, "--logging.eval_json=tests"], "logging.eval_json=tests is a folder: add the name"),
     (["--training.nesterov=1", "--training.momentum=0"], "training.momentum=0"),
     (["--training.nesterov=1", "--training.optimizer=lamb"], "nesterov belongs to"),
     (

@@ -28,6 +28,7 @@ import torch
 
 from fast_imagenet.config import to_dict
 from fast_imagenet.engine.distributed import Consensus, Distributed
+from fast_imagenet.engine.evaluation import view_title, views_of
 from fast_imagenet.engine.finite import NotFinite, mean_losses
 from fast_imagenet.engine.json_lines import epoch_line
 from fast_imagenet.engine.logger import RunLog
@@ -394,7 +395,5 @@ def data_wait_line(fraction: float, steps: int, workers: int) -> str:
 
 def summary_line(cfg: SimpleNamespace, record: dict[str, Any]) -> str:
     """Top-1 of both evaluations in one line; of the EMA too when there is one."""
-    v = cfg.validation
-    standard, config = f"standard eval {v.plain_resolution} px", f"config eval {v.resolution} px"
-    config += " + flip" if v.lr_tta else ""
+    standard, config = (view_title(*item) for item in views_of(cfg.validation).items())
     return f"{cfg.model.arch}: top-1 {accuracy_text(record, standard, config, bool(cfg.ema.decay))}"

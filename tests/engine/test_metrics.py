@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fast_imagenet.engine.evaluation import ClassScore
 from fast_imagenet.engine.metrics import Score, metric_keys
 from tests.reference import top_k_hits
 
@@ -43,7 +44,7 @@ class Crossings(TorchDispatchMode):
 
 def test_counting_a_batch_does_not_wait_for_the_device():
     with FakeTensorMode():
-        score = Score(torch.device("cuda", 0))
+        score = ClassScore(torch.device("cuda", 0), 10)
         logits_bk = torch.empty(8, 10, device="cuda")
         labels_b = torch.zeros(8, dtype=torch.int64, device="cuda")
         with Crossings() as crossings:
@@ -51,6 +52,21 @@ def test_counting_a_batch_does_not_wait_for_the_device():
             assert crossings.found == []
             logits_bk.new_tensor(8)  # what is looked for is found
         assert crossings.found
+
+
+def test_hits_of_every_class_against_a_loop():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(57, 8), torch.randint(7, (57,))  # class 7 has no images
+    score = ClassScore(torch.device("cpu"), 8)
+    for part in (slice(0, 20), slice(20, 57)):
+        score.add(logits[part], labels[part])
+    *rows, without = score.read_classes()
+    assert without == {"images": 0, "top1": None, "top5": None}
+    for k, row in enumerate(rows):
+        of_class = logits[labels == k], labels[labels == k]
+        assert row["images"] == len(of_class[1])
+        assert row["top1"] == pytest.approx(100 * np.mean(top_k_hits(*of_class, 1)))
+        assert row["top5"] == pytest.approx(100 * np.mean(top_k_hits(*of_class, 5)))
 
 
 def test_score_of_nothing_is_an_error():
