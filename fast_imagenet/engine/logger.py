@@ -7,7 +7,8 @@ event files where it is installed. config.json names the files of the data by th
 the other JSON files name no machine, user or folder. `python -m tools.report add` makes a record of
 them that can be published.
 
-To add a logger, write a Sink, put it into SINKS and declare its setting in section `logging`.
+To add a logger, write a Sink (a Tracker where it takes values of steps), put it into SINKS and
+declare its setting in section `logging`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fast_imagenet.engine.json_lines import (
     RunLogError,
@@ -63,10 +66,11 @@ class Sink:
         folder: of the run.
         config: settings, nested.
         version: of the record.
+        steps: of an epoch.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], version: int) -> None:
-        self.folder, self.version = folder, version
+    def __init__(self, folder: Path, config: dict[str, Any], version: int, steps: int) -> None:
+        self.folder, self.version, self.steps = folder, version, steps
 
     @classmethod
     def wanted(cls, config: dict[str, Any]) -> bool:
@@ -80,8 +84,11 @@ class Sink:
         """
         raise NotImplementedError
 
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run has reached its end, with this result; `close` follows."""
+
     def close(self) -> None:
-        """The run is over."""
+        """The process stops here; the run may be resumed."""
 
 
 class JsonLines(Sink):
@@ -91,8 +98,8 @@ class JsonLines(Sink):
         RunLogError: it cannot be continued; by `write`, too: a key is missing or new.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], version: int) -> None:
-        super().__init__(folder, config, version)
+    def __init__(self, folder: Path, config: dict[str, Any], version: int, steps: int) -> None:
+        super().__init__(folder, config, version, steps)
         self._path, self._keys = folder / "log.jsonl", record_keys(version)
         # with an EMA, of the last line only
         self._optional = raw_keys() if config.get("ema", {}).get("decay") else []
@@ -106,10 +113,28 @@ class JsonLines(Sink):
         append_line(self._path, record)
 
 
-class TensorBoard(Sink):
+class Tracker(Sink):
+    """A program that shows runs: values against the steps of the run, in groups train/ and val/."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        evaluated = {*metric_keys(), "eval_seconds"}
+        numbers = {k: v for k, v in record.items() if not isinstance(v, str) and k != "epoch"}
+        named = {f"{'val' if k in evaluated else 'train'}/{k}": v for k, v in numbers.items()}
+        self.log(named, record["epoch"] * self.steps)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Values after so many steps of the run; steps come in order, after a resume again."""
+        raise NotImplementedError
+
+    def show(self, grid_hwc: np.ndarray) -> None:
+        """Training images as one, uint8 [h, w, 3], at the beginning of a run."""
+        raise NotImplementedError
+
+
+class TensorBoard(Tracker):
     """Event files in the run's folder, where TensorBoard is installed."""
 
-    _writer: Any = None
+    _open: Any = None
 
     @classmethod
     def wanted(cls, config: dict[str, Any]) -> bool:
@@ -121,49 +146,71 @@ class TensorBoard(Sink):
             return True
         return False
 
-    def write(self, record: dict[str, Any]) -> None:
+    def _writer(self, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        step = record["epoch"]
-        if self._writer is None:
-            # purge_step: what an interrupted run wrote of epochs done again leaves the plots
-            self._writer = SummaryWriter(str(self.folder), purge_step=step)
-        for key, value in _numbers(record).items():
-            self._writer.add_scalar(key, value, step)
-        self._writer.flush()
+        if self._open is None:
+            # purge_step: what an interrupted run wrote of steps done again leaves the plots
+            self._open = SummaryWriter(str(self.folder), purge_step=step)
+        return self._open
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer(step).add_scalar(key, value, step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        super().write(record)
+        self._open.flush()
+
+    def show(self, grid_hwc: np.ndarray) -> None:
+        self._writer(0).add_image("train/images", grid_hwc, 0, dataformats="HWC")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        rows = "".join(f"| {key} | {value} |\n" for key, value in summary.items())
+        step = summary.get("epoch", 0) * self.steps
+        self._writer(step).add_text("val/summary", f"| | |\n|---|---|\n{rows}", step)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._open is not None:
+            self._open.close()
 
 
-class WeightsAndBiases(Sink):
-    """A run of Weights & Biases, the same one after a resume.
+class WeightsAndBiases(Tracker):
+    """A run of Weights & Biases, the same one after a resume; WANDB_MODE=offline needs no network.
 
     Raises:
         RunLogError: the package is not installed.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], version: int) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], version: int, steps: int) -> None:
+        super().__init__(folder, config, version, steps)
         project, name = config["logging"]["wandb"], folder / "wandb_run_id"
         try:
             import wandb
         except ImportError as error:
             raise RunLogError(
-                f"logging.wandb={project} needs the package wandb; pip install wandb, or leave "
-                f"logging.wandb empty"
+                f"logging.wandb={project} needs the package wandb; pip install '.[wandb]', or "
+                f"leave logging.wandb empty"
             ) from error
         if not name.exists():
             write_atomically(name, lambda file: file.write(uuid.uuid4().hex[:12].encode()))
         options = {"config": redact_paths(config), "id": name.read_text(), "resume": "allow"}
+        self._wandb = wandb
         self._run = wandb.init(project=project, dir=str(folder), **options)
 
     @classmethod
     def wanted(cls, config: dict[str, Any]) -> bool:
         return bool(config.get("logging", {}).get("wandb"))
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._run.log(_numbers(record), step=record["epoch"])
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def show(self, grid_hwc: np.ndarray) -> None:
+        self._run.log({"train/images": self._wandb.Image(grid_hwc)}, step=0)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        rows = [[key, str(value)] for key, value in summary.items()]
+        self._run.log({"val/summary": self._wandb.Table(columns=["key", "value"], data=rows)})
 
     def close(self) -> None:
         self._run.finish()
@@ -180,6 +227,7 @@ class RunLog:
         config: nested dict of the settings, written as config.json.
         resume: the folder may hold an earlier part of this run.
         enabled: true on rank 0 only.
+        steps: of an epoch.
 
     Raises:
         RunLogError: the folder holds a run and `resume` is false; its log is damaged; a sink is
@@ -193,10 +241,12 @@ class RunLog:
         config: dict[str, Any] | None = None,
         resume: bool = False,
         enabled: bool = True,
+        steps: int = 1,
     ) -> None:
         self.folder, self.enabled = Path(folder), enabled
         self._log, self._steps = self.folder / "log.jsonl", self.folder / "steps.jsonl"
         self._sinks: list[Sink] = []
+        self._trackers: list[Tracker] = []
         self._newer: set[str] = set()  # keys that the record of this run is too old for
         if not enabled:
             return
@@ -214,7 +264,8 @@ class RunLog:
         self._newer = set(record_keys()) - set(record_keys(version))
         check_lines(self._steps, {"first_step": int, "losses": list})
         wanted = [sink for sink in SINKS if sink.wanted(config)]
-        self._sinks = [sink(self.folder, config, version) for sink in wanted]
+        self._sinks = [sink(self.folder, config, version, steps) for sink in wanted]
+        self._trackers = [sink for sink in self._sinks if isinstance(sink, Tracker)]
         write_json(self.folder / "config.json", with_real_paths(config))
         (self.folder / "paths.json").unlink(missing_ok=True)  # of an earlier version
         self._write_environment(before, version)
@@ -244,6 +295,23 @@ class RunLog:
         for sink in self._sinks:
             sink.write(record)
         return record
+
+    @property
+    def follows_steps(self) -> bool:
+        """Whether `log_step` and `show_images` reach anybody."""
+        return bool(self._trackers)
+
+    def log_step(self, step: int, **values: float) -> None:
+        """Give values after so many steps of the run to the trackers, in group train/."""
+        for tracker in self._trackers:
+            tracker.log({f"train/{key}": value for key, value in values.items()}, step)
+
+    def show_images(self, images_bhwc: np.ndarray) -> None:
+        """Give training images, uint8 and b a square number, to the trackers as one image."""
+        side = math.isqrt(len(images_bhwc))
+        rows = [np.concatenate(list(row), axis=1) for row in np.split(images_bhwc, side)]
+        for tracker in self._trackers:
+            tracker.show(np.concatenate(rows))
 
     def write_steps(self, first_step: int, losses: list[float]) -> None:
         """Append the losses of consecutive steps to steps.jsonl; what they replace is dropped.
@@ -290,18 +358,16 @@ class RunLog:
         if not self.enabled:
             return
         plot_curves(self._log, self.folder / "curves.png", summary.get("cut_short", ""))
+        for sink in self._sinks:
+            sink.finish(redact_paths(summary))
         write_json(self.folder / "summary.json", redact_paths(summary))
         self.close()
 
     def close(self) -> None:
         """Close the sinks; can be called at any time and more than once."""
+        self._trackers = []
         while self._sinks:
             self._sinks.pop().close()
-
-
-def _numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """What can be drawn against the epoch."""
-    return {k: v for k, v in record.items() if not isinstance(v, str) and k != "epoch"}
 
 
 def _plain_value(key: str, value: Any) -> Any:

@@ -50,6 +50,7 @@ from fast_imagenet.environment import redact_paths
 from fast_imagenet.models.factory import prepare_network, try_evaluation
 
 FINITE_STEPS = 50  # reading the losses waits for the device
+SHOWN = 16  # images of the first batch, for trackers
 SHORT = 20  # steps of a run that says nothing about the loader: it starts up meanwhile
 
 
@@ -94,9 +95,10 @@ class StepMonitor:
         self._seconds = 60 * minutes or math.inf
         self._due = time.monotonic() + self._seconds
 
-    def __call__(self, step: int, losses: list[torch.Tensor]) -> None:
+    def __call__(self, step: int, losses: list[torch.Tensor]) -> list[float]:
         """After `step` steps of the run; losses: of this rank, one per step since its last start.
 
+        Returns: the means over the ranks, where they were read anyway; else nothing.
         Raises:
             Stopped: a signal came and the run is saved.
             NotFinite: a loss is not finite; nothing is saved.
@@ -104,13 +106,14 @@ class StepMonitor:
         due = time.monotonic() >= self._due
         request = self._consensus.ask(2 if self._signals.received else int(due))
         if not request and step % FINITE_STEPS:
-            return
+            return []
         means = mean_losses(losses, step - len(losses), self._distributed)
         if request:
             self._save(means)
             self._due = time.monotonic() + self._seconds
         if request == 2:
             raise self._signals.stopped()
+        return means
 
 
 class Run(StepRecorder):
@@ -151,6 +154,7 @@ class Run(StepRecorder):
         data = data_identity(loader, val_loader)
         self._checkpoints = RunCheckpoints(self.folder, state, to_dict(cfg), data, distributed)
         self._log: RunLog | None = None
+        self._first_images: torch.Tensor | None = None  # until they are shown
         self._record: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
@@ -215,7 +219,7 @@ class Run(StepRecorder):
         if not self.remaining:
             return
         cfg, is_main, where = self.cfg, self.distributed.is_main, self.position
-        self._log = open_log(cfg, self.distributed)
+        self._log = open_log(cfg, self.distributed, self.steps)
         self._log.truncate_after(where.epoch)
         if is_main:
             print(self._first_line(), flush=True)
@@ -253,7 +257,18 @@ class Run(StepRecorder):
         if where.step >= last:
             return iter(())
         batches = self.loader.epoch(where.epoch, resolution, where.step)
-        return self.watchdog.watch(islice(batches, last - where.step))
+        batches = self.watchdog.watch(islice(batches, last - where.step))
+        tracked = self._log is not None and self._log.follows_steps
+        return self._keep_images(batches) if tracked and not self.first_step else batches
+
+    def _keep_images(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of a run's first epoch; a few images of the first are kept for trackers."""
+        for number, batch in enumerate(batches):
+            if number == 0:
+                count = min(SHOWN, math.isqrt(len(batch[0])) ** 2)
+                # a copy on its device: the loader fills this memory again
+                self._first_images = batch[0][:count].clone()
+            yield batch
 
     def after_step(self, step: int, loss: torch.Tensor, lr: float, images: int) -> None:
         """As StepRecorder; updates the bar, and saves or stops the run when it is time.
@@ -262,7 +277,20 @@ class Run(StepRecorder):
         """
         super().after_step(step, loss, lr, images)
         self._bar.step(step, loss, lr, self.images, self.watchdog.waited)
-        self._monitor(step + 1, self.losses)
+        if means := self._monitor(step + 1, self.losses):
+            self._report(step + 1, means, lr)
+
+    def _report(self, step: int, means: list[float], lr: float) -> None:
+        """Values of the last steps, for trackers; the device has just been waited for."""
+        if not self._log or not self._log.follows_steps:
+            return
+        if self._first_images is not None:
+            self._log.show_images(self._first_images.cpu().numpy())
+            self._first_images = None
+        spent = time.perf_counter() - self._start
+        rate = self.images * self.distributed.world_size / spent
+        loss = float(np.mean(means[-FINITE_STEPS:]))
+        self._log.log_step(step, loss=loss, lr=lr, images_per_second=rate)
 
     def _advance(self, means: list[float]) -> None:
         where, resumed = self.position, self._resumed
@@ -280,9 +308,12 @@ class Run(StepRecorder):
         Raises: NotFinite, of a loss or a weight.
         """
         # waits for the device, so that the clock is honest
-        self._advance(mean_losses(self.losses, self.first_step, self.distributed))
+        means = mean_losses(self.losses, self.first_step, self.distributed)
+        self._advance(means)
         where, batch = self.position, self.cfg.training.batch_size
         last_step = where.epoch * self.steps + where.step - 1
+        if means and (last_step + 1) % FINITE_STEPS:  # else reported already
+            self._report(last_step + 1, means, self.state.lr_at_epoch(last_step / self.steps))
         self._record = {  # of the whole epoch, also where this process did only the end of it
             "epoch": where.epoch + 1,
             "train_loss": float(np.mean(where.losses)),
@@ -339,15 +370,17 @@ class Run(StepRecorder):
         if self._log is None:
             if (self.folder / "summary.json").exists():
                 return
-            self._log = open_log(self.cfg, self.distributed)  # killed before it had written them
+            # killed before it had written them
+            self._log = open_log(self.cfg, self.distributed, self.steps)
             self._record = self._log.last()
         write_final_files(self.cfg, self._log, self._checkpoints, self.steps, self._record)
 
 
-def open_log(cfg: SimpleNamespace, distributed: Distributed) -> RunLog:
+def open_log(cfg: SimpleNamespace, distributed: Distributed, steps: int) -> RunLog:
     """The run's folder: settings, environment and log; rank 0 alone writes."""
     resume, enabled = cfg.training.resume != "none", distributed.is_main
-    return RunLog(cfg.logging.folder, config=to_dict(cfg), resume=resume, enabled=enabled)
+    options: dict[str, Any] = dict(resume=resume, enabled=enabled, steps=steps)
+    return RunLog(cfg.logging.folder, config=to_dict(cfg), **options)
 
 
 def write_final_files(

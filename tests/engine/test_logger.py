@@ -284,17 +284,31 @@ def test_settings_name_the_data_and_are_read_without_private_folders(tmp_path, m
 
 def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = open_log(tmp_path, config=logging(tensorboard=True))
+    log = open_log(tmp_path, config=logging(tensorboard=True), steps=60)
+    log.show_images(np.zeros((4, 8, 8, 3), np.uint8))
     for epoch in (1, 2, 3):
+        log.log_step(60 * epoch - 10, loss=epoch / 2)
         log.write(**record(epoch, top1=epoch * 10.0))
     log.close()
-    log = open_log(tmp_path, config=logging(tensorboard=True), resume=True)
+    log = open_log(tmp_path, config=logging(tensorboard=True), resume=True, steps=60)
     log.truncate_after(2)
+    log.log_step(170, loss=7.0)
     log.write(**record(3, top1=77.0))
-    log.finish({})
+    log.finish({"epoch": 3, "top1": 77.0})
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
-    assert set(events.Tags()["scalars"]) == set(LOG_KEYS) - {"epoch"}
-    assert [(e.step, e.value) for e in events.Scalars("top1")] == [(1, 10), (2, 20), (3, 77)]
+    tags = events.Tags()["scalars"]
+    evaluated = {key for key in LOG_KEYS if "top" in key or "val_loss" in key} | {"eval_seconds"}
+    assert {tag.partition("/")[2] for tag in tags if tag.startswith("val/")} == evaluated
+    trained = set(LOG_KEYS) - evaluated - {"epoch"} | {"loss"}
+    assert {tag.partition("/")[2] for tag in tags if tag.startswith("train/")} == trained
+    tops = [(e.step, e.value) for e in events.Scalars("val/top1")]
+    assert tops == [(60, 10), (120, 20), (180, 77)]
+    losses = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert losses == [(50, 0.5), (110, 1.0), (170, 7.0)]
+    (image,) = events.Images("train/images")
+    assert (image.width, image.height, image.step) == (16, 16, 0)
+    (table,) = events.Tensors("val/summary/text_summary")
+    assert b"| top1 | 77.0 |" in table.tensor_proto.string_val[0] and table.step == 180
 
 
 def test_no_tensorboard_is_no_error(tmp_path, monkeypatch):
@@ -310,25 +324,54 @@ def test_wandb_absent_is_reported_at_the_start(tmp_path, monkeypatch):
         open_log(tmp_path, config=logging(wandb="imagenet"))
 
 
-def test_wandb_gets_the_record_and_resumes_the_same_run(tmp_path, monkeypatch):
+def fake_wandb(monkeypatch):
+    """What wandb.init is called with, and what is logged: (step, values)."""
     starts, logged = [], []
 
     def init(**options):
         starts.append(options)
         return types.SimpleNamespace(
-            log=lambda values, step: logged.append((step, values)), finish=lambda: None
+            log=lambda values, step=None: logged.append((step, values)), finish=lambda: None
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    def table(columns, data):
+        return columns, data
+
+    fake = types.SimpleNamespace(init=init, Image=lambda image: image, Table=table)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return starts, logged
+
+
+def test_wandb_gets_the_record_and_resumes_the_same_run(tmp_path, monkeypatch):
+    starts, logged = fake_wandb(monkeypatch)
     for epoch in (1, 2):
-        log = open_log(tmp_path, config=logging(wandb="p"), resume=True)
+        log = open_log(tmp_path, config=logging(wandb="p"), resume=True, steps=60)
         log.write(**record(epoch))
         log.close()
     assert [start["project"] for start in starts] == ["p", "p"]
     assert starts[0]["id"] == starts[1]["id"]
     assert starts[0]["id"]
-    assert [step for step, _ in logged] == [1, 2]
-    assert logged[1][1]["top1"] == record(2)["top1"]
+    assert [step for step, _ in logged] == [60, 120]
+    assert logged[1][1]["val/top1"] == record(2)["top1"]
+    assert logged[1][1]["train/memory_gb"] == record(2)["memory_gb"]
+
+
+def test_wandb_gets_steps_images_and_a_table(tmp_path, monkeypatch):
+    _, logged = fake_wandb(monkeypatch)
+    log = open_log(tmp_path, config=logging(wandb="p"))
+    images_bhwc = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), "u1")
+    log.show_images(images_bhwc)
+    log.log_step(50, loss=0.5, lr=0.1, images_per_second=9.0)
+    log.write(**record(1))
+    log.finish({"top1": 71.5, "out": "/home/someone/x"})
+    (zero, first), (step, values), _, (_, last) = logged
+    grid_hw = first["train/images"][:, :, 0]
+    assert zero == 0 and grid_hw[::2, ::3].tolist() == [[0, 1], [2, 3]] and grid_hw.shape == (4, 6)
+    assert step == 50
+    assert values == {"train/loss": 0.5, "train/lr": 0.1, "train/images_per_second": 9.0}
+    assert last["val/summary"] == (["key", "value"], [["top1", "71.5"], ["out", ".../x"]])
+    log.log_step(100, loss=0.5)  # closed
+    assert len(logged) == 4
 
 
 @pytest.mark.parametrize(("epochs", "ema"), [(1, False), (40, True)])

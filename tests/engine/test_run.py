@@ -7,14 +7,18 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import train_imagenet
 from fast_imagenet.config import interpreter
+from fast_imagenet.engine import logger
 from fast_imagenet.engine import run as run_module
 from fast_imagenet.engine.checkpoint import load_checkpoint
 from fast_imagenet.engine.distributed import Distributed
+from fast_imagenet.engine.finite import mean_losses
+from fast_imagenet.engine.json_lines import read_jsonl
 from fast_imagenet.engine.progress import Progress
 from fast_imagenet.engine.run import StepMonitor
 from fast_imagenet.engine.signals import SignalWatch, Stopped
@@ -205,6 +209,41 @@ def test_a_signal_to_the_whole_group_is_not_for_the_workers(tiny_beton, tmp_path
     os.killpg(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == STOPPED, said
+
+
+def test_a_tracker_gets_images_once_and_values_when_losses_are_read(quick_run, monkeypatch):
+    shown, values, read = [], [], []
+
+    class Listed(logger.Tracker):
+        def log(self, new, step):
+            values.append((step, new))
+
+        def show(self, grid_hwc):
+            shown.append((grid_hwc.shape, list(read)))
+
+        def finish(self, summary):
+            values.append(summary["epoch"])
+
+    def reading(losses, *rest):
+        read.append(len(losses))
+        return mean_losses(losses, *rest)
+
+    monkeypatch.setattr(logger, "SINKS", (*logger.SINKS, Listed))
+    monkeypatch.setattr(run_module, "FINITE_STEPS", 2)
+    monkeypatch.setattr(run_module, "mean_losses", reading)
+    flags = [SMALL, "--training.epochs=2", "--lr.lr_peak_epoch=1", "--training.max_steps=0"]
+    folder = quick_run(*flags)
+    losses = [loss for line in read_jsonl(folder / "steps.jsonl") for loss in line["losses"]]
+    *scalars, epochs = values
+    steps = [step for step, new in scalars if "train/loss" in new]
+    assert (len(losses), steps, epochs) == (STEPS, [2, 4, 5, 6, 8, 10], 2)
+    assert read == [2, 4, 5, 1, 3, 5, 5]  # no loss is read for the tracker alone
+    assert shown == [((128, 128, 3), [2])]
+    found = {step: new for step, new in scalars if "train/loss" in new}
+    assert found[2]["train/loss"] == pytest.approx(np.mean(losses[:2]))
+    assert found[8]["train/loss"] == pytest.approx(np.mean(losses[6:8]))
+    assert set(found[2]) == {"train/loss", "train/lr", "train/images_per_second"}
+    assert [step for step, new in scalars if "val/top1" in new] == [5, 10]
 
 
 def monitor_of(saved, received="", minutes=0.0):

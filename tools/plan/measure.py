@@ -360,7 +360,7 @@ class Session:
         """Seconds of the log's beginning, of a line of it, and of the end of a run."""
         self.report("log and final weights")
         times, record = [time.perf_counter()], {**dict.fromkeys(LOG_KEYS, 1.0), "resolution": 0}
-        log = open_log(self.cfg, self.distributed)
+        log = open_log(self.cfg, self.distributed, steps=1)
         for epoch in (1, 2):  # the first starts TensorBoard
             log.write_steps((epoch - 1) * self.steps, [0.0] * self.steps)
             log.write(**{**record, "epoch": epoch})
