@@ -41,7 +41,9 @@ FAMILIES = {
     ),
 }
 BY_ANOTHER_RECIPE = {"rn50_300_epochs.yaml"}  # its name looks like one of the rn50 family
-IMAGES = {"imagenette_configs": (9_469, 3_925)}  # for training, for validation; else ImageNet's
+# for training, for validation; else ImageNet's
+IMAGES = {"imagenette_configs": (9_469, 3_925), "demo.yaml": (4_000, 1_000)}
+IMAGES["rn50_12_epochs_fine_tuning.yaml"] = (10_000, 2_000)
 # images/s at 160 px of one RTX 5060 Ti, with BlurPool or without: estimates, one for all headers
 RATES = {("resnet50", True): 1_000, ("resnet50", False): 1_225, ("resnet18", True): 2_750}
 
@@ -61,8 +63,8 @@ def read(path: Path) -> dict:
 
 
 def test_all_of_them_are_here():
-    assert len(SHIPPED) == 33
-    assert len(set(NAMES)) == 33, "a bare name would be found twice"
+    assert len(SHIPPED) == 34
+    assert len(set(NAMES)) == 34, "a bare name would be found twice"
 
 
 def test_no_yaml_of_a_run_lies_elsewhere():
@@ -123,7 +125,7 @@ def two_digits(value: float) -> str:
 def test_its_header_has_the_pixels_the_evaluation_and_the_time_of_its_settings(path):
     cfg, text = settings(path), head_text(path)
     images = IMAGES.get(path.parent.name, IMAGENET_IMAGES)
-    work = work_of(cfg, (4_000, 1_000) if path.name == "demo.yaml" else images)
+    work = work_of(cfg, IMAGES.get(path.name, images))
     every, epochs = cfg.validation.every, cfg.training.epochs
     often = {1: "after every epoch", epochs: "after the last epoch"}
     assert work.evaluation_fraction <= 0.04, "evaluate less often"

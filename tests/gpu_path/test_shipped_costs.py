@@ -23,6 +23,7 @@ IMAGENET = [path for path in SHIPPED if path.parent.name != "imagenette_configs"
 
 def read(path):
     flags = [f"--config={path}", "--training.compile=off", "--training.precision=bf16"]
+    flags.append("--model.pretrained=false")  # weights of no cache
     return read_config(recipe.SETTINGS, flags, prog="", description="")
 
 

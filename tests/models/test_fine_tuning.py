@@ -331,6 +331,7 @@ def test_the_librarys_own_weights(cached, quick_run, tmp_path, capsys, arch, siz
 @pytest.mark.parametrize("arch, file, view", [
     ("resnet50", "resnet50-11ad3fa6.pth", (224, 0.9655, "bilinear")),
     ("resnet50", "resnet50-0676ba61.pth", (224, 0.875, "bilinear")),
+    ("resnet50", "", (224, 0.9655, "bilinear")),
     ("resnet50", "mine.pth", (224, 0.875, "auto")),
     ("timm/test_resnet", "", (160, 0.95, "bilinear")),
     ("timm/resnet50", "", (288, 1.0, "bicubic")),

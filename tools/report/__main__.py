@@ -22,7 +22,7 @@ from fast_imagenet.terminal import announce
 from tools.report.add import add_run
 from tools.report.plots import draw, is_current, plot_data
 from tools.report.records import read_records
-from tools.report.tables import Book, render_readme, render_results, render_runs
+from tools.report.tables import Book, render_readme, render_results, render_runs, renew
 from tools.report.yaml_files import RecordError, read_reported
 
 
@@ -42,6 +42,8 @@ def stale(book: Book) -> dict[str, Callable[[], bytes] | None]:
     readme = book.root / "README.md"
     current = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     texts = {"README.md": render_readme(current, book), "docs/results.md": render_results(book)}
+    if (guide := book.root / "docs/fine_tuning.md").is_file():
+        texts["docs/fine_tuning.md"] = renew(guide.read_text(encoding="utf-8"), book)
     found: dict[str, Callable[[], bytes] | None] = {}
     for name, text in texts.items():
         path = book.root / name

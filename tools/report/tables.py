@@ -28,7 +28,10 @@ STUDY = re.compile(r"(<!-- study (\S+) -->\n)(.*?)(<!-- end of study -->)", re.S
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 FOLDERS = {"rn50_configs": "ImageNet", "rn18_configs": "ImageNet"}
 FOLDERS |= {"imagenette_configs": "Imagenette"}
-DATA = {"demo": "synthetic images"}  # of configs that are not for their folder's dataset
+DATA = {
+    "demo": "synthetic images",
+    "rn50_12_epochs_fine_tuning": "own images",
+}  # of configs that are not for their folder's dataset
 COLUMNS = {"standard": 2, "standard_top5": 2, "config": 2, "config_top5": 2, "minutes": 1}
 COLUMNS |= {"images_per_second": 1, "data_wait": 1, "images": 0, "memory_gb": 1}  # -> digits
 
@@ -135,6 +138,11 @@ def render_readme(text: str, book: Book) -> str:
         raise RecordError(f"README.md needs one line `{BEGIN}` and, after it, one `{END}`")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     text = "\n".join([f"{head}{BEGIN}", _markdown("readme", book), f"{END}{tail}"])
+    return renew(text, book)
+
+
+def renew(text: str, book: Book) -> str:
+    """A document with the numbers in its prose and the tables of its studies renewed."""
     text = INLINE.sub(lambda match: _inline(match, book), text)
     return STUDY.sub(lambda match: _study(match, book), text)
 
