@@ -17,7 +17,7 @@ from fast_imagenet.files import write_atomically
 BLUE, ORANGE, GREEN = "#1b4f91", "#e8842c", "#2f8f5b"
 COLORS = (BLUE, ORANGE, GREEN, "#c9a227", "#9b3d8f", "#2a9d9d", "#c2416b", "#5c6770")
 MARKS = "osD^vP*X<>"
-GRAY = "#a5abb3"
+GRAY = "#8f959e"
 LINES = ("-", "--", "-.", ":")  # through the gaps of one line another is seen
 BLOCKS = 600  # of the loss of steps: more points would be a band
 
