@@ -2,20 +2,20 @@
 
     python benchmarks/scale.py --json out.json
 
-On made-up tables, each measurement in a process of its own with its imports done.
+On made-up tables, each measurement in a process of its own, forked with its imports done.
 Stock FFCV's Loader is measured at the smallest number of samples alone: at 13 million it takes half
 a minute and 8 GB.
 """
 
-import argparse
 import itertools
-import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +23,7 @@ from unittest import mock
 import common
 
 SAMPLES = (1_300_000, 13_000_000)
-FLAGS = {"clock": common.CLOCK, "measure": {"nargs": 3, "help": argparse.SUPPRESS}}
+FLAGS = {"clock": common.CLOCK}
 KINDS = ("open", "loader", "loader_paged", "train_loader", "order", "order_paged", "verify")
 KINDS += ("writer", "ffcv_loader")
 BATCH = 256
@@ -105,8 +105,8 @@ def memory() -> dict[str, int]:
     return {name: int(found[key].split()[0]) * KIB for name, key in names.items()}
 
 
-def measure(kind: str, path: str, count: int, clock: str) -> None:
-    """Print seconds and bytes per sample that one call takes, and end this process."""
+def measure(kind: str, path: str, count: int, clock: str, answer: Connection) -> None:
+    """Send seconds and bytes per sample that one call takes, and end this process."""
     call = call_of(kind, path, count)
     with suppress(OSError):  # sets the peak to what is in use now
         Path("/proc/self/clear_refs").write_text("5")
@@ -115,17 +115,33 @@ def measure(kind: str, path: str, count: int, clock: str) -> None:
     result = call()
     seconds, after = now() - begin, memory()
     grown = {f"{name}_bytes": round((after[name] - before[name]) / count, 1) for name in before}
-    print(json.dumps({"seconds": round(seconds, 4), **grown}), flush=True)
+    answer.send({"seconds": round(seconds, 4), **grown})
     del result
     os._exit(0)
+
+
+def measured(*what: Any) -> dict[str, float]:
+    """What `measure` sends from a fork of this process.
+
+    Raises: EOFError: it failed, and has said why.
+    """
+    fork = multiprocessing.get_context("fork")
+    answer, end = fork.Pipe(duplex=False)
+    process = fork.Process(target=measure, args=(*what, end))
+    process.start()
+    end.close()
+    try:
+        return answer.recv()
+    finally:
+        process.join()
 
 
 def measure_all(path: str, count: int, kinds: list[str], arguments: Any) -> dict[str, dict]:
     """name -> {"seconds": summary, "held_bytes", "mapped_bytes", "peak_bytes": medians}."""
     found: dict[str, list] = {kind: [] for kind in kinds}
     for _, kind in itertools.product(range(arguments.rounds), kinds):
-        words = (kind, path, str(count), "--clock", arguments.clock)
-        found[kind].append(common.answer_of(__file__, "--measure", *words))
+        found[kind].append(measured(kind, path, count, arguments.clock))
+        print(f"{count} samples, {kind}: {found[kind][-1]}", flush=True)
         for ending in ("", ".json"):
             Path(f"{path}.written{ending}").unlink(missing_ok=True)
     results = {}
@@ -139,12 +155,13 @@ def measure_all(path: str, count: int, kinds: list[str], arguments: Any) -> dict
 
 def main() -> None:
     arguments = common.read_arguments(None, __doc__, rounds=3, **FLAGS)
-    if arguments.measure:
-        kind, path, count = arguments.measure
-        measure(kind, path, int(count), arguments.clock)
     machine = common.describe_machine(common.pin_to_cores(1)) | {"smoke": arguments.smoke}
+    # not TBB, whose threads a fork would leave waiting at the end
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
     from data import write_made_up
 
+    for kind in ("order", "writer"):  # the imports, which all forks share: 7 s each time otherwise
+        call_of(kind, "", 1)
     results, kinds = {}, ["open", "loader", "writer"] if arguments.smoke else list(KINDS)
     with tempfile.TemporaryDirectory() as folder:
         for count in [20_000] if arguments.smoke else SAMPLES:
