@@ -12,11 +12,8 @@ from tests.conftest import ROOT
 from tools.doctor import KERNEL_PROBE
 
 USE = """
-import numpy as np
-from fast_imagenet import ops
-images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-gray = ops.RandomGrayscale(1.0).transform(images, np.arange(4))
-assert (gray[..., 0] == gray[..., 2]).all()
+from fast_imagenet.ops.geometry import shift_map  # soon compiled
+assert shift_map(1.0, 2.0) == (1.0, 0.0, -1.0, 0.0, 1.0, -2.0)
 print("fine")
 """
 
@@ -55,11 +52,10 @@ def test_a_private_folder_is_taken_noted_once_and_used_again(start, tmp_path):
     folder = folder_of(tmp_path)
     assert notes.count("note:") == 1 and f"compiled kernels are kept in {folder}" in notes
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_effects*.nbc")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*shift_map*.nbc")}
     assert kept
-    start()
-    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*apply_effects*.nbc")}
-    start(KERNEL_PROBE, printed=f'"folder": "{folder}')
+    start(USE + KERNEL_PROBE, printed=f'"folder": "{folder}')
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("*shift_map*.nbc")}
 
 
 @pytest.mark.slow
@@ -74,15 +70,14 @@ def test_a_folder_that_is_not_private_is_not_used(start, tmp_path, kind):
         folder.symlink_to(elsewhere)
     else:
         folder.write_text("")
-    notes = start()
+    notes = start(USE + KERNEL_PROBE, printed='"folder": null')
     assert notes.count("note:") == 1 and f"{folder}" in notes and "every start compiles" in notes
     assert not list(elsewhere.iterdir()) and not (folder.is_dir() and list(folder.iterdir()))
-    start(KERNEL_PROBE, printed='"folder": null')
 
 
 @pytest.mark.slow
 def test_a_damaged_cache_costs_time_only(start, tmp_path):
     start()
-    (index,) = folder_of(tmp_path).rglob("*apply_effects*.nbi")
+    (index,) = folder_of(tmp_path).rglob("*shift_map*.nbi")
     index.write_bytes(b"damaged")
     assert "the cache of compiled kernels failed" in start()
