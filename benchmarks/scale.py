@@ -123,7 +123,7 @@ def measure(kind: str, path: str, count: int, clock: str, answer: Connection) ->
 def measured(*what: Any) -> dict[str, float]:
     """What `measure` sends from a fork of this process.
 
-    Raises: EOFError: it failed, and has said why.
+    Raises: EOFError: it failed, and has printed why.
     """
     fork = multiprocessing.get_context("fork")
     answer, end = fork.Pipe(duplex=False)
