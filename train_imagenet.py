@@ -106,6 +106,7 @@ Section("training", "optimization", SETTINGS).params(
     seed=Param(Int(0, 2**31), "weights, order, augmentation", default=0),
     resume=Param(Str(), "none, auto (last checkpoint of the folder) or a file", default="none"),
     eval_only=Param(Bool(), "evaluate model.checkpoint and stop", default=False),
+    dry_run=Param(Bool(), "check data, network, memory, sizes, and stop", default=False),
     checkpoint_minutes=Param(Number(0), "between checkpoints in an epoch; 0 = none", default=10.0),
     max_steps=Param(Int(0), "smoke run: end after so many steps; 0 = no limit", default=0),
 )
@@ -166,6 +167,7 @@ def read_settings(argv: list[str] | None = None) -> Settings:
         check=validate,
         prog="train_imagenet.py",
         description="Train a classifier on ImageNet from .beton files.",
+        switches={"--dry-run": "--training.dry_run=true"},
     )
 
 

@@ -77,7 +77,8 @@ def _schedule_problems(cfg: SimpleNamespace) -> Iterator[str]:
     if lr.lr_peak_epoch >= cfg.training.epochs:
         yield (
             f"lr.lr_peak_epoch={lr.lr_peak_epoch} is not before the end of the run, "
-            f"training.epochs={cfg.training.epochs}: lower lr.lr_peak_epoch"
+            f"training.epochs={cfg.training.epochs}: lower lr.lr_peak_epoch; to try the beginning "
+            f"of a run, leave both and set training.max_steps"
         )
     if size.start_ramp > size.end_ramp:
         what = f"resolution.start_ramp={size.start_ramp} is after"
@@ -142,6 +143,8 @@ def _weights_problems(cfg: SimpleNamespace) -> Iterator[str]:
     if model.checkpoint and model.pretrained:
         what = f"model.pretrained=true and model.checkpoint={model.checkpoint} both name weights"
         yield f"{what}: leave one out"
+    if training.eval_only and training.dry_run:
+        yield "training.dry_run checks a training, and training.eval_only is none: drop one of them"
     if training.eval_only and model.new_head:
         yield "model.new_head draws a head that nothing has trained: leave out training.eval_only"
     if model.checkpoint or model.pretrained:
@@ -216,7 +219,7 @@ def _can_be_made(folder: Path) -> bool:
 FREE_ON_RESUME = {
     *("data.check_pages", "data.num_workers", "data.timeout"),
     *("data.train_dataset", "data.val_dataset"),
-    *("training.checkpoint_minutes", "training.compile", "training.eval_only"),
+    *("training.checkpoint_minutes", "training.compile", "training.dry_run", "training.eval_only"),
     *("training.max_steps", "training.resume", "validation.batch_size", "validation.every"),
 }
 

@@ -84,7 +84,7 @@ DOCS = sorted({*ROOT.glob("docs/*.md"), *ROOT.glob("*s/README.md")} - OTHERS)
 
 @pytest.mark.parametrize("path", DOCS, ids=[path.stem for path in DOCS])
 def test_no_number_stands_free_in_the_docs(path):
-    assert len(DOCS) == 7
+    assert len(DOCS) >= 6
     assert free_numbers(path.read_text()) == []
 
 

@@ -27,9 +27,11 @@ import train_imagenet
 from fast_imagenet.beton.reader import BetonFile, sidecar_path
 from fast_imagenet.beton.writer import write_beton
 from fast_imagenet.data.device_transforms import mix_keys
+from fast_imagenet.engine import dry_run
 from fast_imagenet.engine.checkpoint import load_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import Distributed, choose_precision
 from fast_imagenet.engine.ema import WeightAverage
+from fast_imagenet.engine.json_lines import read_jsonl
 from fast_imagenet.engine.logger import LOG_KEYS
 from fast_imagenet.engine.metrics import metric_keys, raw_keys
 from fast_imagenet.engine.run import StepRecorder, data_wait_line
@@ -732,6 +734,95 @@ def test_the_end_of_a_run_in_another_folder_is_one_sentence(quick_run, tmp_path)
         assert not (tmp_path / "new").exists()
     again = [*flags, f"--training.resume={folder}/last.pt", "--training.max_steps=0"]
     quick_run(*again, folder=folder)  # in its own folder there is nothing to do
+    (folder / "log.jsonl").unlink()
+    with pytest.raises(ValueError, match="without its log.jsonl: bring that back; .* model.check"):
+        quick_run(*flags, "--training.resume=auto", "--training.max_steps=0", folder=folder)
+
+
+# ── longer, in another folder, or not at all ──
+
+WHOLE = ["--data.backend=torchvision", "--training.max_steps=0", "--ema.decay=0.9", SMALL]
+DROPS = ["--lr.lr_schedule_type=step", "--lr.step_length=1", "--lr.lr_peak_epoch=0"]
+
+
+def same_weights(one, two):
+    first, second = (load_checkpoint(folder / "last.pt") for folder in (one, two))
+    assert first["epoch"] == second["epoch"] and first["losses"] == second["losses"] == []
+    for part in ("model", "ema"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
+
+
+def test_a_finished_run_is_made_longer_where_its_rates_stay(quick_run, tmp_path, capsys):
+    once = quick_run(*WHOLE, *DROPS, "--training.epochs=3", folder=tmp_path / "once")
+    more = ["--training.resume=auto", "--training.epochs=3"]
+    parts = quick_run(*WHOLE, *DROPS, "--training.epochs=2", folder=tmp_path / "parts")
+    assert quick_run(*WHOLE, *DROPS, *more, folder=parts)
+    same_weights(once, parts)
+    for name in ("log.jsonl", "steps.jsonl"):
+        lines = [read_jsonl(folder / name) for folder in (once, parts)]
+        assert [len(lines[0])] * 2 == list(map(len, lines))
+    assert read_losses(once) == read_losses(parts)
+    assert json.loads((parts / "summary.json").read_text())["epoch"] == 3
+    with pytest.raises(ValueError, match="epochs: 3 -> 2, under which .*=step has other rates"):
+        quick_run(*WHOLE, *DROPS, *more, "--training.epochs=2", folder=parts)
+
+
+def test_a_schedule_that_ends_names_the_way_to_train_on(quick_run, tmp_path):
+    flags = [*WHOLE, "--lr.lr_peak_epoch=0.5"]
+    run = quick_run(*flags, "--training.epochs=1", folder=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    longer = [*flags, "--training.epochs=2", "--training.resume=auto"]
+    with pytest.raises(ValueError, match=f"linear has other .*model.checkpoint={run}/last.pt"):
+        quick_run(*longer, folder=run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    begin = [*flags, f"--model.checkpoint={run}/last.pt", "--training.epochs=1"]
+    assert (quick_run(*begin, folder=tmp_path / "next") / "summary.json").exists()
+
+
+def test_a_run_that_has_ended_is_forked_from_its_best_checkpoint(quick_run, tmp_path, monkeypatch):
+    flags = [*WHOLE, "--training.epochs=3"]
+    scores = iter((50.0, 60.0, 40.0, 55.0))
+    evaluate = train_imagenet.evaluate_both
+
+    def worse_at_the_end(*arguments):
+        return evaluate(*arguments) | {"ema_top1": next(scores)}
+
+    monkeypatch.setattr(train_imagenet, "evaluate_both", worse_at_the_end)
+    whole = quick_run(*flags, folder=tmp_path / "whole")
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert load_checkpoint(whole / "best.pt")["epoch"] == 2
+    fork = [*flags, f"--training.resume={whole}/best.pt"]
+    fork = quick_run(*fork, folder=tmp_path / "fork")
+    same_weights(whole, fork)
+    assert [line["epoch"] for line in read_jsonl(fork / "log.jsonl")] == [1, 2, 3]
+    assert read_losses(fork) == read_losses(whole)
+    assert load_checkpoint(fork / "best.pt")["best"] == 60.0  # it has not been better since
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
+def test_a_dry_run_checks_and_leaves_nothing(quick_run, tmp_path, capsys, backend):
+    flags = [f"--data.backend={backend}", "--training.max_steps=0", SMALL, "--dry-run"]
+    folder = quick_run(*flags, folder=tmp_path / "run")
+    out = capsys.readouterr().out
+    assert not folder.exists() and "would run: timm/test_resnet" in out
+    assert re.search(r"16 images of 32 px at a time take about \d+\.\d GB of \d+\.\d GB", out)
+
+
+def test_a_dry_run_leaves_a_run_under_way_as_it_was(quick_run, tmp_path, capsys):
+    flags = ["--training.resume=auto", "--training.epochs=3", SMALL]
+    folder = quick_run(*flags, "--training.max_steps=3", folder=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    quick_run(*flags, "--training.max_steps=0", "--dry-run", folder=folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "resumes in epoch 1 after step 3" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_what_does_not_fit(quick_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "available_memory", lambda: 1_000_000)
+    with pytest.raises(ValueError, match="of 0.0 GB; Lower training.micro_batch_size"):
+        quick_run("--data.backend=torchvision", SMALL, "--dry-run", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ── an epoch that is done is kept ──

@@ -256,6 +256,7 @@ class RunLog:
                 f"or choose another logging.folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").unlink(missing_ok=True)  # of a run that is made longer
         drop_torn_line(self._steps)
         config, before = config or {}, read_object(self.folder / "environment.json")
         version = RECORD_VERSION

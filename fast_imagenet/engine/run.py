@@ -28,6 +28,7 @@ import torch
 
 from fast_imagenet.config import to_dict
 from fast_imagenet.engine.distributed import Consensus, Distributed
+from fast_imagenet.engine.dry_run import ForwardBackward, try_memory
 from fast_imagenet.engine.evaluation import view_title, views_of
 from fast_imagenet.engine.finite import NotFinite, mean_losses
 from fast_imagenet.engine.json_lines import epoch_line
@@ -38,8 +39,9 @@ from fast_imagenet.engine.run_state import (
     Position,
     RunCheckpoints,
     data_identity,
+    fork_log,
     last_checkpoint,
-    refuse_finished_elsewhere,
+    refuse_finished_without_log,
 )
 from fast_imagenet.engine.schedules import is_evaluated, resolution_at
 from fast_imagenet.engine.signals import SignalWatch
@@ -198,14 +200,17 @@ class Run(StepRecorder):
         if epochs and not (at and logged):
             return epochs
         at = at or f"epoch {where.epoch}"
-        refuse_finished_elsewhere(cfg.resume, self.folder, at)
-        print(f"{self.folder} is finished, {at}: nothing to do")
+        refuse_finished_without_log(cfg.resume, self.folder, at)
+        more = "" if "=" in at else "; a larger training.epochs makes it longer, where its schedule"
+        print(f"{self.folder} is finished, {at}: nothing to do{more}{' allows' * bool(more)}")
         return range(0)
 
-    def prepare(self, forward_backward: Callable[[TrainState, Batch, int], torch.Tensor]) -> None:
+    def prepare(self, forward_backward: ForwardBackward) -> None:
         """Try and compile the network for all sizes to come, before the clock starts.
 
-        Raises: ValueError: as prepare_network.
+        A dry run tries the rest, too, and has no epochs to do.
+
+        Raises: ValueError: as prepare_network; in a dry run as try_memory.
         """
         if self.remaining:
             v, samples = self.cfg.validation, self.val_loader.num_samples
@@ -213,12 +218,40 @@ class Run(StepRecorder):
             mine = len(range(self.distributed.rank, samples, self.distributed.world_size))
             evaluated = (v.plain_resolution, v.resolution), max(1, min(v.batch_size, mine))
             prepare_network(self.state, sizes, forward_backward, *evaluated)
+            if self.cfg.training.dry_run:
+                self._end_dry_run(sizes, forward_backward)
+
+    def _end_dry_run(self, sizes: set[int], forward_backward: ForwardBackward) -> None:
+        """A batch of each file, and the largest step; the state is of no use afterwards."""
+        v, where, self.remaining = self.cfg.validation, self.position, range(0)
+        first = min(where.step, self.steps - 1)
+        for batches in (
+            self.loader.epoch(where.epoch, max(sizes), first),
+            self.val_loader.batches(v.resolution, v.crop_ratio),
+        ):
+            with closing(batches):
+                next(self.watchdog.watch(batches))
+        memory = try_memory(
+            self.state, max(sizes), forward_backward, self.distributed.ranks_on_node
+        )
+        if self.distributed.is_main:
+            pixels = ", ".join(map(str, sorted(sizes)))
+            print(f"would run: {self._first_line()}")
+            print(
+                f"dry run: both files give batches, the network takes {pixels} px and is evaluated "
+                f"at {v.plain_resolution} and {v.resolution} px; {memory}; nothing was written"
+            )
 
     def epochs(self) -> Iterator[int]:
         """The remaining epochs; opens the log before the first."""
         if not self.remaining:
             return
         cfg, is_main, where = self.cfg, self.distributed.is_main, self.position
+        resumed = Path(cfg.training.resume)
+        if cfg.training.resume not in ("none", "auto") and not (self.folder / "log.jsonl").exists():
+            self._checkpoints.save(where, best=resumed.name == "best.pt")
+            if is_main:
+                fork_log(resumed, self.folder)
         self._log = open_log(cfg, self.distributed, self.steps)
         self._log.truncate_after(where.epoch)
         if is_main:
@@ -365,7 +398,7 @@ class Run(StepRecorder):
 
     def finish(self) -> None:
         """Final files and the summary line; of a finished run, where they are missing."""
-        if not self.distributed.is_main:
+        if not self.distributed.is_main or self.cfg.training.dry_run:
             return
         if self._log is None:
             if (self.folder / "summary.json").exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,8 +13,8 @@ from pathlib import Path
 def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     """Keep other runs out of `folder` meanwhile; a killed process keeps nobody out.
 
-    The folder itself is locked: nothing is left in it. Where a file system cannot do that, nobody
-    is kept out.
+    The folder itself is locked: nothing is left in it, and it is removed if it was made for this
+    and is empty. Where a file system cannot do that, nobody is kept out.
 
     Raises:
         ValueError: another process holds it; nothing was touched.
@@ -22,6 +22,7 @@ def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
         return
+    is_new = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -37,4 +38,7 @@ def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new:
+            with suppress(OSError):
+                os.rmdir(folder)
         os.close(descriptor)

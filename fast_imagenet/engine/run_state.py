@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from shutil import copyfile
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from fast_imagenet.engine.checkpoint import FORMAT, load_run_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import Distributed
 from fast_imagenet.engine.finite import refuse_not_finite
+from fast_imagenet.engine.schedules import lr_schedule
 from fast_imagenet.engine.train_state import TrainState
 from fast_imagenet.engine.weights import load_into, refuse_misfit
 from fast_imagenet.models.origin import input_norm
 from fast_imagenet.validation import differences
 
 PARTS = ("ema", "optimizer", "scaler")  # of a TrainState, each with a state_dict
+SAMPLED = 32  # places in an epoch at which two schedules are compared
 MOMENTS = ("momentum_buffer", "exp_avg")  # of an optimizer, shaped as the weight
 
 
@@ -120,12 +125,14 @@ class RunCheckpoints:
             ) from error
         raise ValueError(
             f"{path} was made with other settings ({'; '.join(changed)}); restore them, or start "
-            f"afresh in another logging.folder"
+            f"afresh in another logging.folder, from these weights with model.checkpoint={path}"
         )
 
     def _differences(self, saved: dict[str, Any], defaults: dict[str, Any] | None) -> list[str]:
         """Settings, data and mean and std of the images that a checkpoint has differently."""
         changed = differences(saved["config"], self.config, defaults)
+        changed = [_why_no_longer(one, saved, self.config) for one in changed]
+        changed = [one for one in changed if one]
         known = [k for k, v in self.data.items() if None not in (v, saved["data"].get(k))]
         before, now = ({key: d[key] for key in known} for d in (saved["data"], self.data))
         changed += differences({"data": before}, {"data": now})
@@ -177,6 +184,23 @@ class RunCheckpoints:
         }
 
 
+def _why_no_longer(change: str, saved: dict[str, Any], config: dict[str, Any]) -> str:
+    """A change of the settings; '' where it makes the run longer and leaves what is done as it was.
+
+    That is so where the learning rate has been the same until here, as with step, or on the flat
+    part of flat_cosine. Resolutions and the EMA's decay do not depend on the length.
+    """
+    if not change.startswith("training.epochs: "):
+        return change
+    before, now = saved["config"]["training"]["epochs"], config["training"]["epochs"]
+    lr, done = SimpleNamespace(**config["lr"]), saved["epoch"] + bool(saved["step"])
+    short, long = (lr_schedule(lr, epochs, 1.0) for epochs in (before, now))
+    places = np.linspace(0, done, SAMPLED * done, endpoint=False)
+    if now > before and all(short(place) == long(place) for place in places):
+        return ""
+    return f"{change}, under which lr.lr_schedule_type={lr.lr_schedule_type} has other rates so far"
+
+
 def data_identity(train: Any, val: Any) -> dict[str, Any]:
     """What must stay the same about the data of two loaders for a run to resume."""
     return {
@@ -216,7 +240,7 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
     return {key: group[key] for key in fixed if key in group}
 
 
-def refuse_finished_elsewhere(resume: str, folder: Path, at: str) -> None:
+def refuse_finished_without_log(resume: str, folder: Path, at: str) -> None:
     """A finished run can end again in its own folder, where its log is, and in no other.
 
     Args:
@@ -225,17 +249,32 @@ def refuse_finished_elsewhere(resume: str, folder: Path, at: str) -> None:
         at: where it ended, in words.
 
     Raises:
-        ValueError: `folder` has no log; it is removed if it is empty.
+        ValueError: `folder` has no log.
     """
-    if resume in ("none", "auto") or (folder / "log.jsonl").exists():
+    if (folder / "log.jsonl").exists():
         return
-    with suppress(OSError):  # made for this run
-        folder.rmdir()
+    weights, ended = resume, f"training.resume={resume} is where its run ended, {at}: there is "
+    ended += f"nothing left to train into logging.folder={folder}"
+    if resume == "auto":
+        weights = str(folder / "last.pt")
+        ended = f"{folder} holds a finished run, {at}, without its log.jsonl: bring that back"
     raise ValueError(
-        f"training.resume={resume} is where its run ended, {at}: there is nothing left to train "
-        f"into logging.folder={folder}; to evaluate it, set training.eval_only=1 and "
-        f"model.checkpoint={resume}"
+        f"{ended}; a larger training.epochs continues it where its schedule allows; "
+        f"model.checkpoint={weights} begins a new run with its weights, in another "
+        f"logging.folder, or evaluates them with training.eval_only=1"
     )
+
+
+def fork_log(checkpoint: Path, folder: Path) -> None:
+    """Begin the record of a run that is resumed elsewhere with the record so far.
+
+    Args:
+        checkpoint: that it is resumed from, in the folder of a run, or where there is no log.
+        folder: of the new run.
+    """
+    for name in ("steps.jsonl", "environment.json", "log.jsonl"):
+        if (source := checkpoint.parent / name).is_file():
+            copyfile(source, folder / name)
 
 
 def _refuse_lost_checkpoint(folder: Path) -> None:

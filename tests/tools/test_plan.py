@@ -377,7 +377,7 @@ def test_the_memory_of_a_step_is_its_peak_above_what_there_was():
     """In a process of its own: this one may give memory back meanwhile."""
     code = """
 import numpy as np
-from tools.plan import measure
+from fast_imagenet import machine as measure
 held = np.ones(30 << 20, np.uint8)
 taken = measure.memory_taken(lambda: np.ones(50 << 20, np.uint8).sum())  # freed at the end
 assert 45 << 20 < taken < 55 << 20, taken

@@ -6,15 +6,11 @@ Then smaller batches are measured, and a step is extrapolated by its number of i
 
 from __future__ import annotations
 
-import gc
 import io
-import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,9 +21,11 @@ import torch
 
 from fast_imagenet.config import to_dict
 from fast_imagenet.engine.distributed import Distributed
+from fast_imagenet.engine.dry_run import PROBED, memory_per_image
 from fast_imagenet.engine.logger import LOG_KEYS
 from fast_imagenet.engine.run import StepRecorder, open_log, write_final_files
 from fast_imagenet.engine.run_state import Position, RunCheckpoints
+from fast_imagenet.machine import process_memory
 from fast_imagenet.models.factory import blank_step, prepare_network, try_evaluation, try_network
 from fast_imagenet.models.networks import compile_network
 from tools.plan.forecast import Costs, Times, choose_resolutions
@@ -38,7 +36,6 @@ FEWEST = 3  # steps, or batches, of one timing, where they are not very slow
 # Fractions of the seconds for measuring; what is left over is start-up.
 TOGETHER, STEP, LOADER, EVALUATION = 0.5, 0.1, 0.1, 0.12
 FETCHING = 0.1  # per resolution, where the data is not in memory
-PROBED = 4  # images of the steps that find how large a batch can be measured
 SLOWEST_STEP = 1 / 40  # of the seconds: two resolutions and the evaluation take as long as 30 steps
 MEMORY = 0.8  # of what is available, that a measured step may take
 
@@ -115,13 +112,10 @@ class Session:
     def _probe(self, resolution: int, images: int) -> float:
         """Seconds per image of a step; `per_image` becomes known."""
         self.report(f"{resolution} px: {images} images")
-        whole, self.state.micro_batch = self.state.micro_batch, images
         forward_backward = self.script.forward_backward
         try_network(self.model.train(), [resolution], images)  # refuses in a sentence; first use
-        gradients = sum(4 * p.numel() for p in self.model.parameters())
-        # of the first step: later ones take the same memory again
-        taken = memory_taken(partial(blank_step, self.state, resolution, forward_backward))
-        self.per_image = max(0, taken - gradients) / images
+        self.per_image = memory_per_image(self.state, resolution, images, forward_backward)
+        whole, self.state.micro_batch = self.state.micro_batch, images
         begin = time.perf_counter()
         blank_step(self.state, resolution, forward_backward)
         seconds = time.perf_counter() - begin
@@ -404,25 +398,6 @@ class Session:
         """End the loaders."""
         for loader in (self.loader, self.val_loader):
             loader.close()
-
-
-def process_memory(*fields: str) -> int:
-    """Bytes of this process: the sum of these fields of /proc/self/status."""
-    status = Path("/proc/self/status").read_text(errors="replace")
-    return 1024 * sum(int(kb) for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", status, re.M)
-                      if name in fields)  # fmt: skip
-
-
-def memory_taken(act: Callable[[], object]) -> int:
-    """Call it; bytes that this process had at its peak above those before; 0 = not known."""
-    gc.collect()  # garbage that is freed during the call would hide as much of its peak
-    before, peak_from_now_on = process_memory("VmRSS"), "5"
-    try:
-        Path("/proc/self/clear_refs").write_text(peak_from_now_on)
-    except OSError:  # a container without it
-        before = sys.maxsize
-    act()
-    return max(0, process_memory("VmHWM") - before)
 
 
 def fewer_images(asked: int, micro: int, most: int) -> int:
