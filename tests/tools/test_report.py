@@ -10,6 +10,7 @@ import shutil
 import statistics
 import sys
 import tracemalloc
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from tests.figures import check_figure
 from tests.test_shipped_configs import settings
 from tools.report import __main__ as report
 from tools.report.add import add_run
+from tools.report.choosing import choices_of, hours_text
 from tools.report.page import Mistake, Mistakes, class_names, find_mistakes, render_page
 from tools.report.plots import COLORS, PLOTS, draw, draw_figure, is_current, plot_data
 from tools.report.records import REQUIRED, read_entry, read_run, spread
@@ -176,7 +178,7 @@ def test_build_check_and_a_new_seed(built, place, capsys):
     assert run(place, "--check") == 1
     assert capsys.readouterr().err.count(" does not match records/") == 2 + len(PLOTS)
     readme = (built / "README.md").read_text()
-    assert "| small, own data | ResNet-18 | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
+    assert "| small | ResNet-18, own data | **50.5 ± 0.7** at 64 px (2 seeds) |" in readme
     assert "**51.5 ± 0.7** at 96 px + flip (2 seeds)" in readme
     assert "standard -->50.5 ± 0.7<!-- end" in readme
     shutil.copytree(built, place, dirs_exist_ok=True)
@@ -205,16 +207,18 @@ def test_reported_and_measured_stand_apart(place):
     (place / "rn50_configs").mkdir()
     (place / "rn50_configs/rn50_16_epochs.yaml").write_text("")
     book = report.open_book(place / "records")
-    row = (
-        "| ResNet-50 | not measured here | not measured here | 73.8 ± 0.2 | 256 px + flip | others"
-    )
-    assert row in render_readme(README, book)
+    assert "73.8" not in render_readme(README, book)  # measured rows only
     results = render_results(book)
+    assert "| ResNet-50 | 16 | 17.8 | 73.8 ± 0.2 | | | 256 px + flip | others | no |" in results
     assert "[rn50_16_epochs](../rn50_configs/rn50_16_epochs.yaml)" in results
-    assert "## own data" in results and "not reported" in results
+    assert "| small | ResNet-18 | own data | **50.50 ± 0.71** at 64 px (2 seeds) |" in results
     make_run(place / "records/rn50_16_epochs/2030-01-01_machine", 70.0)
     results = render_results(report.open_book(place / "records"))
-    assert "others | **70.00** at 64 px (ResNet-18, 1 seed)" in results
+    measured = (
+        "| ResNet-18 | ImageNet | **70.00** at 64 px (1 seed) | **71.00** at 96 px + flip (1 seed)"
+    )
+    assert f"{measured} | 0.6 | 73.8 ± 0.2 | 256 px + flip | others, ResNet-50 |" in results
+    assert "| 256 px + flip | others | yes |" in results
 
 
 def test_averaged_weights_are_the_result_where_there_is_an_average(place):
@@ -234,7 +238,7 @@ def test_groups_beside_each_other(place):
     entry = read_entry(place / "records/small")
     assert [group.label for group in entry.groups] == ["ours <&|", "2030-01-01_machine"]
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| small, ours &lt;&amp;\\|, own data | ResNet-18 | **58.0** at 64 px (1 seed)" in readme
+    assert "| small, ours &lt;&amp;\\| | ResNet-18, own data | **58.0** at 64 px (1 seed)" in readme
     assert readme.count("| small") == 1
     (place / "records/small/2030-01-01_machine/group.json").write_text('{"readme": true}')
     assert render_readme(README, report.open_book(place / "records")).count("| small") == 2
@@ -288,6 +292,54 @@ def test_a_study_compares_its_groups(place):
     assert render_readme(written, book) == written
     with pytest.raises(RecordError, match="shows the study bits; those with records: parts"):
         render_readme(asked.replace("study parts", "study bits"), book)
+    listed = replace(book, reported=replace(book.reported, readme=["parts"]))
+    assert "| mixup | ResNet-18, own data | **53.5 ± 0.7** at" in render_readme(README, listed)
+
+
+def test_what_is_superseded_is_marked(place):
+    group = place / "records/small/2030-01-01_machine"
+    (group / "group.json").write_text('{"superseded": "a newer one is better."}')
+    make_run(place / "records/parts/plain")
+    (place / "records/parts/study.yaml").write_text("title: Parts\nsuperseded: it has one seed.")
+    book = report.open_book(place / "records")
+    results = render_results(book)
+    assert "| small (superseded) |" in render_readme(README, book)
+    assert "| small (superseded) |" in results
+    assert "machine) (superseded)\n\n**Superseded**: a newer one is better.\n\n<details>" in results
+    assert "## Parts (superseded)\n\n**Superseded**: it has one seed.\n\n<details>" in results
+
+
+# ---- which config to run -------------------------------------------------------------------------
+
+
+def test_choices_are_those_of_the_headers():
+    """The first card's hours are those of the header, which is held to its settings elsewhere."""
+    reported = read_reported(RECORDS / "reported.yaml")
+    choices = choices_of(ROOT, reported)
+    page = (ROOT / "docs/choosing.md").read_text()
+    named = [x for x in reported.reports if x["config"] and x["data"] == "ImageNet"]
+    assert len(choices) == len(named) >= 18 and next(iter(reported.cards)) == "RTX 5060 Ti"
+    for choice in choices:
+        (path,) = ROOT.glob(f"*_configs/{choice.report['config']}.yaml")
+        header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines())
+        time = header.split("Time: ")[1]
+        hours, *others = map(hours_text, choice.hours.values())
+        assert re.match(rf"{hours.split()[0]} hours (\(\S+ days\) )?on one RTX 5060 Ti", time)
+        assert choice.hours["A100"] == pytest.approx(choice.hours["RTX 5060 Ti"] / 3.3)
+        cells = " | ".join([hours, *others, "43", f"{choice.disk_rate:.0f}"])
+        assert f"| {cells} |" in page
+    best = [c.report["config"] for c in choices if c.is_best and c.report["network"] == "ResNet-50"]
+    readme = (ROOT / "README.md").read_text().split("<!-- choosing -->")[1].split("<!-- end")[0]
+    assert re.findall(r"\[(rn50\w+)\]", readme) == best and "rn50_32_epochs_mild" in best
+
+
+def test_a_header_without_its_numbers_is_refused(place):
+    (place / "rn50_configs").mkdir()
+    (place / "rn50_configs/rn50_16_epochs.yaml").write_text("# nothing\n\na: 1")
+    path = place / "records/reported.yaml"
+    path.write_text(REPORTED + "\ncards: {GPU: {speed: 1, source: me}}\n")
+    with pytest.raises(RecordError, match="has no `Time: ... hours on one RTX"):
+        report.stale(report.open_book(place / "records"))
 
 
 def test_the_demo_is_not_a_row_of_imagenette(place):
@@ -296,12 +348,12 @@ def test_the_demo_is_not_a_row_of_imagenette(place):
     make_run(place / "records/demo/2030-01-01_machine", 70.0)
     results = render_results(report.open_book(place / "records"))
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| [demo](imagenette_configs/demo.yaml), synthetic images |" in readme
-    assert "| small, own data |" in readme
-    assert "| [demo]" in results.split("## synthetic images")[1] and "## Imagenette" not in results
+    assert "| [demo](imagenette_configs/demo.yaml) | ResNet-18, synthetic images |" in readme
+    assert "| small | ResNet-18, own data |" in readme
+    assert "| [demo](../imagenette_configs/demo.yaml) | ResNet-18 | synthetic images |" in results
     about = place / "records/demo/2030-01-01_machine/group.json"
     about.write_text('{"data": "mine"}')
-    assert "## mine" in render_results(report.open_book(place / "records"))
+    assert "| mine |" in render_results(report.open_book(place / "records"))
 
 
 def test_a_study_names_all_its_machines_and_commits(place):
@@ -560,7 +612,7 @@ def test_add_makes_a_row_and_copies_no_weights_and_no_paths(place, capsys):
     text = "".join(path.read_text() for path in seed.iterdir())
     assert "somebody" not in text and ".../train.beton" in text
     readme = render_readme(README, report.open_book(place / "records"))
-    assert "| mine, all new, own data | ResNet-18 | **57.0**" in readme
+    assert "| mine, all new | ResNet-18, own data | **57.0**" in readme
 
 
 def test_add_puts_seeds_together_and_a_second_group_aside(place):
@@ -631,7 +683,7 @@ def test_add_takes_the_words_for_a_dataset(place):
     source = make_run(place / "runs/mine", 88.0, epochs=5, model__arch="resnet50")
     assert run(place, "add", str(source), "--name=mine", "--data=a <b>") == 0
     results = render_results(report.open_book(place / "records"))
-    assert "ResNet-50 | 5 | 0.7 | not reported" in results and "## a &lt;b&gt;" in results
+    assert "| mine | ResNet-50 | a &lt;b&gt; | **88.00** at 64 px" in results
 
 
 def test_a_run_without_its_settings_is_not_a_record(place, capsys):

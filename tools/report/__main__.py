@@ -1,6 +1,6 @@
 """Tables, plots and pages from the records of runs.
 
-python -m tools.report                    README.md, docs/results.md, docs/{results_*,overview}.png
+python -m tools.report                    README.md, docs/{results,choosing}.md and their plots
 python -m tools.report --check            report which of them are not current
 python -m tools.report add RUN_FOLDER     a finished run becomes a record, and so a row
 python -m tools.report page RUN_FOLDER    one HTML file on a run: curves, settings, mistakes
@@ -22,7 +22,14 @@ from fast_imagenet.terminal import announce
 from tools.report.add import add_run
 from tools.report.plots import draw, is_current, plot_data
 from tools.report.records import read_records
-from tools.report.tables import Book, render_readme, render_results, render_runs, renew
+from tools.report.tables import (
+    Book,
+    render_choosing,
+    render_readme,
+    render_results,
+    render_runs,
+    renew,
+)
 from tools.report.yaml_files import RecordError, read_reported
 
 
@@ -44,6 +51,7 @@ def stale(book: Book) -> dict[str, Callable[[], bytes] | None]:
     texts = {"README.md": render_readme(current, book), "docs/results.md": render_results(book)}
     if (guide := book.root / "docs/fine_tuning.md").is_file():
         texts["docs/fine_tuning.md"] = renew(guide.read_text(encoding="utf-8"), book)
+    texts |= {"docs/choosing.md": render_choosing(book)} if book.reported.cards else {}
     found: dict[str, Callable[[], bytes] | None] = {}
     for name, text in texts.items():
         path = book.root / name

@@ -19,7 +19,7 @@ from tools.report.yaml_files import STUDY, RecordError, Study, check_keys, read_
 
 MAX_EPOCHS = 100_000  # of training.epochs; a log of more is damaged
 GROUP_KEYS = {"label": str, "main": bool, "readme": bool, "data": str, "note": str}
-GROUP_KEYS |= {"timed": bool, "unfinished": bool, "write": list}
+GROUP_KEYS |= {"superseded": str, "timed": bool, "unfinished": bool, "write": list}
 TIMES = {"minutes", "images_per_second", "data_wait"}  # of `Run.numbers`: on an idle machine only
 
 # A log may have more keys, and all others may be missing: records of every version stay readable.

@@ -1,4 +1,4 @@
-"""README's tables, the numbers in its prose, and docs/results.md: cells for tables.md.j2."""
+"""README's tables and numbers, docs/results.md and docs/choosing.md: cells for tables.md.j2."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 
+from tools.report.choosing import choices_of, hours_text
 from tools.report.plots import plot_data
 from tools.report.records import Entry, Group, Run
 from tools.report.yaml_files import RecordError, Reported
@@ -25,6 +26,8 @@ END = "<!-- end of results -->"
 INLINE = re.compile(r"(<!-- record (\S+) (\w+) -->)(.*?)(<!-- end of record -->)", re.S)
 # A study's table: <!-- study ablation --> alone in its line, then <!-- end of study -->
 STUDY = re.compile(r"(<!-- study (\S+) -->\n)(.*?)(<!-- end of study -->)", re.S)
+# Which config to run: alone in their lines
+CHOOSING = re.compile(r"(<!-- choosing -->\n).*?(<!-- end of choosing -->)", re.S)
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 FOLDERS = {"rn50_configs": "ImageNet", "rn18_configs": "ImageNet"}
 FOLDERS |= {"imagenette_configs": "Imagenette"}
@@ -58,22 +61,14 @@ class Book:
         return list(dict.fromkeys([*self.reported.data, *ours]))
 
     @property
-    def readme_rows(self) -> list[tuple[str, Group | None]]:
-        """(config, group): the configs that reported.yaml lists, then all others with a record."""
-        rows: list[tuple[str, Group | None]] = []
-        for name in dict.fromkeys([*self.reported.readme, *self.rows]):
-            groups = entry.groups if (entry := self.rows.get(name)) else ()
-            shown: list[Group | None] = [
-                group for group in groups if group is groups[0] or group.about.get("readme")
-            ]
-            rows += [(name, group) for group in shown or [None]]
-        return rows
-
-    def unreported(self, data: str) -> list[Group]:
-        """Groups of a dataset that are not beside a reported number."""
-        reported = {x["config"] for x in self.reported.reports if x["data"] == data}
-        first = {entry.groups[0].folder for name, entry in self.rows.items() if name in reported}
-        return [g for g in self.groups if self.data(g) == data and g.folder not in first]
+    def readme_rows(self) -> list[Group]:
+        """Groups of what reported.yaml lists, studies whole; then of all other configs."""
+        entries = self.studies | self.rows
+        listed = [name for name in self.reported.readme if name in entries]
+        groups = [g for name in dict.fromkeys([*listed, *self.rows]) for g in entries[name].groups]
+        main = {entry.groups[0].folder for entry in self.rows.values()}
+        return [g for g in groups
+                if g.name in self.studies or g.folder in main or g.about.get("readme")]  # fmt: skip
 
     def config(self, stem: str) -> Path | None:
         """The shipped config of that name, below the root."""
@@ -90,6 +85,14 @@ class Book:
         """The name of a group's config, and its label where it has one or is one of several."""
         labeled = "label" in group.about or len(self.rows[group.name].groups) > 1
         return f"{group.name}{f', {group.label}' if labeled else ''}"
+
+    def run_name(self, group: Group, up: str = "") -> str:
+        """A group in a table of several configs: config, label, whether it is superseded."""
+        if group.name in self.studies:
+            return safe(group.label)
+        label = f", {safe(group.label)}" if self.title(group) != group.name else ""
+        late = " (superseded)" if group.about.get("superseded") else ""
+        return f"{self.config_link(group.name, up)}{label}{late}"
 
     def link(self, group: Group, up: str, text: str) -> str:
         """A link to a record; `up`: '../' in a file of docs/."""
@@ -120,7 +123,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters |= {"md": safe, "base64": lambda data: b64encode(data).decode()}
     environment.filters["sha256"] = lambda text: b64encode(sha256(text.encode()).digest()).decode()
-    functions = (description, changed, difference, network_name)
+    functions = (description, changed, difference, network_name, machines, hours_text)
     environment.globals |= {function.__name__: function for function in functions}
     environment.globals |= {"columns": COLUMNS, "known_data": list(FOLDERS.values())}
     return environment
@@ -138,6 +141,7 @@ def render_readme(text: str, book: Book) -> str:
         raise RecordError(f"README.md needs one line `{BEGIN}` and, after it, one `{END}`")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     text = "\n".join([f"{head}{BEGIN}", _markdown("readme", book), f"{END}{tail}"])
+    text = CHOOSING.sub(lambda match: match[1] + short_choosing(book) + match[2], text)
     return renew(text, book)
 
 
@@ -163,6 +167,16 @@ def _study(match: re.Match[str], book: Book) -> str:
         known = ", ".join(book.studies) or "none"
         raise RecordError(f"README.md shows the study {name}; those with records: {known}")
     return f"{start}{_markdown('readme_study', book.studies[name])}\n{end}"
+
+
+def short_choosing(book: Book) -> str:
+    """README's part of docs/choosing.md."""
+    return _markdown("choosing_short", book, choices_of(book.root, book.reported)) + "\n"
+
+
+def render_choosing(book: Book) -> str:
+    """docs/choosing.md."""
+    return _markdown("choosing", book, choices_of(book.root, book.reported)) + "\n"
 
 
 def render_results(book: Book) -> str:
@@ -207,9 +221,8 @@ def description(group: Group, groups: Sequence[Group] = ()) -> str:
     parts = [f"{network_name(run)}, {run.numbers['epochs']} epochs"]
     parts += [f"standard eval {run.protocol('standard')}, config eval {run.protocol('config')}"]
     parts += ["EMA weights" if run.ema else "raw weights"]
-    counts = Counter(map(_machine, found))  # how many runs each had, where they are several
-    parts += list(counts) if len(counts) == 1 else []
-    parts += [" and ".join(f"{counts[x]} on {x}" for x in counts)] if len(counts) > 1 else []
+    runs = [run for g in groups or [group] for run in g.runs]
+    parts += filter(None, [machines(runs, versions=True)])
     commits = dict.fromkeys(
         f"{one.get('commit', 'unknown')[:7]}{' and uncommitted changes' * bool(one.get('dirty'))}"
         for one in found
@@ -218,9 +231,16 @@ def description(group: Group, groups: Sequence[Group] = ()) -> str:
     return " ".join([f"{'; '.join(parts)}.", *filter(None, [group.about.get("note")])])
 
 
-def _machine(environment: dict[str, Any]) -> str:
-    """Device and versions."""
+def machines(runs: Sequence[Run], versions: bool = False) -> str:
+    """Devices of runs, where they are several with the number of runs that each had."""
+    counts = Counter(_machine(run.environment, versions) for run in runs if run.environment)
+    alone = len(counts) == 1
+    return " and ".join(where if alone else f"{counts[where]} on {where}" for where in counts)
+
+
+def _machine(environment: dict[str, Any], with_versions: bool) -> str:
     gpus, cores = environment.get("devices_on_node", 0), environment.get("cores", "?")
     place = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} cores"
     versions = [f"{k} {environment[k]}" for k in ("torch", "ffcv", "python") if k in environment]
-    return safe(f"{environment.get('device', 'unknown')}, {place}; {', '.join(versions)}")
+    where = f"{environment.get('device', 'unknown')}, {place}"
+    return safe(f"{where}; {', '.join(versions)}" if with_versions else where)

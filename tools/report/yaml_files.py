@@ -1,7 +1,8 @@
 """The YAML files of records/: study.yaml (a comparison) and reported.yaml (others' numbers).
 
-study.yaml has a title and perhaps a note, both shown in docs/results.md, and perhaps a plan, which
-`python -m tools.study` carries out (all of these keys, or none of them):
+study.yaml has a title, perhaps a note and, where another study has replaced it, `superseded`, which
+says by what; docs/results.md shows them. It may have a plan, which `python -m tools.study` carries
+out (all of these keys, or none of them):
 
     config: rn18_64px_16_epochs.yaml              what every run starts from: one name or several
     settings: {training.epochs: 10}               over it, for every run
@@ -78,10 +79,11 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Study:
-    """Content of a study.yaml; without a plan all but title and note is empty."""
+    """Content of a study.yaml; without a plan all after superseded is empty."""
 
     title: str
     note: str = ""
+    superseded: str = ""  # why it is not the answer any more
     config: tuple[str, ...] = ()  # YAML files of every run, later ones win
     settings: dict[str, Any] = field(default_factory=dict)  # 'section.key' -> value, over them
     seeds: tuple[int, ...] = ()
@@ -98,7 +100,7 @@ def read_study(path: Path) -> Study | None:
     """The study of a file, checked; None when there is no file."""
     if not path.is_file():
         return None
-    kinds = {"title": str, "note": str} | PLAN_KEYS
+    kinds = {"title": str, "note": str, "superseded": str} | PLAN_KEYS
     content = check_keys(read_yaml(path), kinds, {"title"}, path)
     if not set(content) & set(PLAN_KEYS):
         return Study(**content)
@@ -138,18 +140,19 @@ class Reported:
     """Content of reported.yaml, in the order of the file."""
 
     data: dict[str, dict[str, Any]]  # dataset -> {'images': training images, 'note': words}
-    readme: list[str]  # stems of the configs in README's table
+    readme: list[str]  # stems of the configs and names of the studies in README's table
     reports: list[dict[str, Any]]  # BLOCK_KEYS and RESULT_KEYS, '' or None for what is missing
+    cards: dict[str, dict[str, Any]]  # GPU -> {'speed': in units of the first, 'source': words}
 
 
 def read_reported(path: Path) -> Reported:
     """Read and check the file."""
     kinds = {"data": dict, "readme": list, "blocks": list}
-    content = check_keys(read_yaml(path), kinds, kinds, path)
+    content = check_keys(read_yaml(path), kinds | {"cards": dict}, kinds, path)
     reports = []
     for number, block in enumerate(content["blocks"], 1):
         reports += _reports(block, content["data"], f"block {number} of {path}")
-    return Reported(content["data"], content["readme"], reports)
+    return Reported(content["data"], content["readme"], reports, content.get("cards", {}))
 
 
 def _reports(block: dict[str, Any], data: dict[str, Any], where: str) -> list[dict[str, Any]]:
