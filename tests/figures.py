@@ -10,7 +10,8 @@ from matplotlib.colors import to_rgb
 
 def check_figure(figure):
     """No axes without data; each series of a legend is seen, also in gray; no legend over lines."""
-    FigureCanvasAgg(figure).draw()
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
     assert figure.axes
     for axes in figure.axes:
         assert axes.get_xlabel() and axes.get_title("left")
