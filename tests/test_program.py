@@ -44,7 +44,7 @@ def test_a_script_with_closed_streams_keeps_its_status(command, closed):
     assert b"Traceback" not in done.stderr and (b"nope" in done.stderr) == (closed == ">&-")
 
 
-MODULES = [f"tools.{name}" for name in ("report", "study", "plan", "preview")]
+MODULES = [f"tools.{name}" for name in ("report", "study", "plan", "preview", "predict", "export")]
 
 
 @pytest.mark.slow

@@ -38,6 +38,11 @@ _MADE: Any = np.zeros(0).__reduce__()[0]  # what pickle makes an array with
 INERT += [(_MADE, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
 EMBEDDED: tuple[str, ...] = ("arch", "num_classes", "classes", "mean", "std", "weights")
 EMBEDDED += ("use_blurpool", "blur_max_pool")
+# Settings of how the weights were evaluated
+VIEW = (
+    *("data.backend", "data.resize", "validation.resolution", "validation.crop_ratio"),
+    "validation.lr_tta",
+)
 
 
 def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: dict) -> None:
@@ -62,9 +67,10 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
         for name, tensor in strip_prefixes(model_state).items()
     }
     # in the file, too: the JSON beside it may not be copied with it
-    kept = json.dumps({key: info[key] for key in EMBEDDED if key in info}, allow_nan=False)
+    kept = {key: info[key] for key in EMBEDDED if key in info}
+    kept |= {"view": view_of(info)}
     # one key: the library orders two at random
-    content = safetensors.torch.save(tensors, metadata={"info": kept})
+    content = safetensors.torch.save(tensors, metadata={"info": json.dumps(kept, allow_nan=False)})
     info = {**info, "sha256": hashlib.sha256(content).hexdigest()}
     json.dumps(info, allow_nan=False)  # what JSON does not know stops us before the first file
     try:
@@ -72,6 +78,14 @@ def save_weights(path: str | Path, model_state: dict[str, torch.Tensor], info: d
         write_json(path.with_suffix(".json"), info)
     except OSError as error:
         raise CheckpointError(f"cannot write {path} ({error.strerror}); make room") from error
+
+
+def view_of(info: dict[str, Any]) -> dict[str, Any]:
+    """Settings that our weights were evaluated with, section.key -> value; {} where not known."""
+    if isinstance(view := info.get("view"), dict):
+        return {key: view[key] for key in VIEW if key in view}
+    found = {key: entry_of(info.get("config"), *key.split(".")) for key in VIEW}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
@@ -131,7 +145,8 @@ def _under_our_keys(content: dict[Any, Any]) -> dict[Any, Any]:
 def _info_of(content: dict) -> dict:
     """What a checkpoint says about its network: ours, and those of timm's and torch's scripts."""
     if isinstance(content.get("info"), dict):
-        return dict(content["info"])
+        view = view_of(content)
+        return content["info"] | ({"view": view} if view else {})
     args = content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
     info = {"arch": content.get("arch") or args.get("model")}

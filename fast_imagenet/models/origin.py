@@ -107,14 +107,17 @@ def weights_of(cfg: SimpleNamespace) -> tuple[dict[str, torch.Tensor], dict[str,
     return state, info
 
 
-def bring_view(cfg: SimpleNamespace) -> None:
+def bring_view(cfg: SimpleNamespace) -> dict[str, Any]:
     """Evaluate known weights as they were published, where the settings do not say how.
 
     Known are those of model.pretrained, a file that has a library's name of it, and one beside
     timm's config.json. Changes the settings that were not given, and prints them and the others.
+
+    Returns:
+        Those that are known: section.key -> value.
     """
     if not (cfg.model.checkpoint or cfg.model.pretrained):
-        return
+        return {}
     card = library_card(cfg.model.arch, Path(cfg.model.checkpoint).name)
     known = cfg.model.pretrained or (card.weights and cfg.model.checkpoint)
     view, source = card.view if known else {}, card.source
@@ -131,6 +134,7 @@ def bring_view(cfg: SimpleNamespace) -> None:
     parts += [f"kept as given: {', '.join(kept)}"] if kept else []
     line = f"{source} says how its weights are evaluated: {'; '.join(parts)}" if parts else ""
     Origin(False, line=line).report()
+    return view
 
 
 def new_origin(cfg: SimpleNamespace) -> Origin:
@@ -165,7 +169,7 @@ def _foreign(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weigh
     blurpool, blur_words = _foreign_blurpool(info, cfg)
     (mean, std), norm_words = _foreign_normalization(info, cfg, num_classes)
     parts = [blur_words, norm_words]
-    if not cfg.model.new_head:
+    if cfg.data.val_dataset and not cfg.model.new_head:
         parts.append(_order_words(info.get("label_names")))
     arch = info.get("arch")
     if isinstance(arch, str) and _bare(arch) != _bare(cfg.model.arch):
@@ -229,7 +233,7 @@ def _own(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weights: 
         lines.append(f"{name} was trained with {key}={value}, and is {done} so")
     if info.get("ema") and not cfg.training.eval_only:  # an evaluation's last line says it
         lines.append(f"{name}: its EMA weights are taken (model.use_ema)")
-    if not info.get("classes") and not cfg.model.new_head:
+    if cfg.data.val_dataset and not info.get("classes") and not cfg.model.new_head:
         lines.append(f"{name} has no class list: its order is taken on trust")
     norm = _norm_of(info, name) or IMAGENET
     asked = NORMALIZATIONS.get(cfg.model.normalization, norm)
