@@ -39,7 +39,7 @@ def plot_data(book: Book) -> dict[str, Series]:
     """What each plot shows, as JSON values: path -> a list of series; empty: there is no plot."""
     groups = book.groups
     curves = [_curve(group, book.title(group)) for group in groups]
-    few = _points(book, [group for group in book.readme_rows if group.name in book.rows])
+    few = _points(book, book.readme_rows)
     few = [one for one in few if one["measured"] or len(one["points"]) > 1]
     few = [one | {"title": ", ".join(one["title"].split(", ")[:3])} for one in few]
     overview = [*_rates(book.root), *few] if groups else []

@@ -82,14 +82,19 @@ class Book:
         return group.about.get("data") or known
 
     def title(self, group: Group) -> str:
-        """The name of a group's config, and its label where it has one or is one of several."""
+        """The name of a group's config, and its label where it has one or is one of several.
+
+        Of a study's group the label alone.
+        """
+        if group.name in self.studies:
+            return group.label
         labeled = "label" in group.about or len(self.rows[group.name].groups) > 1
         return f"{group.name}{f', {group.label}' if labeled else ''}"
 
     def run_name(self, group: Group, up: str = "") -> str:
         """A group in a table of several configs: config, label, whether it is superseded."""
         if group.name in self.studies:
-            return safe(group.label)
+            return safe(self.title(group))
         label = f", {safe(group.label)}" if self.title(group) != group.name else ""
         late = " (superseded)" if group.about.get("superseded") else ""
         return f"{self.config_link(group.name, up)}{label}{late}"
