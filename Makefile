@@ -18,7 +18,7 @@ demo: setup  ## write the built-in synthetic dataset, train a small network on i
 test: setup  ## run all tests
 	$(PY) -m pytest -n 2 --dist loadfile
 
-test-fast: setup  ## run the tests that are not marked slow: under 3 minutes on two cores
+test-fast: setup  ## run the tests that are not marked slow
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: setup  ## check style, format and types
