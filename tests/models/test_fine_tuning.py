@@ -12,7 +12,6 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from huggingface_hub import constants
 from PIL import Image
 from timm.optim import param_groups_layer_decay
 from torchvision.transforms import InterpolationMode
@@ -281,8 +280,8 @@ def test_resuming_with_frozen_parts_and_rates_is_exact(quick_run, tmp_path):
 def cached(tmp_path, monkeypatch):
     """Both libraries' caches in a new folder, and no connection; cached(arch) puts weights in."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def no_connection(*_, **__):
         raise OSError("no connection")
