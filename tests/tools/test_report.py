@@ -793,6 +793,16 @@ def test_the_page_of_a_run_finds_its_data_anywhere_and_no_record_does(
     assert f"Not shown, the mistakes were not computed: {why}" in page and "/somebody" not in page
 
 
+def test_mistakes_of_a_fine_tuned_run_are_those_of_its_own_weights(trained, tiny_beton):
+    """Not those of the weights that it began with, nor of another new head."""
+    files = trained / "weights.safetensors", tiny_beton / "val.beton"
+    run = read_run(trained)
+    began = run.settings["model"] | {"pretrained": True, "new_head": True, "use_ema": False}
+    tuned = replace(run, settings=run.settings | {"model": began})
+    own, found = (find_mistakes(one, *files, 30).worst for one in (run, tuned))
+    assert [one.label_probability for one in own] == [one.label_probability for one in found]
+
+
 def test_a_network_without_a_mistake_is_reported_as_such(trained):
     labels_n = np.array([0, 0, 0, 1, 1, 1, 1])
     run, perfect = read_run(trained), Mistakes(["a", "b"], labels_n, labels_n, [], "weights on val")

@@ -34,6 +34,7 @@ from tools.report.tables import NETWORKS, templates
 from tools.report.yaml_files import RecordError, flags_of
 
 THUMBNAIL = 176  # px, longest side
+BEGINNING = ("model.pretrained", "model.new_head", "model.use_ema", "training.freeze")
 
 
 def write_page(
@@ -207,8 +208,9 @@ def settings_of(run: Run, weights: Path, val: Path) -> SimpleNamespace:
     known = [key for key in script.SETTINGS.entries if key[1] in run.settings.get(key[0], {})]
     values = {f"{section}.{key}": run.settings[section][key] for section, key in known}
     values |= {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": val}
-    for name in ("use_blurpool", "blur_max_pool"):  # of the run's training; the weights know theirs
-        values.pop(f"training.{name}", None)
+    # of the run's training, and of the weights that it began with; these know theirs
+    for name in ("training.use_blurpool", "training.blur_max_pool", *BEGINNING):
+        values.pop(name, None)
     values |= {"data.num_workers": 0, "data.transforms": "cpu", "training.compile": "off"}
     values |= {"data.backend": "torchvision"} if val.is_dir() else {}
     return read_config(script.SETTINGS, flags_of(values), prog="report page", description="")
