@@ -173,7 +173,9 @@ def _file_problems(cfg: SimpleNamespace) -> Iterator[str]:
     if is_file and not Path(resume).is_file():
         yield f"training.resume={resume} is not a file: use none, auto or a checkpoint"
     starts_anew = resume == "none" or (is_file and Path(resume).parent != folder)
-    if (folder / "log.jsonl").exists() and starts_anew and not eval_only:
+    # in its first epoch, and before its first evaluation, a run has no log
+    is_run = any((folder / name).exists() for name in ("log.jsonl", "last.pt"))
+    if is_run and starts_anew and not eval_only:
         yield (
             f"logging.folder={folder} already holds a run: add --training.resume=auto to resume "
             f"it, or choose another folder"

@@ -800,12 +800,38 @@ def test_a_run_that_has_ended_is_forked_from_its_best_checkpoint(quick_run, tmp_
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
+def test_a_run_without_an_evaluation_so_far_is_kept(quick_run, tmp_path, monkeypatch, capsys):
+    """It has checkpoints and no log: neither a new run nor a fork may take its folder."""
+    flags = [*WHOLE, "--training.epochs=3", "--validation.every=3"]
+    whole, train_epoch = quick_run(*flags, folder=tmp_path / "whole"), train_imagenet.train_epoch
+
+    def killed_in_the_second(state, batches, run):
+        if run.position.epoch == 1:
+            raise RuntimeError("killed")
+        train_epoch(state, batches, run)
+
+    monkeypatch.setattr(train_imagenet, "train_epoch", killed_in_the_second)
+    with pytest.raises(RuntimeError, match="killed"):
+        quick_run(*flags, folder=tmp_path / "parts")
+    parts, names = tmp_path / "parts", {"last.pt", "steps.jsonl", "config.json", "environment.json"}
+    before = {path.name: path.read_bytes() for path in parts.iterdir()}
+    assert before.keys() == names
+    for more in ([], [f"--training.resume={whole}/best.pt"]):
+        with pytest.raises(SystemExit):
+            quick_run(*flags, *more, folder=parts)
+        assert "already holds a run: add --training.resume=auto" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in parts.iterdir()} == before
+    monkeypatch.setattr(train_imagenet, "train_epoch", train_epoch)
+    quick_run(*flags, f"--training.resume={parts}/last.pt", folder=parts)
+    assert differences(parts, whole) == []
+
+
 @pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 def test_a_dry_run_checks_and_leaves_nothing(quick_run, tmp_path, capsys, backend):
     flags = [f"--data.backend={backend}", "--training.max_steps=0", SMALL, "--dry-run"]
-    folder = quick_run(*flags, folder=tmp_path / "run")
+    folder = quick_run(*flags, folder=tmp_path / "runs" / "run")
     out = capsys.readouterr().out
-    assert not folder.exists() and "would run: timm/test_resnet" in out
+    assert not folder.parent.exists() and "would run: timm/test_resnet" in out
     assert re.search(r"16 images of 32 px at a time take about \d+\.\d GB of \d+\.\d GB", out)
 
 

@@ -248,7 +248,7 @@ class Run(StepRecorder):
             return
         cfg, is_main, where = self.cfg, self.distributed.is_main, self.position
         resumed = Path(cfg.training.resume)
-        if cfg.training.resume not in ("none", "auto") and not (self.folder / "log.jsonl").exists():
+        if cfg.training.resume not in ("none", "auto") and resumed.parent != self.folder:
             self._checkpoints.save(where, best=resumed.name == "best.pt")
             if is_main:
                 fork_log(resumed, self.folder)

@@ -14,7 +14,7 @@ def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     """Keep other runs out of `folder` meanwhile; a killed process keeps nobody out.
 
     The folder itself is locked: nothing is left in it, and it is removed if it was made for this
-    and is empty. Where a file system cannot do that, nobody is kept out.
+    and is empty, as are those above it. Where a file system cannot do that, nobody is kept out.
 
     Raises:
         ValueError: another process holds it; nothing was touched.
@@ -22,7 +22,7 @@ def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
         return
-    is_new = not Path(folder).exists()
+    new = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     Path(folder).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -38,7 +38,7 @@ def lock_folder(folder: str | Path, enabled: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_new:
-            with suppress(OSError):
-                os.rmdir(folder)
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
         os.close(descriptor)
