@@ -168,7 +168,8 @@ class TensorBoard(Tracker):
     def finish(self, summary: dict[str, Any]) -> None:
         rows = "".join(f"| {key} | {value} |\n" for key, value in summary.items())
         step = summary.get("epoch", 0) * self.steps
-        self._writer(step).add_text("val/summary", f"| | |\n|---|---|\n{rows}", step)
+        # a run that was killed at its end has its last values already: they are not purged
+        self._writer(step + 1).add_text("val/summary", f"| | |\n|---|---|\n{rows}", step)
 
     def close(self) -> None:
         if self._open is not None:

@@ -294,6 +294,8 @@ def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
     log.truncate_after(2)
     log.log_step(170, loss=7.0)
     log.write(**record(3, top1=77.0))
+    log.close()  # killed before its end, which another process makes up for
+    log = open_log(tmp_path, config=logging(tensorboard=True), resume=True, steps=60)
     log.finish({"epoch": 3, "top1": 77.0})
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     tags = events.Tags()["scalars"]
