@@ -293,7 +293,7 @@ def build_model(cfg: Settings, num_classes: int, device: torch.device) -> nn.Mod
     origin, weights = new_origin(cfg), None
     if cfg.model.checkpoint or cfg.model.pretrained:
         weights, info = weights_of(cfg)
-        origin = origin_of(info, cfg, num_classes)
+        origin = origin_of(info, cfg)
     if origin.blurpool:
         apply_blurpool(model, origin.blur_max_pool)
     if device.type == "cpu":

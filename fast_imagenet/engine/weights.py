@@ -124,7 +124,8 @@ def load_weights(path: str | Path, ema: bool = False) -> tuple[dict[str, torch.T
     state, blurred = strip_blur_filters(state)
     decay = entry_of(content.get("config"), "ema", "decay")  # at 0 ours has the raw weights twice
     info |= blurred
-    return state, {**info, "ema": (found in EMA_KEYS and decay != 0) if found else None}
+    known = found and not any("ema" in name for name in state)  # else plain_names chooses
+    return state, {**info, "ema": (found in EMA_KEYS and decay != 0) if known else None}
 
 
 def _under_our_keys(content: dict[Any, Any]) -> dict[Any, Any]:

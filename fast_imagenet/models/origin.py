@@ -84,11 +84,14 @@ class Card:
 def weights_of(cfg: SimpleNamespace) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights that the settings name, and what is known of them; as load_weights.
 
+    Of a file also `sizes`: first dimensions of its tensors, of which one is the number of classes.
+
     Raises:
         ValueError: those of a library are not in its cache and cannot be fetched.
     """
     if not cfg.model.pretrained:
-        return load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+        state, info = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+        return state, info | {"sizes": {len(v) for v in state.values() if v.dim()}}
     card, name = library_card(cfg.model.arch), _name(cfg.model.arch)
     try:
         if card.weights:
@@ -144,13 +147,12 @@ def new_origin(cfg: SimpleNamespace) -> Origin:
     return Origin(options.use_blurpool, *norm, blur_max_pool=options.blur_max_pool)
 
 
-def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> Origin:
+def origin_of(info: dict[str, Any], cfg: SimpleNamespace) -> Origin:
     """Origin of the weights that the settings name; sets training.use_blurpool to what they have.
 
     Args:
         info: as `weights_of` returns it.
         cfg: settings, with the place that each was given at (`read_config`).
-        num_classes: of the data.
 
     Raises:
         ValueError: the file is another network's, or its BlurPool is not the one asked for; or its
@@ -159,15 +161,15 @@ def origin_of(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int) -> O
     kinds: dict[Any, str] = {True: "EMA weights", False: "raw weights"}
     weights = kinds.get(info.get("ema"), "weights")
     own = isinstance(info.get("use_blurpool"), bool)
-    origin = (_own if own else _foreign)(info, cfg, num_classes, weights)
+    origin = (_own if own else _foreign)(info, cfg, weights)
     options = cfg.training
     options.use_blurpool, options.blur_max_pool = origin.blurpool, origin.blur_max_pool
     return origin
 
 
-def _foreign(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weights: str) -> Origin:
+def _foreign(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
     blurpool, blur_words = _foreign_blurpool(info, cfg)
-    (mean, std), norm_words = _foreign_normalization(info, cfg, num_classes)
+    (mean, std), norm_words = _foreign_normalization(info, cfg)
     parts = [blur_words, norm_words]
     if cfg.data.val_dataset and not cfg.model.new_head:
         parts.append(_order_words(info.get("label_names")))
@@ -218,7 +220,7 @@ def check_classes(cfg: SimpleNamespace, dataset: str, loader: Any) -> None:
         )
 
 
-def _own(info: dict[str, Any], cfg: SimpleNamespace, num_classes: int, weights: str) -> Origin:
+def _own(info: dict[str, Any], cfg: SimpleNamespace, weights: str) -> Origin:
     name, lines = cfg.model.checkpoint, []
     blurred = {key: info.get(key) is True for key in ("use_blurpool", "blur_max_pool")}
     arch = info.get("arch")
@@ -260,9 +262,7 @@ def _foreign_blurpool(info: dict[str, Any], cfg: SimpleNamespace) -> tuple[bool,
     return False, f"no BlurPool{hint}"
 
 
-def _foreign_normalization(
-    info: dict[str, Any], cfg: SimpleNamespace, num_classes: int
-) -> tuple[Norm, str]:
+def _foreign_normalization(info: dict[str, Any], cfg: SimpleNamespace) -> tuple[Norm, str]:
     """(mean, std) of a network of another maker, and where they are from."""
     if cfg.model.normalization != "auto":
         norm = NORMALIZATIONS[cfg.model.normalization]
@@ -272,7 +272,7 @@ def _foreign_normalization(
     card = library_card(cfg.model.arch, Path(cfg.model.checkpoint).name)
     norm, source, tagged = card.norm, card.source, "." in _name(cfg.model.arch)
     known = cfg.model.pretrained or tagged or info.get("timm_script")
-    if card.classes == num_classes or known:
+    if known or card.classes in info["sizes"]:  # of the file: the data may get a new head
         return norm, f"mean and std {_words(norm)}, from {source}"
     other = f"; {source} says {_words(norm)}" if norm != IMAGENET else ""
     return IMAGENET, f"mean and std of ImageNet (assumed{other}; model.normalization names others)"

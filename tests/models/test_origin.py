@@ -245,6 +245,25 @@ def test_the_normalization_of_a_new_network_is_kept(quick_run):
         quick_run(*own, "--model.normalization=imagenet")
 
 
+def test_a_new_head_has_the_normalization_of_the_body(quick_run, tmp_path):
+    """Whose weights they are is told by the classes of the file, not by those of the data."""
+    for classes, norm in ((1000, HALF), (7, IMAGENET)):
+        path, folder = tmp_path / f"{classes}.pth", tmp_path / f"run{classes}"
+        torch.save(network("timm/test_resnet", classes).state_dict(), path)
+        flags = ["--data.backend=torchvision", f"--model.checkpoint={path}", "--model.new_head=1"]
+        quick_run("--model.arch=timm/test_resnet", *flags, folder=folder)
+        info = load_weights(folder / "weights.safetensors")[1]
+        assert (tuple(info["mean"]), tuple(info["std"])) == norm
+
+
+def test_which_of_two_networks_in_a_dict_was_evaluated_is_not_guessed(evaluated, tmp_path):
+    state = network("resnet18").state_dict()
+    both = {f"{part}.{key}": value for part in ("model", "ema") for key, value in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "both.pt")
+    _, said = evaluated(f"--model.checkpoint={tmp_path}/both.pt")
+    assert "tensors ema.*" in said and "; weights of " in said
+
+
 def test_timms_config_with_the_classes_in_another_order_is_refused(evaluated, tiny_beton, tmp_path):
     """Names of the data's own kind: in another order every answer would mean another class."""
     arch = "timm/test_resnet"
