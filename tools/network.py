@@ -28,12 +28,16 @@ from fast_imagenet.models.fine_tuning import head_of
 from fast_imagenet.models.origin import bring_view, input_norm, weights_of
 from fast_imagenet.ops import CenterCropDecode
 from fast_imagenet.sources.base import ImageError
-from fast_imagenet.sources.decode import decode_rgb
+from fast_imagenet.sources.decode import REPAIRED, decode_rgb
 from fast_imagenet.validation import validate
 from tools.report.yaml_files import flags_of
 
 SETTING = re.compile(r"--\w+\.\w+=")
 VIEW = ("validation.resolution", "validation.crop_ratio", "data.resize")
+NOTES = {
+    "exif_orientation": "is taken as stored: its EXIF orientation is not applied, as in training",
+    REPAIRED: "is damaged: a part of it is guessed",
+}
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -125,15 +129,17 @@ def open_network(weights: str, flags: list[str], prog: str) -> FileNetwork:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """rgb_hwc of a file.
+    """rgb_hwc of a file; prints what makes it another image than a viewer shows.
 
     Raises:
         ValueError: it is not an image, with its name.
     """
     try:
-        return decode_rgb(Path(path).read_bytes(), str(path))[0]
+        rgb_hwc, kinds = decode_rgb(Path(path).read_bytes(), str(path))
     except ImageError as error:
         raise ValueError(f"{path}: {error}; give an image") from error
+    print(*(f"note: {path} {NOTES[kind]}\n" for kind in kinds if kind in NOTES), sep="", end="")
+    return rgb_hwc
 
 
 def resize_filter(cfg: SimpleNamespace) -> str:

@@ -78,6 +78,19 @@ def test_the_five_likeliest_classes_are_named(tmp_path, photo, capsys, beside):
     assert [line[2] for line in lines] == wanted
 
 
+def test_an_image_that_a_viewer_shows_otherwise_is_noted(tmp_path, photo, capsys):
+    image, exif = Image.open(photo), Image.Exif()
+    image.save(tmp_path / "sound.jpg")
+    exif[0x112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    content = (tmp_path / "sound.jpg").read_bytes()
+    (tmp_path / "hurt.jpg").write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    for name, note in (("sound", ""), ("turned", "EXIF orient"), ("hurt", "is damaged")):
+        predict.read_image(tmp_path / f"{name}.jpg")
+        said = capsys.readouterr().out
+        assert note in said and bool(said) == bool(note)
+
+
 def test_what_a_file_does_not_say_is_printed(tmp_path, photo, capsys):
     torch.save(create_model("resnet18", 10).state_dict(), tmp_path / "foreign.pth")
     flags = ["--weights", str(tmp_path / "foreign.pth"), str(photo), "--model.arch=resnet18"]
