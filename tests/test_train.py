@@ -800,6 +800,7 @@ def test_a_run_that_has_ended_is_forked_from_its_best_checkpoint(quick_run, tmp_
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_so_far_is_kept(quick_run, tmp_path, monkeypatch, capsys):
     """It has checkpoints and no log: neither a new run nor a fork may take its folder."""
     flags = [*WHOLE, "--training.epochs=3", "--validation.every=3"]

@@ -90,8 +90,8 @@ def weights_of(cfg: SimpleNamespace) -> tuple[dict[str, torch.Tensor], dict[str,
         ValueError: those of a library are not in its cache and cannot be fetched.
     """
     if not cfg.model.pretrained:
-        state, info = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
-        return state, info | {"sizes": {len(v) for v in state.values() if v.dim()}}
+        state, said = load_weights(cfg.model.checkpoint, ema=cfg.model.use_ema)
+        return state, said | {"sizes": {len(v) for v in state.values() if v.dim()}}
     card, name = library_card(cfg.model.arch), _name(cfg.model.arch)
     try:
         if card.weights:
