@@ -122,6 +122,7 @@ def write_timm(network: FileNetwork, images_bchw: torch.Tensor, path: Path) -> t
     refuse_misfit(model.state_dict(), state, f"--to timm: the weights, in timm's {name},")
     model.load_state_dict(state)
     card = options | {"input_size": tuple(images_bchw.shape[1:]), "crop_mode": "center"}
+    card |= dict.fromkeys(("tag", "license", "origin_url", "paper_ids"))  # of timm's own weights
     card |= {"crop_pct": about["crop_ratio"], "test_input_size": None, "test_crop_pct": None}
     card |= {key: about[key] for key in ("mean", "std", "interpolation")}
     if card["interpolation"] == "area":

@@ -79,6 +79,8 @@ def test_timm_opens_its_folder(tmp_path, photo, capsys, arch):  # noqa: F811
         wanted_bk = plain_network(weights, arch)(images_bchw)
         assert torch.equal(first(images_bchw), wanted_bk)
         assert torch.equal(second(images_bchw), wanted_bk)
+    card = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+    assert not any(card[key] for key in ("tag", "license", "origin_url", "paper_ids"))  # timm's
     view = timm.data.resolve_model_data_config(second)
     assert (view["input_size"], view["crop_pct"], view["interpolation"]) == (
         (3, 40, 40), 0.8, "bilinear")  # fmt: skip
