@@ -139,13 +139,20 @@ def _choice_problems(cfg: SimpleNamespace) -> Iterator[str]:
 
 
 def _weights_problems(cfg: SimpleNamespace) -> Iterator[str]:
-    model, training = cfg.model, cfg.training
-    if model.checkpoint and model.pretrained:
+    model, training, places = cfg.model, cfg.training, getattr(cfg, "_places", {})
+
+    def is_meant(
+        key: str,
+    ) -> bool:  # not where a config says it of the training of an evaluated file
+        evaluated = training.eval_only and model.checkpoint
+        return not evaluated or places.get(key) == "command line"
+
+    if model.checkpoint and model.pretrained and is_meant("model.pretrained"):
         what = f"model.pretrained=true and model.checkpoint={model.checkpoint} both name weights"
         yield f"{what}: leave one out"
     if training.eval_only and training.dry_run:
         yield "training.dry_run checks a training, and training.eval_only is none: drop one of them"
-    if training.eval_only and model.new_head:
+    if training.eval_only and model.new_head and is_meant("model.new_head"):
         yield "model.new_head draws a head that nothing has trained: leave out training.eval_only"
     if model.checkpoint or model.pretrained:
         return

@@ -29,7 +29,8 @@ from fast_imagenet.models.origin import input_norm
 from fast_imagenet.models.small_maps import SmallMapConv2d
 from fast_imagenet.program import run_program
 from fast_imagenet.sources import open_source
-from tools.network import FileNetwork, open_network, parse, read_image, resize_filter
+from tools.arguments import parse
+from tools.network import FileNetwork, open_network, read_image, resize_filter
 
 TOLERANCE = 1e-4  # largest difference of logits, as a fraction of the largest logit
 ENDS = {"onnx": ".onnx", "pt2": ".pt2", "timm": "_timm"}

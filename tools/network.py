@@ -6,8 +6,6 @@ decoder gives; images_bchw float32, normalized.
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +30,11 @@ from fast_imagenet.sources.decode import REPAIRED, decode_rgb
 from fast_imagenet.validation import validate
 from tools.report.yaml_files import flags_of
 
-SETTING = re.compile(r"--\w+\.\w+=")
 VIEW = ("validation.resolution", "validation.crop_ratio", "data.resize")
 NOTES = {
     "exif_orientation": "is taken as stored: its EXIF orientation is not applied, as in training",
     REPAIRED: "is damaged: a part of it is guessed",
 }
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The arguments of a tool, with --weights, images and, as `flags`, settings of the trainer."""
-    parser.add_argument("--weights", required=True, metavar="FILE", help=".pt, .pth, .safetensors")
-    parser.epilog = "Settings of train_imagenet.py may follow, as in --model.arch=resnet50."
-    args, args.flags = parser.parse_known_intermixed_args(argv)
-    if wrong := [word for word in args.flags if not SETTING.match(word)]:
-        parser.error(f"{wrong[0]} is neither an argument nor a setting, --section.key=value")
-    if missing := [name for name in (args.weights, *args.images) if not Path(name).is_file()]:
-        parser.error(f"{missing[0]} is not a file: check the path")
-    return args
 
 
 @dataclass(frozen=True)

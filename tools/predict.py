@@ -14,7 +14,8 @@ import argparse
 
 from fast_imagenet.data.class_lists import class_name
 from fast_imagenet.program import run_program
-from tools.network import open_network, parse, read_image
+from fast_imagenet.terminal import announce
+from tools.arguments import parse
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tools.predict", None, __doc__, formatter_class=form)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP or GIF")
     args = parse(parser, argv)
+    announce("importing PyTorch and FFCV: about 10 s")
+    from tools.network import open_network, read_image
+
     network = open_network(args.weights, args.flags, "-m tools.predict")
     for path in args.images:
         (logits_k,) = network.logits(network.inputs([read_image(path)]))

@@ -24,7 +24,7 @@ from torch import nn
 from fast_imagenet.data.augmentation import IMAGENET, RESIZES, Triple
 from fast_imagenet.data.class_lists import class_list, difference, same_names
 from fast_imagenet.engine.checkpoint import first_line
-from fast_imagenet.engine.weights import load_weights, read_card
+from fast_imagenet.engine.weights import load_weights, read_card, view_of
 from fast_imagenet.models.layers import plain_model
 from fast_imagenet.terminal import readable
 
@@ -113,19 +113,27 @@ def weights_of(cfg: SimpleNamespace) -> tuple[dict[str, torch.Tensor], dict[str,
 def bring_view(cfg: SimpleNamespace) -> dict[str, Any]:
     """Evaluate known weights as they were published, where the settings do not say how.
 
-    Known are those of model.pretrained, a file that has a library's name of it, and one beside
-    timm's config.json. Changes the settings that were not given, and prints them and the others.
+    Known are those of model.pretrained, a file that has a library's name of it, one beside timm's
+    config.json and, for an evaluation, one of ours. Changes the settings that were not given, and
+    prints them and the others.
 
     Returns:
         Those that are known: section.key -> value.
     """
     if not (cfg.model.checkpoint or cfg.model.pretrained):
         return {}
+    evaluated = cfg.model.checkpoint if cfg.training.eval_only else ""
+    if evaluated:  # these are of the training that a config describes
+        cfg.model.pretrained = cfg.model.new_head = False
     card = library_card(cfg.model.arch, Path(cfg.model.checkpoint).name)
     known = cfg.model.pretrained or (card.weights and cfg.model.checkpoint)
     view, source = card.view if known else {}, card.source
     if cfg.model.checkpoint and not known:
         view, source = _timm_view(read_card(cfg.model.checkpoint)), "config.json"
+    if evaluated and not view:
+        view, source = view_of(load_weights(evaluated)[1]), evaluated
+        if view.pop("data.backend", "") != cfg.data.backend:  # has other filters
+            view.pop("data.resize", None)
     ours = {key: _setting(cfg, key) for key in view}
     changed = {key: view[key] for key in view if key not in _places(cfg) and ours[key] != view[key]}
     kept = [f"{key}={ours[key]} instead of {view[key]}" for key in view

@@ -20,7 +20,7 @@ from torchvision.transforms._presets import ImageClassification
 import train_imagenet
 from fast_imagenet.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from fast_imagenet.engine.distributed import Distributed
-from fast_imagenet.engine.weights import load_weights
+from fast_imagenet.engine.weights import load_weights, save_weights
 from fast_imagenet.models.fine_tuning import freeze, head_of, lr_scales, take_weights
 from fast_imagenet.models.origin import bring_view
 
@@ -353,6 +353,34 @@ def test_known_weights_are_evaluated_as_they_were_published(tmp_path, capsys, ar
     said = capsys.readouterr().out.splitlines()[-1:]
     assert said == [] or f"validation.resolution=64 instead of {view[0]}" in said[0]
     assert bool(said) == (file != "mine.pth")
+
+
+def test_a_file_of_ours_is_evaluated_as_in_its_run(tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    view = {"validation.resolution": 48, "validation.lr_tta": False}
+    view |= {"data.backend": "ffcv", "data.resize": "area"}  # a filter that torchvision has not
+    save_weights(path, network().state_dict(), {"arch": "resnet18", "view": view})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{model: {pretrained: true, new_head: true, arch: resnet18}, validation: {lr_tta: true}}"
+    )
+    (tmp_path / "val").mkdir()
+    given = [
+        f"--config={recipe}",
+        f"--model.checkpoint={path}",
+        f"--data.val_dataset={tmp_path}/val",
+    ]
+    given += [f"--data.train_dataset={tmp_path}/val", "--data.backend=torchvision"]
+    given += ["--training.use_blurpool=false", "--training.eval_only=true"]
+    cfg = train_imagenet.read_settings(given)
+    bring_view(cfg)
+    assert (cfg.validation.resolution, cfg.validation.lr_tta) == (48, True)
+    assert (cfg.data.backend, cfg.data.resize) == ("torchvision", "auto")
+    assert not cfg.model.pretrained and not cfg.model.new_head
+    assert "validation.lr_tta=True instead of False" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # a flag is meant
+        train_imagenet.read_settings([*given, "--model.new_head=true"])
+    assert "model.new_head" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fast_imagenet.engine.weights import save_weights
 from fast_imagenet.models.factory import create_model
 from fast_imagenet.models.networks import ImageNetwork
 from tools import predict
-from tools.network import open_network
+from tools.network import open_network, read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 WNIDS = [f"n0{number:07}" for number in range(7)] + ["n01440764", "n01443537", "n01484850"]
@@ -69,7 +69,7 @@ def test_the_five_likeliest_classes_are_named(tmp_path, photo, capsys, beside):
     assert "40 px, crop ratio 0.8, area, averaged with the mirrored image" in said
     assert "defaults" not in said
     network = open_network(str(weights), [], "test")
-    probabilities = network.logits(network.inputs([predict.read_image(photo)]))[0].softmax(0)
+    probabilities = network.logits(network.inputs([read_image(photo)]))[0].softmax(0)
     lines = [line.split(maxsplit=2) for line in said.splitlines()[-5:]]
     best = probabilities.topk(5)
     assert [float(line[0]) for line in lines] == [round(100 * p, 2) for p in best.values.tolist()]

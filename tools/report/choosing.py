@@ -14,6 +14,7 @@ from typing import Any
 from tools.report.yaml_files import RecordError, Reported
 
 DATA = "ImageNet"
+A100S = {"one": 1, "eight": 8}  # of a report's hardware
 HOURS = re.compile(r"^# Time: ([\d.,]+) hours .*on one RTX 5060 Ti", re.M)
 
 
@@ -22,7 +23,7 @@ class Choice:
     """A report for one of our configs, and what a run of that config takes."""
 
     report: dict[str, Any]  # one of `Reported.reports`
-    hours: dict[str, float]  # card -> training and evaluation; estimates
+    hours: dict[str, float]  # card -> training and evaluation; estimates but for reported A100s
     disk_rate: float  # MB/s that the first card's run reads, where memory does not hold the data
     is_best: bool  # no other report for the network reaches as much with fewer pixels
 
@@ -36,6 +37,9 @@ def choices_of(root: Path, reported: Reported) -> list[Choice]:
         hours = hours_of(root, one["config"])
         rate_mb = 1e3 * reported.data[DATA]["gigabytes"] * one["epochs"] / (3600 * hours)
         each = {card: hours / float(about["speed"]) for card, about in reported.cards.items()}
+        gpus = A100S.get(str(one.get("hardware")).partition(" A100")[0], 0)
+        if gpus and one.get("minutes"):
+            each["A100"] = gpus * one["minutes"] / 60  # reported
         others = [x for x in reports if x is not one and x["network"] == one["network"]]
         beaten = any(x["top1"] >= one["top1"] and x["pixels"] <= one["pixels"] for x in others)
         choices.append(Choice(one, each, rate_mb, not beaten))
