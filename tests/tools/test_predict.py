@@ -86,7 +86,7 @@ def test_an_image_that_a_viewer_shows_otherwise_is_noted(tmp_path, photo, capsys
     content = (tmp_path / "sound.jpg").read_bytes()
     (tmp_path / "hurt.jpg").write_bytes(content[: len(content) // 2] + b"\xff\xd9")
     for name, note in (("sound", ""), ("turned", "EXIF orient"), ("hurt", "is damaged")):
-        predict.read_image(tmp_path / f"{name}.jpg")
+        read_image(tmp_path / f"{name}.jpg")
         said = capsys.readouterr().out
         assert note in said and bool(said) == bool(note)
 
