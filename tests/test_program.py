@@ -32,7 +32,8 @@ def test_a_command_that_nobody_reads_ends_quietly(command):
         [sys.executable, *command], cwd=ROOT, stdout=write, stderr=subprocess.PIPE
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"")
+    said = done.stderr.splitlines()  # how long the imports take, at most
+    assert done.returncode == 0 and all(b": about " in line for line in said), said
 
 
 @pytest.mark.slow

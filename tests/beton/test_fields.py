@@ -137,7 +137,7 @@ def test_training_says_which_fields_and_refuses_before_the_folder(stock, tmp_pat
     for backend in ("ffcv", "torchvision"):
         done = train("two_numbers", backend)
         assert done.returncode == 1 and "an integer must be named 'label'" in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert len(done.stderr.splitlines()) == 2  # the first says that PyTorch is imported
         assert not (tmp_path / "run").exists()
     done = train("other_names_label_first", "ffcv")
     assert done.returncode == 0, done.stderr

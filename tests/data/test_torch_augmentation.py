@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,15 +298,16 @@ def test_a_stage_without_a_torchvision_transform_is_refused_by_name(tiny_beton, 
 def test_both_backends_take_their_stages_from_one_table(monkeypatch):
     from fast_imagenet.data import ffcv_loader as loader
 
+    operation = SimpleNamespace(apply=loader.draw_random_crops)
     added = augment.Stage(
         "added",
         wanted=lambda a: True,
-        operation=lambda *_: "operation",
+        operation=lambda *_: operation,
         transform=lambda *_: "transform",
         caption=lambda a: ("Added", ""),
     )
     monkeypatch.setattr(augment, "STAGES", (added,))
-    assert loader.image_operations(Augment(), 32, 0)[1:] == ["operation"]
+    assert loader.image_operations(Augment(), 32, 0)[1:] == [operation]
     assert build_stages(Augment(), "cpu") == ["transform"]
 
 
