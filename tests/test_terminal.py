@@ -72,7 +72,7 @@ def test_classes_of_a_checkpoint_and_names_of_files_are_escaped(tiny_beton, quic
     status, text = said("train_imagenet.py", "--model.arch=timm/test_resnet", weights, *flags)
     assert status == 1
     assert r"class 3 is x\x1b]0;owned\x07" in text
-    assert text.count("\n") == 2  # and what is imported
+    assert text.count("\n") == 3  # and what is imported, and the view that the file brings
     name = tmp_path / f"a{ESCAPES}\n.beton"
     shutil.copy(tiny_beton / "val.beton", name)
     status, text = said("-m", "fast_imagenet.beton", "verify", name)
