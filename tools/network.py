@@ -23,7 +23,7 @@ from fast_imagenet.data.samples import INTERPOLATION, center_crop, crop_and_resi
 from fast_imagenet.engine.weights import load_weights, plain_names, read_card, view_of
 from fast_imagenet.models.factory import create_model
 from fast_imagenet.models.fine_tuning import head_of
-from fast_imagenet.models.origin import bring_view, input_norm, weights_of
+from fast_imagenet.models.origin import bring_view, input_norm
 from fast_imagenet.ops import CenterCropDecode
 from fast_imagenet.sources.base import ImageError
 from fast_imagenet.sources.decode import REPAIRED, decode_rgb
@@ -92,7 +92,7 @@ def open_network(weights: str, flags: list[str], prog: str) -> FileNetwork:
     Raises:
         ValueError: the file is damaged, or does not say which network it is and the flags neither.
     """
-    info = load_weights(weights)[1]
+    state, info = load_weights(weights)
     said = {"training.eval_only": True, "model.checkpoint": weights, "data.val_dataset": ""}
     said |= view_of(info)
     blurred = ("use_blurpool", "blur_max_pool")
@@ -105,7 +105,7 @@ def open_network(weights: str, flags: list[str], prog: str) -> FileNetwork:
     words = [*flags_of(said), *flags]
     cfg = read_config(script.SETTINGS, words, check=_problems, prog=prog, description="")
     known = bring_view(cfg)
-    count = _count_classes(cfg)
+    count = _count_classes(cfg, state)
     model = script.build_model(cfg, count, torch.device("cpu")).eval()
     print(f"{model.origin.weights} of {weights}: {cfg.model.arch}, {count:,} classes")
     unsaid = ", ".join(key for key in VIEW if key not in known and key not in cfg._places)
@@ -144,10 +144,10 @@ def _view_words(cfg: SimpleNamespace) -> str:
     return f"images: {v.resolution} px, crop ratio {v.crop_ratio:g}, {resize_filter(cfg)}{flip}"
 
 
-def _count_classes(cfg: SimpleNamespace) -> int:
+def _count_classes(cfg: SimpleNamespace, state: dict[str, torch.Tensor]) -> int:
     """Outputs of the classifying layer in the file."""
     model = create_model(cfg.model.arch, 1000)
-    state, _ = plain_names(weights_of(cfg)[0], model.state_dict(), cfg.model.use_ema)
+    state, _ = plain_names(state, model.state_dict(), cfg.model.use_ema)
     name = f"{head_of(model, 1000)}weight"
     if name not in state:
         what = f"{cfg.model.checkpoint} has no {name}, which the classes of {cfg.model.arch} have"

@@ -118,7 +118,8 @@ class Tracker(Sink):
 
     def write(self, record: dict[str, Any]) -> None:
         evaluated = {*metric_keys(), "eval_seconds"}
-        numbers = {k: v for k, v in record.items() if not isinstance(v, str) and k != "epoch"}
+        apart = ("epoch", "lr", "images_per_second")  # log_step has the last two
+        numbers = {k: v for k, v in record.items() if not isinstance(v, str) and k not in apart}
         named = {f"{'val' if k in evaluated else 'train'}/{k}": v for k, v in numbers.items()}
         self.log(named, record["epoch"] * self.steps)
 

@@ -138,8 +138,9 @@ def _losses(log: Log, steps: list[dict[str, Any]]) -> list[Curve]:
     losses = [loss for line in steps for loss in line["losses"]]
     if len(losses) < 2:
         return curves
-    # a line of steps.jsonl is an epoch
-    x = [np.linspace(k, k + 1, len(line["losses"])) for k, line in enumerate(steps)]
+    # a line of steps.jsonl is an epoch; a loss stands where its step ends
+    counts = [len(line["losses"]) for line in steps]
+    x = [k + np.arange(1, n + 1) / n for k, n in enumerate(counts)]
     count = min(BLOCKS, len(losses))
     blocks = (np.array_split(values, count) for values in (losses, np.concatenate(x)))
     means, places = ([block.mean() for block in parts] for parts in blocks)

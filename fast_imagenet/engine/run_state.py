@@ -195,7 +195,7 @@ def _why_no_longer(change: str, saved: dict[str, Any], config: dict[str, Any]) -
     before, now = saved["config"]["training"]["epochs"], config["training"]["epochs"]
     lr, done = SimpleNamespace(**config["lr"]), saved["epoch"] + bool(saved["step"])
     short, long = (lr_schedule(lr, epochs, 1.0) for epochs in (before, now))
-    places = np.linspace(0, done, SAMPLED * done, endpoint=False)
+    places = np.linspace(0, done, SAMPLED * done + 1)  # with the next step: no decay has begun
     if now > before and all(short(place) == long(place) for place in places):
         return ""
     return f"{change}, under which lr.lr_schedule_type={lr.lr_schedule_type} has other rates so far"

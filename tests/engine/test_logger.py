@@ -301,7 +301,8 @@ def test_tensorboard_holds_the_record_once_after_a_resume(tmp_path):
     tags = events.Tags()["scalars"]
     evaluated = {key for key in LOG_KEYS if "top" in key or "val_loss" in key} | {"eval_seconds"}
     assert {tag.partition("/")[2] for tag in tags if tag.startswith("val/")} == evaluated
-    trained = set(LOG_KEYS) - evaluated - {"epoch"} | {"loss"}
+    of_steps = {"lr", "images_per_second"}  # the record would repeat them
+    trained = set(LOG_KEYS) - evaluated - {"epoch"} - of_steps | {"loss"}
     assert {tag.partition("/")[2] for tag in tags if tag.startswith("train/")} == trained
     tops = [(e.step, e.value) for e in events.Scalars("val/top1")]
     assert tops == [(60, 10), (120, 20), (180, 77)]
@@ -410,6 +411,14 @@ def test_curves_of_another_version_show_what_there_is(missing, epochs):
     short = {key: value for key, value in line.items() if key not in missing}
     # two epochs: the second was resumed by the other version
     check_figure(plots.draw_curves([short, line | {"epoch": 2}][:epochs], []))
+
+
+def test_the_loss_of_a_step_stands_where_the_step_ends():
+    steps = [{"first_step": 0, "losses": [4.0, 3.0]}, {"first_step": 2, "losses": [2.0, 1.0]}]
+    figure = plots.draw_curves([record(1), record(2)], steps)
+    curves = [line for axes in figure.axes for line in axes.lines]
+    (every,) = [line for line in curves if line.get_label() == "training, every step"]
+    assert [*every.get_xdata()] == [0.5, 1.0, 1.5, 2.0]
 
 
 def test_curves_of_nothing(tmp_path):

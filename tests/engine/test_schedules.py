@@ -11,6 +11,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 
 import train_imagenet
+from fast_imagenet.engine.run_state import _why_no_longer
 from fast_imagenet.engine.schedules import (
     SCHEDULES,
     Course,
@@ -224,3 +225,13 @@ def test_a_drop_comes_with_its_own_step(length):
 def test_the_last_epoch_is_always_evaluated():
     due = [[epoch + 1 for epoch in range(7) if is_evaluated(epoch, 6, n)] for n in (1, 3, 7, 50)]
     assert due == [[1, 2, 3, 4, 5, 6, 7], [3, 6, 7], [7], [7]]
+
+
+@pytest.mark.parametrize("flat_fraction, allowed", [(0.7, True), (0.665, False)])
+def test_a_run_is_made_longer_only_where_no_decay_has_begun(flat_fraction, allowed):
+    """Of 3 epochs 2 are done: the decay begins at 2.1, or at 1.995, just before their end."""
+    lr = train_imagenet.defaults()["lr"]
+    lr |= {"lr_schedule_type": "flat_cosine", "lr_peak_epoch": 1, "flat_fraction": flat_fraction}
+    saved = {"config": {"training": {"epochs": 3}}, "epoch": 2, "step": 0}
+    config = {"training": {"epochs": 4}, "lr": lr}
+    assert (_why_no_longer("training.epochs: 3, not 4", saved, config) == "") == allowed
