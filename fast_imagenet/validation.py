@@ -153,7 +153,7 @@ def _weights_problems(cfg: SimpleNamespace) -> Iterator[str]:
     if training.eval_only and training.dry_run:
         yield "training.dry_run checks a training, and training.eval_only is none: drop one of them"
     if training.eval_only and model.new_head and is_meant("model.new_head"):
-        yield "model.new_head draws a head that nothing has trained: leave out training.eval_only"
+        yield "model.new_head draws a head that nothing has trained: leave it out of an evaluation"
     if model.checkpoint or model.pretrained:
         return
     if training.eval_only:

@@ -41,7 +41,7 @@ EMBEDDED += ("use_blurpool", "blur_max_pool")
 # Settings of how the weights were evaluated
 VIEW = (
     *("data.backend", "data.resize", "validation.resolution", "validation.crop_ratio"),
-    "validation.lr_tta",
+    *("validation.plain_resolution", "validation.plain_crop_ratio", "validation.lr_tta"),
 )
 
 

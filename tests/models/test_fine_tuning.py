@@ -358,6 +358,7 @@ def test_known_weights_are_evaluated_as_they_were_published(tmp_path, capsys, ar
 def test_a_file_of_ours_is_evaluated_as_in_its_run(tmp_path, capsys):
     path = tmp_path / "weights.safetensors"
     view = {"validation.resolution": 48, "validation.lr_tta": False}
+    view |= {"validation.plain_resolution": 56, "validation.plain_crop_ratio": 0.5}
     view |= {"data.backend": "ffcv", "data.resize": "area"}  # a filter that torchvision has not
     save_weights(path, network().state_dict(), {"arch": "resnet18", "view": view})
     recipe = tmp_path / "recipe.yaml"
@@ -375,6 +376,7 @@ def test_a_file_of_ours_is_evaluated_as_in_its_run(tmp_path, capsys):
     cfg = train_imagenet.read_settings(given)
     bring_view(cfg)
     assert (cfg.validation.resolution, cfg.validation.lr_tta) == (48, True)
+    assert (cfg.validation.plain_resolution, cfg.validation.plain_crop_ratio) == (56, 0.5)
     assert (cfg.data.backend, cfg.data.resize) == ("torchvision", "auto")
     assert not cfg.model.pretrained and not cfg.model.new_head
     assert "validation.lr_tta=True instead of False" in capsys.readouterr().out
